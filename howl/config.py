@@ -1,0 +1,217 @@
+"""Settings: every variable HOWL reads, once."""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import quote, urlsplit
+
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from howl.errors import NotConfigured, SettingsError
+
+#: Names of which any one, when set, means "this person has chosen a server": no falling back to `howl up`.
+LOCATION_FIELDS = ("redis_url", "nats_url", "database_url", "manager_host", "redis_host", "nats_host", "postgres_host")
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+
+def _split_list(value: Any) -> Any:
+    """`a, b` becomes ("a", "b")."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
+
+
+def _plain(name: str) -> Any:
+    """A field read from HOWL_<NAME> or, as docker and compose users expect, from <NAME>."""
+    return AliasChoices(f"HOWL_{name}", name)
+
+
+class Settings(BaseSettings):
+    """What this process was told; URLs are complete after validation, or None when nobody said."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HOWL_",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
+    )
+
+    redis_url: str | None = Field(None, repr=False)
+    nats_url: str | None = Field(None, repr=False)
+    database_url: str | None = Field(None, repr=False)
+
+    manager_host: str | None = Field(None, validation_alias=_plain("MANAGER_HOST"))
+    redis_host: str | None = Field(None, validation_alias=_plain("REDIS_HOST"))
+    redis_port: int = Field(6379, validation_alias=_plain("REDIS_PORT"))
+    redis_user: str | None = Field(None, validation_alias=_plain("REDIS_USER"))
+    redis_password: str | None = Field(None, repr=False, validation_alias=_plain("REDIS_PASSWORD"))
+    nats_host: str | None = Field(None, validation_alias=_plain("NATS_HOST"))
+    nats_port: int = Field(4222, validation_alias=_plain("NATS_PORT"))
+    nats_user: str = Field("howl", validation_alias=_plain("NATS_USER"))
+    nats_password: str | None = Field(None, repr=False, validation_alias=_plain("NATS_PASSWORD"))
+    postgres_host: str | None = Field(None, validation_alias=_plain("POSTGRES_HOST"))
+    postgres_port: int = Field(5432, validation_alias=_plain("POSTGRES_PORT"))
+    postgres_db: str = Field("mcp_manager", validation_alias=_plain("POSTGRES_DB"))
+    postgres_user: str = Field("howl", validation_alias=_plain("POSTGRES_USER"))
+    postgres_password: str | None = Field(None, repr=False, validation_alias=_plain("POSTGRES_PASSWORD"))
+
+    #: Where embedded servers keep their data, and where `howl up` leaves word that it is running.
+    home: Path = Field(default_factory=lambda: default_home())
+    #: Every Redis key begins with this.
+    key_prefix: str = "howl:"
+    #: Every NATS subject begins with this, and a dot.
+    subject_prefix: str = Field("howl", pattern=r"^[A-Za-z0-9_-]+$")
+    #: Modules with tasks, beside those in workers/.
+    task_modules: CommaSeparated = ()
+
+    worker_id: str | None = Field(None, validation_alias=_plain("WORKER_ID"))
+    worker_tags: CommaSeparated = Field((), validation_alias=_plain("WORKER_TAGS"))
+    #: Where a worker runs: server, github-actions, docker or local; None lets the worker find out.
+    worker_origin: str | None = Field(None, pattern="^(server|github-actions|docker|local)$")
+    #: When this worker will be gone; `howl worker --runtime` sets it.
+    worker_deadline: datetime | None = None
+
+    #: Seconds between two heartbeats of a worker, and of silence after which it counts as lost.
+    heartbeat_interval: float = Field(5.0, gt=0)
+    lost_after: float = Field(25.0, gt=0)
+    #: Seconds after which a submitted task that Redis does not know is pushed again.
+    push_again_after: float = Field(60.0, gt=0)
+    #: Largest outcome in bytes; a larger result fails its task with a clear error.
+    outcome_limit: int = Field(1 << 20, gt=1024)
+    #: Shell-like template of a headless coding agent, e.g. `cursor-agent -p {prompt} --force`.
+    agent_command: str | None = None
+    #: Names of the worker's own variables that a coding agent is given, e.g. the one with its API key.
+    agent_env: CommaSeparated = ()
+    #: Whether command.* and agent.* may run on this machine although it is a permanent one.
+    allow_commands: bool = False
+    #: Whether web.fetch on this worker may reach private, loopback and link-local addresses.
+    web_allow_private: bool = False
+    #: Refuse any server that is not on this machine: set for demo and tests.
+    loopback_only: bool = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        found = self._urls_from_parts() or self._urls_of_running_stack()
+        for field, url in found.items():
+            # The model is frozen for its users; completing it is part of making it.
+            self.__dict__[field] = url
+        if self.loopback_only:
+            self._refuse_other_hosts()
+        return self
+
+    def _urls_from_parts(self) -> dict[str, str]:
+        """Explicit URLs first, then hosts, ports and passwords; empty when no place was named at all."""
+        if not any(getattr(self, field) for field in LOCATION_FIELDS):
+            return {}
+        urls: dict[str, str | None] = {
+            "redis_url": self.redis_url or self._redis_from_host(),
+            "nats_url": self.nats_url or self._nats_from_host(),
+            "database_url": self.database_url or self._database_from_host(),
+        }
+        return {field: url for field, url in urls.items() if url}
+
+    def _redis_from_host(self) -> str | None:
+        host = self.redis_host or self.manager_host
+        return host and f"redis://{_login(self.redis_user or '', self.redis_password)}{_host(host)}:{self.redis_port}/0"
+
+    def _nats_from_host(self) -> str | None:
+        host = self.nats_host or self.manager_host
+        return host and f"nats://{_login(self.nats_user, self.nats_password)}{_host(host)}:{self.nats_port}"
+
+    def _database_from_host(self) -> str | None:
+        # A burst worker is told MANAGER_HOST and never PostgreSQL's password: for it there is no database.
+        host = self.postgres_host or (self.manager_host if self.postgres_password else None)
+        login = _login(self.postgres_user, self.postgres_password) or f"{quote(self.postgres_user, safe='')}@"
+        return host and f"postgresql://{login}{_host(host)}:{self.postgres_port}/{self.postgres_db}"
+
+    def _urls_of_running_stack(self) -> dict[str, str]:
+        """The servers of this user's running `howl up`; never on a GitHub runner, whose mistakes must be loud."""
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            return {}
+        return running_stack(self.home)
+
+    def _refuse_other_hosts(self) -> None:
+        for field in ("redis_url", "nats_url", "database_url"):
+            url = getattr(self, field)
+            if url and urlsplit(url).hostname not in LOOPBACK_HOSTS:
+                raise ValueError(f"{field} names a host that is not loopback, and HOWL_LOOPBACK_ONLY is set")
+
+    def redis(self) -> str:
+        """Redis's URL; raises NotConfigured."""
+        return self.redis_url or self._missing("Redis", "HOWL_REDIS_URL (or MANAGER_HOST, REDIS_HOST)")
+
+    def nats(self) -> str:
+        """NATS's URL; raises NotConfigured."""
+        return self.nats_url or self._missing("NATS", "HOWL_NATS_URL (or MANAGER_HOST, NATS_HOST)")
+
+    def database(self) -> str:
+        """PostgreSQL's URL; raises NotConfigured."""
+        return self.database_url or self._missing("PostgreSQL", "HOWL_DATABASE_URL (or POSTGRES_HOST)")
+
+    def _missing(self, what: str, variable: str) -> str:
+        raise NotConfigured(f"No address of {what} is known: set {variable}, or run `howl up` in another terminal.")
+
+    def key(self, name: str) -> str:
+        """A Redis key of HOWL's own under the prefix: `key("outcomes")` is `howl:outcomes`."""
+        return f"{self.key_prefix}{name}"
+
+
+def load_settings(**given: Any) -> Settings:
+    """Read settings from `given`, then the environment, then `.env` (or the file HOWL_ENV_FILE names; empty: none).
+
+    Raises SettingsError with one line a wrong variable; values are never shown.
+    """
+    try:
+        return Settings(_env_file=os.environ.get("HOWL_ENV_FILE", ".env") or None, **given)
+    except ValidationError as error:
+        wrong = "; ".join(f"{_variable(problem)}: {problem['msg']}" for problem in error.errors(include_url=False))
+        raise SettingsError(f"Wrong setting: {wrong}.") from None
+
+
+def default_home() -> Path:
+    """The state folder: root's must be enterable by the user PostgreSQL runs as, so it is not in root's home."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/howl")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "howl"
+
+
+def running_stack(home: Path) -> dict[str, str]:
+    """URLs by field name of the `howl up` that holds the lock of this state folder; empty when none does."""
+    try:
+        with (home / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return {}  # nobody holds it: whatever running.json says is left over
+    except BlockingIOError:
+        return _read_running(home / "running.json")
+    except OSError:
+        return {}
+
+
+def _read_running(path: Path) -> dict[str, str]:
+    try:
+        stated = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # `howl up` is starting and has not written it yet
+    return {field: stated[field] for field in ("redis_url", "nats_url", "database_url") if field in stated}
+
+
+def _login(user: str, password: str | None) -> str:
+    return f"{quote(user, safe='')}:{quote(password, safe='')}@" if password else ""
+
+
+def _host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _variable(problem: Mapping[str, Any]) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else "settings"
+    return name if name.isupper() else f"HOWL_{name.upper()}"

@@ -1,0 +1,84 @@
+"""Every error a person may meet, one sentence each, saying what to do next."""
+
+import click
+from kombu.exceptions import EncodeError
+
+
+class HowlError(click.ClickException):
+    """Base of HOWL's own errors: `howl` and `celery` alike print its text, no traceback, and exit with status 1."""
+
+
+class SettingsError(HowlError):
+    """A setting cannot be used as given."""
+
+
+class NotConfigured(SettingsError):
+    """A part of the server is needed whose address nobody gave."""
+
+
+class QueueUnavailable(HowlError):
+    """Redis cannot be reached, or refused; what was submitted is recorded and will be pushed later."""
+
+
+class DatabaseUnavailable(HowlError):
+    """PostgreSQL cannot be reached, or refused."""
+
+
+class UnknownTask(HowlError):
+    """No task of that name is registered, or no task of that id is recorded."""
+
+
+class InvalidRequest(HowlError):
+    """The request itself is wrong: arguments that do not fit, values that cannot be stored."""
+
+
+class UnknownWorker(HowlError):
+    """The named worker is not active."""
+
+
+class UnreadableOutcome(HowlError):
+    """An entry of the outcomes stream is not an outcome."""
+
+
+class EmbeddedServerError(HowlError):
+    """An embedded Redis, NATS or PostgreSQL could not be started, or stopped by itself."""
+
+
+class BurstFailed(HowlError):
+    """Burst workers could not be started."""
+
+
+class OutcomeTooLarge(HowlError, EncodeError):
+    """A result is larger than an outcome may be; as an EncodeError, Celery makes it the task's failure."""
+
+
+class CommandsNotAllowed(HowlError):
+    """This worker's owner has not agreed to run programs on it."""
+
+
+class CommandNotStarted(HowlError):
+    """The program or its folder does not exist on the worker, or may not be used there."""
+
+
+class CommandTimedOut(HowlError):
+    """The program took longer than its task allowed; all it had started was ended with it."""
+
+
+class CommandFailed(HowlError):
+    """The program's end could not be observed."""
+
+
+class AgentFailed(HowlError):
+    """The coding agent ended with an exit status other than 0."""
+
+
+class AddressRefused(HowlError):
+    """The URL leads to an address that workers do not fetch from."""
+
+
+class FetchFailed(HowlError):
+    """The page could not be fetched whole: no answer, not in time, or not as HTTP prescribes."""
+
+
+class WorkerGone(HowlError):
+    """The one worker a task was assigned to went away before it started the task."""
