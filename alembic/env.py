@@ -1,0 +1,20 @@
+"""What Alembic runs: HOWL's tables, at the address HOWL's settings give."""
+
+from alembic import context
+
+from howl.config import load_settings
+from howl.db import engine
+from howl.models import Base
+
+
+def migrate() -> None:
+    """Run the migrations in one transaction; two migrating processes wait for each other."""
+    url = context.config.attributes.get("database_url") or load_settings().database()
+    with engine(url).connect() as connection:
+        context.configure(connection=connection, target_metadata=Base.metadata, compare_server_default=True)
+        with context.begin_transaction():
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('howl.migrate'))")
+            context.run_migrations()
+
+
+migrate()

@@ -1,0 +1,47 @@
+"""PostgreSQL: one engine an address, short sessions, one clear error."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from urllib.parse import urlsplit
+
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+
+from howl.errors import DatabaseUnavailable
+
+#: Seconds to wait for a connection.
+CONNECT_TIMEOUT = 5
+
+
+@cache
+def engine(url: str) -> Engine:
+    """The engine of this process for `url` (postgresql://…); connections are checked before use."""
+    return create_engine(
+        make_url(url).set(drivername="postgresql+psycopg"),
+        pool_pre_ping=True,
+        pool_size=5,
+        connect_args={"connect_timeout": CONNECT_TIMEOUT, "application_name": "howl"},
+    )
+
+
+@contextmanager
+def session(url: str) -> Iterator[Session]:
+    """A session that commits at the end and rolls back on an error; raises DatabaseUnavailable, naming no password."""
+    try:
+        with Session(engine(url), expire_on_commit=False) as opened:
+            yield opened
+            opened.commit()
+    except (OperationalError, InterfaceError) as error:
+        raise DatabaseUnavailable(f"PostgreSQL at {_address(url)} does not answer: {_reason(error)}.") from error
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or 5432}"
+
+
+def _reason(error: OperationalError | InterfaceError) -> str:
+    return str(error.orig).strip().splitlines()[0].rstrip(".") if str(error.orig).strip() else "the connection was lost"

@@ -1,0 +1,177 @@
+"""The tables: everything that ever ran is one query away."""
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, Double, ForeignKey, Identity, Index, MetaData, Text, func
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+WORKER_STATUSES = ("active", "draining", "offline", "lost")
+TASK_STATUSES = ("queued", "started", "retrying", "succeeded", "failed", "cancelled", "expired", "dead")
+
+
+class Base(DeclarativeBase):
+    """Names of constraints are fixed, so that migrations can speak of them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar = {
+        str: Text,
+        float: Double,
+        datetime: DateTime(timezone=True),
+        list[str]: ARRAY(Text),
+        dict[str, Any]: JSONB,
+    }
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=column)
+
+
+class Worker(Base):
+    """A worker as the server last heard of it; a row that never had a heartbeat stays as written."""
+
+    __tablename__ = "workers"
+    __table_args__ = (_one_of("status", WORKER_STATUSES),)
+
+    worker_id: Mapped[str] = mapped_column(primary_key=True)
+    manager_host: Mapped[str | None]
+    hostname: Mapped[str | None]
+    status: Mapped[str] = mapped_column(server_default="active", index=True)
+    tags: Mapped[list[str]] = mapped_column(server_default="{}")
+    queues: Mapped[list[str]] = mapped_column(server_default="{}")
+    origin: Mapped[str] = mapped_column(server_default="local")
+    concurrency: Mapped[int | None]
+    version: Mapped[str | None]
+    #: Which burst run it belongs to: repository, run id, attempt, index.
+    run: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    #: One life of the worker: random at each start.
+    boot_id: Mapped[str | None]
+    registered_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_heartbeat_at: Mapped[datetime | None]
+    deadline_at: Mapped[datetime | None]
+    offline_at: Mapped[datetime | None]
+
+
+class Task(Base):
+    """A task, whoever submitted it and wherever it ran; it only moves to a higher (attempts, rank)."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (
+        _one_of("status", TASK_STATUSES),
+        # The keeper looks only at what is open, the front doors at what is newest.
+        Index("ix_tasks_open", "queued_at", postgresql_where="rank < 3"),
+        Index("ix_tasks_queued_at", "queued_at"),
+    )
+
+    task_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(index=True)
+    description: Mapped[str | None]
+    args: Mapped[list[Any] | None] = mapped_column(JSONB)
+    kwargs: Mapped[dict[str, Any] | None]
+    queue: Mapped[str | None]
+    priority: Mapped[int | None]
+    status: Mapped[str] = mapped_column(server_default="queued")
+    #: 0 queued, 1 started, 2 retrying, 3 ended: see howl.outcomes.
+    rank: Mapped[int] = mapped_column(server_default="0")
+    worker_id: Mapped[str | None] = mapped_column(index=True)
+    #: The one worker it was assigned to, if any.
+    target_worker_id: Mapped[str | None]
+    parent_id: Mapped[str | None] = mapped_column(index=True)
+    root_id: Mapped[str | None]
+    group_id: Mapped[str | None] = mapped_column(index=True)
+    submitted_by: Mapped[str | None]
+    idempotency_key: Mapped[str | None] = mapped_column(unique=True)
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    #: Seconds a run may take.
+    time_limit: Mapped[float | None]
+    expires_at: Mapped[datetime | None]
+    queued_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    pushed_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    #: Seconds by the worker's clock.
+    runtime: Mapped[float | None]
+    result: Mapped[Any | None] = mapped_column(JSONB)
+    error_type: Mapped[str | None]
+    error_message: Mapped[str | None]
+    #: The exception as Celery prepares it, from which its clients make one again.
+    error: Mapped[dict[str, Any] | None]
+    traceback: Mapped[str | None]
+    #: Celery's tuples of the tasks this one published.
+    children: Mapped[list[Any] | None] = mapped_column(JSONB)
+
+
+class TaskEvent(Base):
+    """What happened to a task, append-only; `source` names the message it came from, so that none counts twice."""
+
+    __tablename__ = "task_events"
+
+    event_id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    task_id: Mapped[str] = mapped_column(index=True)
+    worker_id: Mapped[str | None]
+    kind: Mapped[str]
+    at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+    data: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    source: Mapped[str | None] = mapped_column(unique=True)
+
+
+class Artifact(Base):
+    """A file a task left behind."""
+
+    __tablename__ = "artifacts"
+
+    artifact_id: Mapped[str] = mapped_column(primary_key=True)
+    task_id: Mapped[str] = mapped_column(ForeignKey("tasks.task_id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    media_type: Mapped[str]
+    #: Bytes.
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    #: Where it is kept: the object store's bucket and the object's name.
+    location: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Burst(Base):
+    """Workers started for a limited time: what was asked for, by whom, the run it became."""
+
+    __tablename__ = "bursts"
+
+    burst_id: Mapped[str] = mapped_column(primary_key=True)
+    origin: Mapped[str]
+    requested_by: Mapped[str | None]
+    num_workers: Mapped[int]
+    runtime_minutes: Mapped[float]
+    #: What else was asked for: tags, queues, concurrency.
+    request: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    run: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    minutes_planned: Mapped[float]
+    minutes_used: Mapped[float | None]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    ended_at: Mapped[datetime | None]
+
+
+class Chord(Base):
+    """A chord whose body the recorder submits when every part has ended."""
+
+    __tablename__ = "chords"
+    __table_args__ = (
+        Index("ix_chords_parts", "parts", postgresql_using="gin", postgresql_where="body_submitted_at IS NULL"),
+    )
+
+    group_id: Mapped[str] = mapped_column(primary_key=True)
+    parts: Mapped[list[str]]
+    #: Celery's documents as text, because JSONB would change numbers in them.
+    header: Mapped[str]
+    body: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    body_submitted_at: Mapped[datetime | None]
