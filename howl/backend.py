@@ -1,0 +1,236 @@
+"""The Celery result backend: a run's outcome goes into Redis's outcomes stream, results are read from PostgreSQL."""
+
+import importlib
+import time
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import redis
+from celery import states
+from celery.backends.base import BaseBackend, SyncBackendMixin
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+from celery.result import result_from_tuple
+from kombu.exceptions import EncodeError
+from kombu.utils import json
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from howl.celery import ANSWER_TIMEOUT, CONNECT_TIMEOUT, settings_of, worker_id_of
+from howl.config import Settings
+from howl.errors import OutcomeTooLarge, QueueUnavailable
+from howl.outcomes import ENTRY_FIELD, ChordCreated, Entry, Outcome, encode
+
+#: Seconds between two looks at a result that is awaited: quick at first, then easy on PostgreSQL.
+FIRST_LOOK, LAST_LOOK = 0.02, 0.5
+#: Characters kept of a traceback: the end tells most.
+TRACEBACK_LIMIT = 20_000
+
+
+def redis_client(settings: Settings, timeout: float = ANSWER_TIMEOUT) -> redis.Redis:
+    """A client that never repeats a command by itself: an append repeated blindly lands twice."""
+    return redis.Redis.from_url(
+        settings.redis(),
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=timeout,
+        socket_connect_timeout=min(timeout, CONNECT_TIMEOUT),
+    )
+
+
+def require_redis(settings: Settings) -> None:
+    """Raise QueueUnavailable within a few seconds if Redis cannot be used."""
+    with redis_client(settings, timeout=5) as client:
+        try:
+            client.ping()
+        except redis.RedisError as error:
+            raise QueueUnavailable(
+                f"Redis cannot be used: {error}. Check HOWL_REDIS_URL and that the server is up."
+            ) from None
+
+
+class HowlBackend(BaseBackend, SyncBackendMixin):
+    """Writes outcomes wherever a task runs; reads results only where a database is configured."""
+
+    persistent = True
+    supports_native_join = False
+
+    @cached_property
+    def settings(self) -> Settings:
+        return settings_of(self.app)
+
+    @cached_property
+    def redis(self) -> redis.Redis:
+        return redis_client(self.settings)
+
+    @cached_property
+    def _started(self) -> dict[str, float]:
+        """Monotonic second at which each running task started, in the process or thread that runs it."""
+        return {}
+
+    def as_uri(self, include_password: bool = False) -> str:  # noqa: ARG002  # Celery's signature
+        return "howl://"
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **_: Any
+    ) -> None:
+        self.append(self._outcome(task_id, result, state, traceback, request))
+
+    def append(self, entry: Entry) -> None:
+        """Append to the outcomes stream; raises OutcomeTooLarge, EncodeError or redis's errors."""
+        document = encode(entry)
+        if len(document) > self.settings.outcome_limit:
+            raise OutcomeTooLarge(
+                f"The outcome has {len(document):,} bytes and {self.settings.outcome_limit:,} are allowed: "
+                "return less, or write a file and return where it is."
+            )
+        self.redis.xadd(self.settings.key("outcomes"), {ENTRY_FIELD: document})
+
+    def _outcome(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> Outcome:
+        begun = state == states.STARTED
+        return Outcome(
+            task_id=task_id,
+            state=state,
+            at=datetime.now(UTC).isoformat(),
+            attempt=(getattr(request, "retries", None) or 0) + 1,
+            result=result,
+            traceback=str(traceback)[-TRACEBACK_LIMIT:] if traceback else None,
+            name=getattr(request, "task", None),
+            args=_as(list, request, "args") if begun else None,
+            kwargs=_as(dict, request, "kwargs") if begun else None,
+            queue=(getattr(request, "delivery_info", None) or {}).get("routing_key"),
+            worker_id=_worker_id(request),
+            parent_id=getattr(request, "parent_id", None),
+            root_id=getattr(request, "root_id", None),
+            group_id=getattr(request, "group", None),
+            children=self.current_task_children(request) if state in states.READY_STATES else None,
+            runtime=self._runtime(task_id, state),
+        )
+
+    def _runtime(self, task_id: str, state: str) -> float | None:
+        if state == states.STARTED:
+            self._started[task_id] = time.monotonic()
+            return None
+        begun = self._started.get(task_id)
+        if state in states.READY_STATES or state == states.RETRY:
+            self._started.pop(task_id, None)
+        return time.monotonic() - begun if begun is not None else None
+
+    def mark_as_done(
+        self, task_id: str, result: Any, request: Any = None, store_result: bool = True, state: str = states.SUCCESS
+    ) -> None:
+        """Record every end: a task that ignores its result is recorded without one."""
+        if not _is_eager(request, store_result):
+            self.store_result(task_id, result if store_result else None, state, request=request)
+
+    def mark_as_failure(
+        self, task_id: str, exc: BaseException, traceback: Any = None, request: Any = None, store_result: bool = True,
+        call_errbacks: bool = True, state: str = states.FAILURE,
+    ) -> None:  # fmt: skip
+        """Record every failure, whatever `ignore_result` says."""
+        stored = not _is_eager(request, store_result)
+        super().mark_as_failure(task_id, exc, traceback, request, stored, call_errbacks, state)
+
+    def encode_result(self, result: Any, state: str) -> Any:
+        """An exception's own message may be too large for an outcome, or be no JSON: then its text, cut, remains."""
+        encoded = super().encode_result(result, state)
+        if state in self.EXCEPTION_STATES and isinstance(encoded, dict):
+            encoded["exc_message"] = _short(encoded.get("exc_message"), self.settings.outcome_limit // 8)
+        return encoded
+
+    def exception_safe_to_retry(self, exc: Exception) -> bool:
+        """Redis away or not ready: try again. An append whose answer was lost may land twice; the recorder knows."""
+        return isinstance(exc, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError)
+
+    # --- chords: the recorder counts the parts and submits the body; nothing polls -----------------------------
+
+    def apply_chord(self, header_result_args: tuple[Any, ...], body: Any, **_: Any) -> None:
+        """Tell the recorder of a chord before its parts are published."""
+        header = self.app.GroupResult(*header_result_args)
+        parts = leaves(header)
+        entry = ChordCreated(group_id=header.id, parts=parts, header=header.as_tuple(), body=dict(body))
+        self._ensure_retryable(self.append, entry)
+
+    def get_state(self, task_id: str) -> str:  # noqa: ARG002  # Celery's signature
+        """Only a failing chain asks, so as not to count a chord's part twice; the recorder counts distinct tasks."""
+        return str(states.PENDING)
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def reader(self) -> Any:
+        """PostgreSQL code is loaded when a result is first read: a burst worker has neither it nor the address."""
+        url = self.settings.database()
+        return importlib.import_module("howl.reader").Reader(url)
+
+    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
+        meta = self.reader.task_meta(task_id)
+        if meta["status"] in self.EXCEPTION_STATES:
+            meta["result"] = self.exception_to_python(meta["result"])
+        return meta
+
+    def wait_for(
+        self, task_id: str, timeout: float | None = None, interval: float = LAST_LOOK,
+        no_ack: bool = True, on_interval: Any = None,  # noqa: ARG002  # Celery's signature
+    ) -> dict[str, Any]:  # fmt: skip
+        """Wait until the task has ended, `timeout` seconds at most; raises Celery's TimeoutError."""
+        self._ensure_not_eager()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = FIRST_LOOK
+        while (meta := self.get_task_meta(task_id))["status"] not in states.READY_STATES:
+            if on_interval:
+                on_interval()
+            if deadline is not None and time.monotonic() >= deadline:
+                raise CeleryTimeoutError(f"Task {task_id} has not ended within {timeout} s.")
+            time.sleep(pause if deadline is None else max(0, min(pause, deadline - time.monotonic())))
+            pause = min(pause * 1.5, max(interval, FIRST_LOOK), LAST_LOOK)
+        return meta
+
+    def _forget(self, task_id: str) -> None:
+        self.reader.forget(task_id)
+
+    # --- saved groups: in Redis for `result_expires`, where clients and workers alike can read them ------------
+
+    def _group_key(self, group_id: str) -> str:
+        return self.settings.key(f"group:{group_id}")
+
+    def _save_group(self, group_id: str, result: Any) -> Any:
+        self.redis.set(self._group_key(group_id), json.dumps(result.as_tuple()), ex=int(self.expires) if self.expires else None)
+        return result
+
+    def _restore_group(self, group_id: str) -> dict[str, Any] | None:
+        saved = self.redis.get(self._group_key(group_id))
+        return {"result": result_from_tuple(json.loads(saved), self.app)} if saved else None
+
+    def _delete_group(self, group_id: str) -> None:
+        self.redis.delete(self._group_key(group_id))
+
+
+def leaves(result: Any) -> list[str]:
+    """Ids of the tasks a result stands for: a group's members, their members, and so on."""
+    members = getattr(result, "results", None)
+    return [result.id] if members is None else [leaf for member in members for leaf in leaves(member)]
+
+
+def _is_eager(request: Any, store_result: bool) -> bool:
+    return bool(not store_result and getattr(request, "is_eager", False))
+
+
+def _as(kind: type, request: Any, name: str) -> Any:
+    value = getattr(request, name, None)
+    return kind(value) if value else kind()
+
+
+def _worker_id(request: Any) -> str | None:
+    node_name = getattr(request, "hostname", None)
+    return worker_id_of(node_name) if node_name else None
+
+
+def _short(arguments: Any, limit: int) -> Any:
+    try:
+        if len(json.dumps(arguments)) <= limit:
+            return arguments
+    except (EncodeError, TypeError, ValueError):
+        pass  # no JSON: its text is
+    return [f"{str(arguments)[: limit // 8]} …"]

@@ -1,0 +1,86 @@
+"""The Celery application and its configuration: `celery -A howl …`, and `from howl import app`."""
+
+import logging
+from typing import Any
+
+from celery import Celery
+from celery.signals import celeryd_after_setup
+from kombu.entity import Exchange, Queue
+
+from howl.config import Settings, load_settings
+from workers import TASK_MODULES
+
+logger = logging.getLogger(__name__)
+
+#: Seconds to wait for Redis to accept a connection, and for it to answer.
+CONNECT_TIMEOUT = 5
+ANSWER_TIMEOUT = 30
+
+
+def create_app(settings: Settings | None = None) -> Celery:
+    """A Celery application on the given settings; without any, they are loaded when the first one is needed."""
+    made = Celery("howl", set_as_current=settings is None)
+    made.add_defaults(lambda: configuration(settings or load_settings()))
+    # By name: only a worker loads them.
+    made.steps["worker"].add("howl.worker.boot:Preflight")
+    made.steps["worker"].add("howl.worker.beacon:Beacon")
+    return made
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Celery's configuration; raises NotConfigured where no Redis is known."""
+    return {
+        "broker_url": settings.redis(),
+        "broker_transport": "howl.broker.transport:Transport",
+        "broker_transport_options": {
+            "global_keyprefix": settings.key_prefix,
+            "socket_connect_timeout": CONNECT_TIMEOUT,
+            "socket_timeout": ANSWER_TIMEOUT,
+            "socket_keepalive": True,
+        },
+        "broker_connection_retry_on_startup": False,
+        # A worker outlives an absent Redis; its deadline, not a count of attempts, ends its patience.
+        "broker_connection_max_retries": None,
+        "result_backend": "howl.backend:HowlBackend",
+        "result_backend_always_retry": True,
+        "result_backend_max_retries": 40,
+        "imports": (*TASK_MODULES, *settings.task_modules),
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "result_extended": True,
+        # Nothing is acknowledged that has not ended.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "task_track_started": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "howl": settings,
+    }
+
+
+def settings_of(app: Celery) -> Settings:
+    """The settings an application was configured with."""
+    settings: Settings = app.conf["howl"]
+    return settings
+
+
+def worker_queue(worker_id: str) -> Queue:
+    """The queue that one worker alone consumes; on the nameless exchange, so that no binding outlives the worker."""
+    name = f"worker.{worker_id}"
+    return Queue(name, Exchange(""), routing_key=name)
+
+
+@celeryd_after_setup.connect
+def _consume_own_queue(instance: Any, **_: Any) -> None:
+    """Every worker of ours also takes what is assigned to it by name."""
+    if "howl" in instance.app.conf:
+        instance.app.amqp.queues.select_add(worker_queue(worker_id_of(instance.hostname)))
+
+
+def worker_id_of(node_name: str) -> str:
+    """`celery@github-worker-1` is worker `github-worker-1`."""
+    return node_name.partition("@")[2] or node_name
+
+
+app = create_app()

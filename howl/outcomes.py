@@ -1,0 +1,182 @@
+"""What a task's run ended as, and how it is written in the outcomes stream: one JSON document an entry.
+
+Workers write it, the server's recorder reads it. It comes from machines nobody here controls, so reading checks
+everything: field names, types, lengths.
+"""
+
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any
+
+from kombu.utils import json
+
+from howl.errors import UnreadableOutcome
+
+#: The one field of a stream entry.
+ENTRY_FIELD = b"outcome"
+
+#: Celery's state to a task's status and its rank: within one attempt a row only moves to a higher rank. A state that
+#: is not here is a custom one: progress.
+STATUSES: dict[str, tuple[str, int]] = {
+    "PENDING": ("queued", 0),
+    "STARTED": ("started", 1),
+    "RETRY": ("retrying", 2),
+    "SUCCESS": ("succeeded", 3),
+    "FAILURE": ("failed", 3),
+    "REVOKED": ("cancelled", 3),
+}
+FINAL_STATUSES = ("succeeded", "failed", "cancelled", "expired", "dead")
+FINAL_RANK = 3
+#: Celery's states by status, for its clients.
+STATES = {
+    "queued": "PENDING",
+    "started": "STARTED",
+    "retrying": "RETRY",
+    "succeeded": "SUCCESS",
+    "failed": "FAILURE",
+    "cancelled": "REVOKED",
+    "expired": "REVOKED",
+    "dead": "FAILURE",
+}
+
+#: Longest id or name in characters; Celery's own ids have 36.
+NAME_LIMIT = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One step of one task: it started, reported, asked for a retry, or ended."""
+
+    task_id: str
+    state: str
+    #: The worker's clock, ISO 8601.
+    at: str
+    #: Celery's retries plus one.
+    attempt: int = 1
+    result: Any = None
+    traceback: str | None = None
+    name: str | None = None
+    args: list[Any] | None = None
+    kwargs: dict[str, Any] | None = None
+    queue: str | None = None
+    worker_id: str | None = None
+    parent_id: str | None = None
+    root_id: str | None = None
+    group_id: str | None = None
+    children: list[Any] | None = None
+    #: Seconds by the worker's clock.
+    runtime: float | None = None
+
+    @property
+    def status(self) -> str | None:
+        """The task's status in the record; None for a custom state, which is progress."""
+        if self.state == "REVOKED" and _message(self.result) == "expired":
+            return "expired"
+        return STATUSES[self.state][0] if self.state in STATUSES else None
+
+    @property
+    def rank(self) -> int:
+        return STATUSES[self.state][1]
+
+    @property
+    def is_final(self) -> bool:
+        return self.status in FINAL_STATUSES
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChordCreated:
+    """A chord was published: when every part has ended, its body is due."""
+
+    group_id: str
+    #: Ids of the tasks that must end.
+    parts: list[str] = field(default_factory=list)
+    #: Celery's `as_tuple()` of the header's result: the shape in which the body expects the parts' values.
+    header: list[Any] = field(default_factory=list)
+    #: Celery's signature of the body.
+    body: dict[str, Any] = field(default_factory=dict)
+
+
+Entry = Outcome | ChordCreated
+
+
+def encode(entry: Entry) -> bytes:
+    """The entry as the stream holds it; raises kombu's EncodeError when a value is no JSON."""
+    kind = "chord" if isinstance(entry, ChordCreated) else "outcome"
+    document = {key: value for key, value in asdict_shallow(entry).items() if value is not None}
+    return json.dumps({"kind": kind, **document}).encode()
+
+
+def asdict_shallow(entry: Entry) -> dict[str, Any]:
+    """`dataclasses.asdict` copies deeply, and results may be large."""
+    return {item.name: getattr(entry, item.name) for item in fields(entry)}
+
+
+def decode(document: Any) -> Entry:
+    """An entry of the outcomes stream, from its parsed JSON; raises UnreadableOutcome saying what is wrong."""
+    if not isinstance(document, dict):
+        raise UnreadableOutcome("it is not a JSON object")
+    given = dict(document)
+    kind = given.pop("kind", None)
+    if kind not in ("outcome", "chord"):
+        raise UnreadableOutcome("its kind is neither outcome nor chord")
+    try:
+        entry = Outcome(**given) if kind == "outcome" else ChordCreated(**given)
+    except TypeError as error:  # a field too many or too few
+        raise UnreadableOutcome(str(error).split(") ", 1)[-1]) from None
+    _check(entry)
+    return entry
+
+
+#: What each field may be; None is always allowed where the dataclass gives None as default.
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "task_id": str, "state": str, "at": str, "attempt": int, "traceback": str, "name": str, "args": list,
+    "kwargs": dict, "queue": str, "worker_id": str, "parent_id": str, "root_id": str, "group_id": str,
+    "children": list, "runtime": (int, float), "parts": list, "header": list, "body": dict,
+}  # fmt: skip
+_REQUIRED = ("task_id", "state", "at", "attempt", "parts", "header", "body")
+_NAMES = ("task_id", "state", "name", "queue", "worker_id", "parent_id", "root_id", "group_id")
+
+
+def _check(entry: Entry) -> None:
+    for name, value in asdict_shallow(entry).items():
+        if name in _TYPES and not _fits(name, value):
+            raise UnreadableOutcome(f"its field {name} has a wrong type")
+        if name in _NAMES and value is not None and not 0 < len(value) <= NAME_LIMIT:
+            raise UnreadableOutcome(f"its field {name} is empty or longer than {NAME_LIMIT} characters")
+    if isinstance(entry, Outcome):
+        _check_numbers(entry)
+
+
+def _fits(name: str, value: Any) -> bool:
+    if value is None:
+        return name not in _REQUIRED
+    return isinstance(value, _TYPES[name]) and not isinstance(value, bool)
+
+
+def _check_numbers(outcome: Outcome) -> None:
+    if not 1 <= outcome.attempt < 2**31:
+        raise UnreadableOutcome("its attempt is not a positive number")
+    try:
+        moment = datetime.fromisoformat(outcome.at)
+    except ValueError:
+        raise UnreadableOutcome("its time is not ISO 8601") from None
+    if moment.tzinfo is None:
+        raise UnreadableOutcome("its time has no zone")
+
+
+def _message(result: Any) -> str:
+    """The first argument of an exception as Celery prepares it."""
+    arguments = result.get("exc_message") if isinstance(result, dict) else None
+    return str(arguments[0]) if isinstance(arguments, list | tuple) and arguments else str(arguments or "")
+
+
+def error_of(outcome: Outcome) -> tuple[str, str] | None:
+    """(type, message) of a failed, retried or revoked run, from the exception as Celery prepares it."""
+    if outcome.state not in ("FAILURE", "RETRY", "REVOKED") or not isinstance(outcome.result, dict):
+        return None
+    module, name = outcome.result.get("exc_module"), outcome.result.get("exc_type")
+    qualified = f"{module}.{name}" if module and module != "builtins" else str(name)
+    arguments = outcome.result.get("exc_message")
+    if isinstance(arguments, list | tuple):
+        return qualified, ", ".join(str(argument) for argument in arguments)
+    return qualified, str(arguments or "")

@@ -1,0 +1,1 @@
+"""The persistent side: what keeps the record."""

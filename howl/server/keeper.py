@@ -1,0 +1,119 @@
+"""The keeper looks after what nobody else does: tasks that Redis lost, whose worker is gone, or whose time is over."""
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from celery import Celery
+from sqlalchemy import func, or_, select, update
+
+from howl.backend import redis_client
+from howl.celery import worker_queue
+from howl.config import Settings
+from howl.db import session
+from howl.models import Task, Worker
+from howl.outcomes import Outcome
+from howl.server import chords
+from howl.submit import push
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two rounds, about.
+ROUND = 5.0
+#: Most tasks looked at in one round of one duty: what is left is for the next round.
+AT_ONCE = 1000
+#: Seconds a submission may take between its row and its push, and a worker to come back under its name.
+PATIENCE = 10.0
+
+
+class Keeper:
+    """Runs its duties in rounds; each may be repeated at any time without harm."""
+
+    def __init__(self, settings: Settings, app: Celery) -> None:
+        self.settings = settings
+        self.app = app
+        self.redis: Any = redis_client(settings)
+
+    async def run(self) -> None:
+        """Until cancelled; raises DatabaseUnavailable, QueueUnavailable or Redis's errors."""
+        while True:
+            for duty in (self.push_what_is_missing, self.fail_what_nobody_can_start, self.expire, self.submit_bodies):
+                await asyncio.to_thread(duty)
+            await asyncio.sleep(ROUND * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, no secret
+
+    def push_what_is_missing(self) -> None:
+        """Push submitted tasks that never reached Redis, and those it has lost since."""
+        now = datetime.now(UTC)
+        never_pushed = Task.pushed_at.is_(None) & (Task.queued_at < now - timedelta(seconds=PATIENCE))
+        pushed_long_ago = Task.pushed_at < now - timedelta(seconds=self.settings.push_again_after)
+        for task in self._unmarked(self._queued(or_(never_pushed, pushed_long_ago))):
+            if self._still_queued(task):
+                push(task, self.app)
+                self._note_push(task)
+                logger.warning("Task %s (%s) was not on its queue: pushed again.", task.task_id, task.name)
+
+    def fail_what_nobody_can_start(self) -> None:
+        """End tasks assigned to one worker that is gone without having started them."""
+        since = func.greatest(Worker.offline_at, Worker.last_heartbeat_at)
+        gone = Worker.status.in_(("offline", "lost")) & (since < func.now() - timedelta(seconds=PATIENCE))
+        workers = select(Worker.worker_id).where(gone)
+        for task in self._queued(Task.target_worker_id.in_(workers)):
+            self._take_off_queue(task)
+            self._append(task, "FAILURE", "WorkerGone", "worker gone")
+
+    def expire(self) -> None:
+        """End tasks whose time is over although no worker came to see it."""
+        for task in self._queued(Task.expires_at < func.now() - timedelta(seconds=PATIENCE)):
+            self._take_off_queue(task)
+            self._append(task, "REVOKED", "TaskRevokedError", "expired", module="celery.exceptions")
+
+    def submit_bodies(self) -> None:
+        """Submit the bodies of finished chords that the recorder could not submit at once."""
+        chords.submit_due(self.settings, self.app)
+
+    def _queued(self, condition: Any) -> Sequence[Task]:
+        with session(self.settings.database()) as opened:
+            return opened.scalars(
+                select(Task).where(Task.rank == 0, condition).order_by(Task.queued_at).limit(AT_ONCE)
+            ).all()
+
+    def _unmarked(self, tasks: Sequence[Task]) -> Iterable[Task]:
+        if not tasks:
+            return []
+        marks = self.redis.hmget(self.settings.key("inflight"), [task.task_id for task in tasks])
+        return [task for task, mark in zip(tasks, marks, strict=True) if mark is None]
+
+    def _still_queued(self, task: Task) -> bool:
+        """Read again after the mark was seen missing: the recorder removes marks of what has ended."""
+        with session(self.settings.database()) as opened:
+            return opened.scalar(select(Task.rank).where(Task.task_id == task.task_id)) == 0
+
+    def _note_push(self, task: Task) -> None:
+        with session(self.settings.database()) as opened:
+            opened.execute(update(Task).where(Task.task_id == task.task_id).values(pushed_at=func.now()))
+
+    def _take_off_queue(self, task: Task) -> None:
+        """Remove the task's message, if it still waits: it must not start after its end is recorded."""
+        name = worker_queue(task.target_worker_id).name if task.target_worker_id else task.queue
+        keys = [self.settings.key(f"{name}{suffix}") for suffix in ("", "\x06\x163", "\x06\x166", "\x06\x169")]
+        for key in keys:
+            for message in self.redis.lrange(key, 0, AT_ONCE - 1):
+                if _task_id(message) == task.task_id:
+                    self.redis.lrem(key, 1, message)
+
+    def _append(self, task: Task, state: str, kind: str, message: str, module: str = "howl.errors") -> None:
+        """Say the end through the stream, as everybody does: one writer of outcomes, the recorder."""
+        result = {"exc_type": kind, "exc_message": [message], "exc_module": module}
+        at = datetime.now(UTC).isoformat()
+        self.app.backend.append(Outcome(task_id=task.task_id, state=state, at=at, result=result))
+
+
+def _task_id(message: bytes) -> Any:
+    try:
+        return json.loads(message)["headers"]["id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None  # not a Celery message: not ours to judge

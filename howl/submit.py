@@ -1,0 +1,261 @@
+"""Putting work on the queue: the CLI, the MCP shim and the scheduler all come through here."""
+
+import difflib
+import inspect
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+from redis.exceptions import RedisError
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from howl.broker.transport import publishing_once
+from howl.celery import worker_queue
+from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
+from howl.models import Task, Worker
+from howl.outcomes import FINAL_RANK, NAME_LIMIT
+
+#: Most bytes of a task's arguments, as JSON.
+ARGUMENTS_LIMIT = 1 << 20
+#: Most characters of a description or an idempotency key.
+TEXT_LIMIT = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRequest:
+    """What somebody wants done; `worker_id` names the one worker that shall do it."""
+
+    name: str
+    args: list[Any] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    description: str | None = None
+    queue: str | None = None
+    worker_id: str | None = None
+    #: 0 (first) to 9.
+    priority: int | None = None
+    #: Seconds a run may take before it is killed.
+    time_limit: float | None = None
+    #: Seconds from now after which it shall no longer start.
+    expires_in: float | None = None
+    idempotency_key: str | None = None
+    submitted_by: str | None = None
+
+
+def submit(request: TaskRequest, session: Session, app: Celery) -> str:
+    """Record a task, then push it; returns its id, and for a known idempotency key the id of the first such task.
+
+    Raises UnknownTask, InvalidRequest, UnknownWorker (nothing is recorded then), or QueueUnavailable: the row is
+    recorded without `pushed_at`, and the server pushes it when Redis is back.
+    """
+    check(request, app)
+    if request.worker_id is not None:
+        _require_active(request.worker_id, session)
+    task, created = _record(request, session, app)
+    session.commit()
+    if created:
+        push(task, app)
+        session.execute(update(Task).where(Task.task_id == task.task_id).values(pushed_at=func.now()))
+        session.commit()
+    return task.task_id
+
+
+def push(task: Task, app: Celery) -> None:
+    """Put a recorded task on its queue unless it is in flight already; raises QueueUnavailable."""
+    own = worker_queue(task.target_worker_id) if task.target_worker_id else None
+    place = {"exchange": "", "routing_key": own.name} if own else {"queue": task.queue}
+    try:
+        with publishing_once():
+            app.tasks[task.name].apply_async(
+                task.args, task.kwargs, task_id=task.task_id, priority=task.priority, time_limit=task.time_limit,
+                expires=task.expires_at, retry=False, **place,
+            )  # fmt: skip
+    except (OperationalError, RedisError) as error:
+        raise QueueUnavailable(
+            f"Task {task.task_id} is recorded, but Redis cannot take it now ({_first_line(error)}): "
+            "`howl server` pushes it as soon as Redis is back."
+        ) from error
+
+
+def cancel(task_id: str, session: Session, app: Celery) -> str:
+    """Never start the task, or stop it where it runs; returns the status it had. Raises UnknownTask."""
+    status = session.scalar(select(Task.status).where(Task.task_id == task_id, Task.rank < FINAL_RANK))
+    if status is None:
+        return _status_of_ended(task_id, session)
+    try:
+        app.control.revoke(task_id, terminate=True)
+    except (OperationalError, RedisError) as error:
+        raise QueueUnavailable(
+            f"Task {task_id} is not cancelled: Redis does not answer ({_first_line(error)})."
+        ) from error
+    return status
+
+
+def _status_of_ended(task_id: str, session: Session) -> str:
+    status = session.scalar(select(Task.status).where(Task.task_id == task_id))
+    if status is None:
+        raise UnknownTask(f"No task {task_id!r} is recorded; `howl tasks list` shows the newest.")
+    return status
+
+
+# --- what a request must be --------------------------------------------------------------------------------------
+
+
+def check(request: TaskRequest, app: Celery) -> None:
+    """Raise UnknownTask or InvalidRequest, saying what to mend, unless the request can be queued as it is."""
+    _check_texts(request)
+    _check_numbers(request)
+    _check_storable(request)
+    _check_arguments(_known_task(request.name, app), request)
+
+
+def known_tasks(app: Celery) -> dict[str, Any]:
+    """The tasks that may be submitted, by name: those of the task modules, without Celery's own."""
+    app.loader.import_default_modules()
+    return {name: task for name, task in sorted(app.tasks.items()) if not name.startswith("celery.")}
+
+
+def _known_task(name: str, app: Celery) -> Any:
+    tasks = known_tasks(app)
+    if name in tasks:
+        return tasks[name]
+    close = difflib.get_close_matches(name[:NAME_LIMIT], tasks, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(tasks)}."
+    raise UnknownTask(f"No task {name[:NAME_LIMIT]!r} is registered; {hint}")
+
+
+def _check_texts(request: TaskRequest) -> None:
+    limits = {"name": NAME_LIMIT, "queue": NAME_LIMIT, "worker_id": NAME_LIMIT, "submitted_by": NAME_LIMIT,
+              "description": TEXT_LIMIT, "idempotency_key": NAME_LIMIT}  # fmt: skip
+    for name, limit in limits.items():
+        value = getattr(request, name)
+        if value is None:
+            continue
+        if not isinstance(value, str) or not value.strip():
+            raise InvalidRequest(f"{name} must be a text that is not empty.")
+        if len(value) > limit or "\x00" in value:
+            raise InvalidRequest(f"{name} may have {limit:,} characters and no NUL.")
+
+
+def _check_numbers(request: TaskRequest) -> None:
+    priority = request.priority
+    if priority is not None and not (isinstance(priority, int) and 0 <= priority <= 9):
+        raise InvalidRequest("priority must be a whole number from 0 (first) to 9.")
+    for name in ("time_limit", "expires_in"):
+        seconds = getattr(request, name)
+        if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < 10**8):
+            raise InvalidRequest(f"{name} must be a number of seconds above 0.")
+
+
+def _check_storable(request: TaskRequest) -> None:
+    if not isinstance(request.args, list) or not isinstance(request.kwargs, dict):
+        raise InvalidRequest("args must be a list and kwargs an object with names.")
+    try:
+        written = json.dumps([request.args, request.kwargs], allow_nan=False, ensure_ascii=False)
+        size = len(written.encode())
+    except RecursionError:
+        raise InvalidRequest("The arguments are nested too deeply.") from None
+    except (TypeError, ValueError) as error:  # UnicodeEncodeError, a lone surrogate, is a ValueError
+        raise InvalidRequest(f"The arguments are not JSON: {_first_line(error)}.") from None
+    if size > ARGUMENTS_LIMIT:
+        raise InvalidRequest(
+            f"The arguments have {size:,} bytes and {ARGUMENTS_LIMIT:,} are allowed: pass a reference."
+        )
+    if "\\u0000" in written and _has_nul([request.args, request.kwargs]):
+        raise InvalidRequest("The arguments contain a NUL character, which PostgreSQL cannot store.")
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\x00" in value
+    if isinstance(value, dict):
+        return any(_has_nul(key) or _has_nul(item) for key, item in value.items())
+    return isinstance(value, list | tuple) and any(_has_nul(item) for item in value)
+
+
+def _check_arguments(task: Any, request: TaskRequest) -> None:
+    signature = _signature(task.run)
+    try:
+        bound = signature.bind(*request.args, **request.kwargs)
+    except TypeError as error:
+        raise InvalidRequest(f"{request.name} cannot be called so: {error}. It takes {signature}.") from None
+    for name, value in bound.arguments.items():
+        _check_type(request.name, signature.parameters[name], value)
+
+
+def _signature(run: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(run, eval_str=True)
+    except NameError:  # an annotation that only a type checker can resolve
+        return inspect.signature(run)
+
+
+def _check_type(task_name: str, parameter: inspect.Parameter, value: Any) -> None:
+    """Values are JSON, so they are compared as JSON: a list fits a tuple, a text does not fit a list."""
+    variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    if parameter.annotation is parameter.empty or isinstance(parameter.annotation, str) or variadic:
+        return
+    try:
+        TypeAdapter(parameter.annotation).validate_json(json.dumps(value), strict=True)
+    except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
+        return  # a type of the task's own, which only the task can judge
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        raise InvalidRequest(f"{task_name}: {parameter.name} does not fit: {problem['msg']}.") from None
+
+
+# --- recording ---------------------------------------------------------------------------------------------------
+
+
+def _require_active(worker_id: str, session: Session) -> None:
+    active = session.scalars(select(Worker.worker_id).where(Worker.status == "active").order_by(Worker.worker_id)).all()
+    if worker_id not in active:
+        names = ", ".join(active) or "none"
+        raise UnknownWorker(f"Worker {worker_id!r} is not active; active are: {names}.")
+
+
+def _record(request: TaskRequest, session: Session, app: Celery) -> tuple[Task, bool]:
+    """The task's row, and whether it is new."""
+    row = {
+        "task_id": str(uuid.uuid4()),
+        "name": request.name,
+        "description": request.description,
+        "args": request.args,
+        "kwargs": request.kwargs,
+        "queue": _queue_name(request, app),
+        "priority": request.priority,
+        "target_worker_id": request.worker_id,
+        "time_limit": request.time_limit,
+        "expires_at": _moment(request.expires_in),
+        "submitted_by": request.submitted_by,
+        "idempotency_key": request.idempotency_key,
+    }
+    made = insert(Task).values(row).on_conflict_do_nothing(index_elements=["idempotency_key"]).returning(Task)
+    task = session.scalars(made).one_or_none()
+    if task is not None:
+        return task, True
+    return session.scalars(select(Task).where(Task.idempotency_key == request.idempotency_key)).one(), False
+
+
+def _queue_name(request: TaskRequest, app: Celery) -> str:
+    if request.worker_id is not None:
+        return str(worker_queue(request.worker_id).name)
+    options = {"queue": request.queue} if request.queue else {}
+    route = app.amqp.router.route(options, request.name, request.args, request.kwargs)
+    return str(getattr(route["queue"], "name", route["queue"]))
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

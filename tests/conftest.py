@@ -1,0 +1,165 @@
+"""Real servers for every test: one stack a session; a namespace (database, key and subject prefix) a test."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from celery import Celery
+from psycopg import sql
+from sqlalchemy.orm import Session
+
+from howl import db
+from howl.celery import create_app
+from howl.config import Settings, load_settings
+from howl.embedded.isolation import clean_environment, isolate
+from howl.embedded.stack import Stack
+from howl.models import Task, Worker
+from howl.server import migrate
+from tests.support import Process, eventually
+
+# Before anything reads a setting: no test may reach a server that somebody's environment names.
+isolate()
+
+ROOT = Path(__file__).parent.parent
+TEMPLATE = "howl_template"
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """Running servers, and in PostgreSQL a migrated database to clone."""
+    home = Path(tempfile.mkdtemp(prefix="howl-tests-", dir="/tmp"))
+    home.chmod(0o711)  # PostgreSQL runs as another user when tests run as root
+    try:
+        with Stack(home / "state") as running:
+            _execute(running.urls.database_url, "CREATE DATABASE {}", TEMPLATE)
+            template_url = _database_url(running, TEMPLATE)
+            migrate.upgrade(template_url)
+            db.engine(template_url).dispose()  # a database that somebody uses cannot be cloned
+            yield running
+    finally:
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+def settings(stack: Stack) -> Iterator[Settings]:
+    """Settings of a namespace that nobody used before."""
+    name = f"t{next(_numbers)}"
+    _execute(stack.urls.database_url, "CREATE DATABASE {} TEMPLATE {}", name, TEMPLATE)
+    url = _database_url(stack, name)
+    yield load_settings(
+        redis_url=stack.urls.redis_url,
+        nats_url=stack.urls.nats_url,
+        database_url=url,
+        key_prefix=f"{name}:",
+        subject_prefix=name,
+        home=stack.home,
+        heartbeat_interval=0.5,
+        lost_after=3.0,
+    )
+    db.engine(url).dispose()
+    _execute(stack.urls.database_url, "DROP DATABASE {} WITH (FORCE)", name)
+
+
+@pytest.fixture
+def env(settings: Settings) -> dict[str, str]:
+    """The same settings as an environment for processes of their own."""
+    names = ("redis_url", "nats_url", "database_url", "key_prefix", "subject_prefix", "home", "heartbeat_interval",
+             "lost_after")  # fmt: skip
+    given = {f"HOWL_{name.upper()}": str(getattr(settings, name)) for name in names}
+    # The tests' own tasks are found from wherever a process is started.
+    return clean_environment(**given, HOWL_TASK_MODULES="tests.tasks", PYTHONPATH=str(ROOT))
+
+
+@pytest.fixture
+def worker_env(env: dict[str, str]) -> dict[str, str]:
+    """What a burst worker is told: no PostgreSQL, and an address in PGHOST's place that nobody answers."""
+    return {name: value for name, value in env.items() if name != "HOWL_DATABASE_URL"}
+
+
+@pytest.fixture
+def session(settings: Settings) -> Iterator[Session]:
+    """A session on the test's database."""
+    with db.session(settings.database()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def app(settings: Settings) -> Celery:
+    """A client's Celery application, with the tasks of tests/tasks.py beside our own."""
+    made = create_app(settings.model_copy(update={"task_modules": ("tests.tasks",)}))
+    made.set_current()
+    made.loader.import_default_modules()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start `howl …` as a process; what still runs at the test's end is ended."""
+    running: list[Process] = []
+
+    def _start(*arguments: str, env: dict[str, str], program: str = "howl") -> Process:
+        argv = [str(Path(sys.executable).with_name(program)), *arguments]
+        running.append(Process(argv, env, tmp_path / f"{program}-{len(running)}.log"))
+        return running[-1]
+
+    yield _start
+    for process in reversed(running):
+        process.end()
+
+
+@pytest.fixture
+def server(start: Callable[..., Process], env: dict[str, str]) -> Process:
+    """A running `howl server`."""
+    process = start("server", env=env)
+    eventually(lambda: "server is up" in process.output or process.popen.poll() is not None)
+    assert process.popen.poll() is None, process.output
+    return process
+
+
+@pytest.fixture
+def start_worker(
+    start: Callable[..., Process], worker_env: dict[str, str], settings: Settings
+) -> Callable[..., Process]:
+    """Start `howl worker` without any address of PostgreSQL; returns when it consumes."""
+
+    def _start_worker(name: str = "w1", *arguments: str, env: dict[str, str] | None = None) -> Process:
+        process = start("worker", "--name", name, *arguments, env=worker_env | (env or {}))
+        eventually(lambda: " ready." in process.output or process.popen.poll() is not None)
+        assert process.popen.poll() is None, process.output
+        return process
+
+    return _start_worker
+
+
+@pytest.fixture
+def worker_row(settings: Settings) -> Callable[[str], Worker | None]:
+    """The row of a worker as it is now."""
+    return lambda worker_id: _fresh(settings, Worker, worker_id)
+
+
+@pytest.fixture
+def task_row(settings: Settings) -> Callable[[str], Task | None]:
+    """The row of a task as it is now."""
+    return lambda task_id: _fresh(settings, Task, task_id)
+
+
+def _fresh(settings: Settings, model: Any, key: str) -> Any:
+    with db.session(settings.database()) as opened:
+        return opened.get(model, key)
+
+
+def _database_url(stack: Stack, name: str) -> str:
+    return f"{stack.urls.database_url.rpartition('/')[0]}/{name}"
+
+
+def _execute(url: str, statement: str, *names: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))

@@ -1,0 +1,65 @@
+"""What tests share beside fixtures: patience, processes, and servers that go away."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+#: Seconds that anything expected of a real process may take on a busy machine.
+PATIENCE = 30.0
+
+
+def eventually(look: Callable[[], Any], timeout: float = PATIENCE) -> Any:
+    """Look until what is seen is true, and return it; fails after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"not within {timeout:g} s; last seen: {seen!r}"
+        time.sleep(0.05)
+    return seen
+
+
+class Process:
+    """A real `howl` process, its output in a file."""
+
+    def __init__(self, argv: list[str], env: dict[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self.popen = subprocess.Popen(argv, env=env, stdout=output, stderr=subprocess.STDOUT)
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        return self.popen.wait(timeout)
+
+    def end(self) -> None:
+        """SIGTERM, and SIGKILL for what does not heed it."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGCONT)
+            self.popen.terminate()
+            try:
+                self.popen.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait(PATIENCE)
+
+
+@contextmanager
+def taken_away(server: Any) -> Iterator[None]:
+    """One of the stack's servers is away for a while."""
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()

@@ -1,0 +1,94 @@
+"""Tasks for tests: plain Celery, as anybody would write them."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import shared_task
+
+
+@shared_task(name="tests.add")
+def add(x: int, y: int) -> int:
+    """Add two numbers."""
+    return x + y
+
+
+@shared_task(name="tests.echo")
+def echo(value: Any) -> Any:
+    """Return the value as it came."""
+    return value
+
+
+@shared_task(name="tests.total")
+def total(values: list[int]) -> int:
+    """Add a list of numbers."""
+    return sum(values)
+
+
+@shared_task(name="tests.fail")
+def fail(message: str = "as told") -> None:
+    """Fail with a message."""
+    raise ValueError(message)
+
+
+@shared_task(name="tests.sleep")
+def sleep(seconds: float) -> float:
+    """Take some time."""
+    time.sleep(seconds)
+    return seconds
+
+
+@shared_task(name="tests.noop")
+def noop() -> None:
+    """Do nothing."""
+
+
+@shared_task(name="tests.pid")
+def pid() -> int:
+    """Tell which process ran this."""
+    return os.getpid()
+
+
+@shared_task(name="tests.environment")
+def environment() -> dict[str, str]:
+    """Tell the worker's environment."""
+    return dict(os.environ)
+
+
+@shared_task(name="tests.large")
+def large(size: int) -> str:
+    """Return a text of so many characters."""
+    return "x" * size
+
+
+@shared_task(name="tests.not_a_number")
+def not_a_number() -> list[Any]:
+    """Return what JSON and PostgreSQL cannot hold as it is."""
+    return [float("nan"), float("inf"), "a\x00b", "\ud800"]
+
+
+@shared_task(name="tests.quiet", ignore_result=True)
+def quiet() -> int:
+    """Return something nobody wants."""
+    return 1
+
+
+@shared_task(name="tests.flaky", bind=True, max_retries=5)
+def flaky(self: Any, path: str, failures: int) -> int:
+    """Fail so many times, counting in a file, then succeed with the number of runs."""
+    file = Path(path)
+    runs = int(file.read_text()) + 1 if file.exists() else 1
+    file.write_text(str(runs))
+    if runs <= failures:
+        raise self.retry(countdown=0, exc=ValueError(f"run {runs}"))
+    return runs
+
+
+@shared_task(name="tests.report", bind=True)
+def report(self: Any, path: str) -> str:
+    """Report progress, then wait until a file exists."""
+    self.update_state(state="HALFWAY", meta={"done": 1, "total": 2})
+    while not Path(path).exists():
+        time.sleep(0.05)
+    return "done"
