@@ -196,7 +196,9 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         return self.settings.key(f"group:{group_id}")
 
     def _save_group(self, group_id: str, result: Any) -> Any:
-        self.redis.set(self._group_key(group_id), json.dumps(result.as_tuple()), ex=int(self.expires) if self.expires else None)
+        self.redis.set(
+            self._group_key(group_id), json.dumps(result.as_tuple()), ex=int(self.expires) if self.expires else None
+        )
         return result
 
     def _restore_group(self, group_id: str) -> dict[str, Any] | None:

@@ -14,6 +14,8 @@ from howl.errors import DatabaseUnavailable
 
 #: Seconds to wait for a connection.
 CONNECT_TIMEOUT = 5
+#: SQLSTATE's class of "program limit exceeded": PostgreSQL's documentation, appendix A.
+PROGRAM_LIMIT = "54"
 
 
 @cache
@@ -35,6 +37,8 @@ def session(url: str) -> Iterator[Session]:
             yield opened
             opened.commit()
     except (OperationalError, InterfaceError) as error:
+        if str(getattr(error.orig, "sqlstate", None)).startswith(PROGRAM_LIMIT):
+            raise  # this statement is too much for PostgreSQL, which is well
         raise DatabaseUnavailable(f"PostgreSQL at {_address(url)} does not answer: {_reason(error)}.") from error
 
 

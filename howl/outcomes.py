@@ -145,6 +145,8 @@ def _check(entry: Entry) -> None:
             raise UnreadableOutcome(f"its field {name} is empty or longer than {NAME_LIMIT} characters")
     if isinstance(entry, Outcome):
         _check_numbers(entry)
+    elif not all(isinstance(part, str) and 0 < len(part) <= NAME_LIMIT for part in entry.parts):
+        raise UnreadableOutcome("its parts are not all ids of tasks")
 
 
 def _fits(name: str, value: Any) -> bool:

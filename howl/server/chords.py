@@ -51,7 +51,11 @@ def submit_due(settings: Settings, app: Celery, ended: set[str] | None = None) -
         return
     with session(settings.database()) as opened:
         for chord in opened.scalars(_due(ended)).all():
-            _submit_body(chord, opened, app)
+            try:
+                _submit_body(chord, opened, app)
+            except (TypeError, ValueError, LookupError, AttributeError) as error:
+                # Its documents come from a worker, who may have written anything.
+                logger.error("Chord %s has no body that could be submitted: %r.", chord.group_id, error)  # noqa: TRY400
             opened.execute(update(Chord).where(Chord.group_id == chord.group_id).values(body_submitted_at=func.now()))
             opened.commit()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Celery
 from sqlalchemy import text
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from howl.config import Settings
@@ -19,6 +19,9 @@ from howl.server.storable import storable
 from howl.server.stream import Batch, OutcomeStream, Received
 
 logger = logging.getLogger(__name__)
+
+#: PostgreSQL, being well, does not take an entry. An OperationalError that gets here is a limit: see howl.db.session.
+REFUSED = (DataError, IntegrityError, OperationalError, RecursionError)
 
 
 class Recorder:
@@ -43,11 +46,11 @@ class Recorder:
         """One entry that PostgreSQL refuses must not hold up its neighbours."""
         try:
             await asyncio.to_thread(self.record, batch.received)
-        except (DataError, RecursionError):
+        except REFUSED:
             for item in batch.received:
                 try:
                     await asyncio.to_thread(self.record, [item])
-                except (DataError, RecursionError) as error:
+                except REFUSED as error:
                     reason = str(getattr(error, "orig", error)).splitlines()[0]
                     await self.outcomes.set_aside(item.entry_id, encode(item.entry), f"PostgreSQL refuses it: {reason}")
 

@@ -1,0 +1,75 @@
+"""The `howl` command: a group that loads a command's file, by name, when that command is used."""
+
+import difflib
+import importlib
+from typing import Any
+
+import click
+
+from howl import __version__
+
+#: Commands in the order of a first hour, with what `howl --help` says of each: showing it must not load them all.
+#: Command `up` is `up` in howl/cli/up.py.
+COMMANDS = {
+    "up": "Run all servers on this machine, in the foreground.",
+    "env": "Print where the servers are, for a shell.",
+    "worker": "Run a worker.",
+    "submit": "Put a task on the queue.",
+    "tasks": "List, show and cancel tasks.",
+    "workers": "List and show workers.",
+    "analytics": "Show how tasks, workers, queues and bursts fared.",
+    "burst": "Start workers for a limited time.",
+    "mcp": "Serve HOWL's tools to an MCP client.",
+    "server": "Run the persistent side.",
+}
+
+
+class CommandFiles(click.Group):
+    """A group whose commands are files beside this one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # likewise
+        return _load(cmd_name) if cmd_name in COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if args[0] not in COMMANDS and close:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # likewise
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _load(name: str) -> click.Command:
+    try:
+        command: Any = getattr(importlib.import_module(f"howl.cli.{name}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "howl").partition(".")[0] in ("howl", "workers"):
+            raise
+        raise click.ClickException(
+            f"`howl {name}` needs {error.name}, which is not installed here: `pip install 'howl[server]'`."
+        ) from error
+    return command
+
+
+@click.command(cls=CommandFiles, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="howl %(version)s")
+def main() -> None:
+    """HOWL: a Celery task queue whose workers live far away and die young.
+
+    \b
+    A first look, on one machine:
+        howl up                        all servers, in this terminal
+        howl worker --name w1          a worker, in a second one
+        howl submit command.run --args '[["uname", "-a"]]' --wait
+        howl tasks list
+
+    `howl COMMAND --help` shows examples of each command. Commands end with status 0 when all went well, 1 when
+    something failed, 2 when the command line was wrong.
+    """

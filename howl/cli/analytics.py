@@ -1,0 +1,102 @@
+"""`howl analytics`: how tasks, workers, queues and bursts fared."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from howl import analytics as asked
+from howl.cli import words
+from howl.cli.options import as_json, since
+from howl.cli.output import Column, emit
+from howl.config import load_settings
+from howl.db import session
+
+READ: dict[str, Callable[[Any], str]] = {
+    "tasks": words.counts,
+    "workers": words.counts,
+    "workers_by_origin": words.counts,
+    "success_rate": words.share,
+    "runtime_median": words.length,
+    "runtime_p95": words.length,
+    "runtime_max": words.length,
+}
+
+ENDED = Column("tasks", "tasks", words.counts, folds=True)
+SPEED = (
+    Column("runtime_median", "median", words.length),
+    Column("runtime_p95", "p95", words.length),
+)
+COLUMNS = {
+    "overview": (Column("hour", "hour", words.hour), Column("ended", "tasks ended", str)),
+    "worker": (
+        Column("worker_id", "worker", folds=True),
+        Column("status", "status"),
+        ENDED,
+        *SPEED,
+        Column("busy_seconds", "busy", words.length),
+        Column("last_seen", "seen", words.ago),
+    ),
+    "task": (
+        Column("name", "task", folds=True),
+        ENDED,
+        Column("success_rate", "success", words.share),
+        *SPEED,
+        Column("runtime_max", "max", words.length),
+        Column("wait_median", "waited", words.length),
+    ),
+    "queue": (
+        Column("queue", "queue", folds=True),
+        Column("waiting", "waiting", str),
+        Column("oldest_waiting", "oldest", words.length),
+        Column("running", "running", str),
+        ENDED,
+        Column("wait_median", "waited", words.length),
+    ),
+    "burst": (
+        Column("burst_id", "burst", folds=True),
+        Column("origin", "origin"),
+        Column("num_workers", "workers", str),
+        Column("minutes_planned", "planned min", lambda minutes: f"{minutes:g}"),
+        Column("minutes_used", "used min", lambda minutes: f"{minutes:g}"),
+        Column("started_at", "started", words.ago),
+        Column("ended_at", "ended", words.ago),
+    ),
+}
+
+
+@click.command()
+@click.argument("entity_type", type=click.Choice(tuple(asked.QUESTIONS)), default="overview")
+@click.argument("entity_id", required=False)
+@since(default=asked.DEFAULT_TIME_RANGE)
+@as_json
+def analytics(entity_type: str, entity_id: str | None, since: str, as_json: bool) -> None:
+    """Show how tasks, workers, queues and bursts fared.
+
+    ENTITY_TYPE is overview, worker, task, queue or burst; ENTITY_ID picks one: a worker, a task's name, a queue, a
+    burst. Counted are tasks queued within the time looked back on; `waited` is the median time from queued to
+    started, `success` the share of those that ran to an end.
+
+    \b
+    Examples:
+        howl analytics
+        howl analytics worker --since 2h
+        howl analytics task web.fetch --since 7d --json
+    """
+    with session(load_settings().database()) as opened:
+        answer = asked.analytics(opened, entity_type, entity_id, since)
+    if as_json:
+        emit(answer, as_json)
+    elif entity_type == "overview":
+        _print_overview(answer["rows"][0])
+    else:
+        empty = f"Nothing is recorded of any {entity_type} in the last {since}."
+        emit(answer["rows"], as_json, columns=COLUMNS[entity_type], empty=empty)
+
+
+def _print_overview(facts: dict[str, Any]) -> None:
+    hours = facts.pop("throughput")
+    emit(facts, as_json=False, read=READ)
+    if hours:
+        click.echo()
+        emit(hours, as_json=False, columns=COLUMNS["overview"])

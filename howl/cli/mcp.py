@@ -1,0 +1,26 @@
+"""`howl mcp`: serve tools to an MCP client on standard input and output."""
+
+import logging
+
+import click
+
+from howl import mcp_shim
+from howl.cli.options import configure_logging, verbose
+
+
+@click.command()
+@verbose
+def mcp(verbose: bool) -> None:
+    """Serve HOWL's tools to an MCP client, such as Cursor or Claude, on standard input and output.
+
+    The client starts this command; docs/mcp.md has its configuration. Standard output carries the protocol alone,
+    the log goes to standard error.
+
+    \b
+    Examples:
+        claude mcp add howl -- howl mcp
+        howl mcp < /dev/null           does it start?
+    """
+    configure_logging(verbosely=verbose)
+    logging.getLogger("mcp.server").setLevel(logging.INFO)
+    mcp_shim.create_server().run("stdio")

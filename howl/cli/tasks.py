@@ -1,0 +1,144 @@
+"""`howl tasks`: what was asked for, and what became of it."""
+
+from collections.abc import Callable
+from textwrap import indent
+from typing import Any
+
+import click
+
+from howl import analytics
+from howl.celery import app
+from howl.cli import words
+from howl.cli.options import as_json, since
+from howl.cli.output import Column, emit
+from howl.config import load_settings
+from howl.db import session
+from howl.models import TASK_STATUSES
+from howl.outcomes import FINAL_STATUSES
+from howl.submit import cancel
+
+COLUMNS = (
+    Column("task_id", "task"),
+    Column("status", "status"),
+    Column("name", "name", folds=True),
+    Column("worker_id", "worker", folds=True, width_needed=100),
+    Column("queued_at", "queued", words.ago),
+    Column("runtime", "took", words.length, width_needed=100),
+    Column("error_message", "error", lambda text: words.clipped(text, 40), folds=True, width_needed=140),
+)
+EVENT_COLUMNS = (
+    Column("at", "when", words.ago),
+    Column("kind", "event"),
+    Column("worker_id", "worker", folds=True),
+    Column("data", "details", lambda data: words.clipped(words.inline(data), 200) if data else "", folds=True),
+)
+#: What `show` prints below the rest.
+BLOCKS = ("result", "traceback")
+READ: dict[str, Callable[[Any], str]] = {"runtime": words.length, "time_limit": words.length}
+
+
+@click.group()
+def tasks() -> None:
+    """List, show and cancel tasks.
+
+    \b
+    Examples:
+        howl tasks list --status failed --since 2h
+        howl tasks show 1f0c9a
+        howl tasks cancel 1f0c9a
+    """
+
+
+@tasks.command("list")
+@click.option("--status", type=click.Choice(TASK_STATUSES), help="Only tasks of this status.")
+@click.option("--name", metavar="NAME", help="Only tasks of this name, e.g. web.fetch.")
+@click.option("--worker", "worker_id", metavar="WORKER", help="Only what this worker ran or was assigned.")
+@click.option("--queue", metavar="QUEUE", help="Only tasks of this queue.")
+@click.option("--limit", type=click.IntRange(1, analytics.LIMIT), default=50, show_default=True, help="How many.")
+@since()
+@as_json
+def list_(
+    status: str | None,
+    name: str | None,
+    worker_id: str | None,
+    queue: str | None,
+    limit: int,
+    since: str | None,
+    as_json: bool,
+) -> None:
+    """List tasks, newest first.
+
+    \b
+    Examples:
+        howl tasks list
+        howl tasks list --status started --worker github-worker-1
+        howl tasks list --name web.fetch --since 24h --json
+    """
+    with session(load_settings().database()) as opened:
+        found = analytics.list_tasks(
+            opened, status=status, name=name, worker_id=worker_id, queue=queue, limit=limit, since=since
+        )
+    emit(found, as_json, columns=COLUMNS, empty="No such tasks.")
+
+
+@tasks.command()
+@click.argument("task_id", metavar="ID")
+@as_json
+def show(task_id: str, as_json: bool) -> None:
+    """Show a task: its arguments, its result or error, its latest events.
+
+    The first characters of an id will do, six or more.
+
+    \b
+    Examples:
+        howl tasks show 1f0c9a
+        howl tasks show 1f0c9a --json | jq .result
+    """
+    with session(load_settings().database()) as opened:
+        task = analytics.show_task(opened, task_id)
+    if as_json:
+        emit(task, as_json)
+    else:
+        _print_task(task)
+
+
+@tasks.command("cancel")
+@click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
+@as_json
+def cancel_(task_ids: tuple[str, ...], as_json: bool) -> None:
+    """Cancel tasks: those that wait never start, those that run are stopped.
+
+    All ids are looked up first: when one is unknown, nothing is cancelled. A task that has ended stays as it is.
+
+    \b
+    Examples:
+        howl tasks cancel 1f0c9a
+        howl tasks cancel 1f0c9a 77b21e
+    """
+    with session(load_settings().database()) as opened:
+        found = [analytics.find_task_id(opened, given) for given in task_ids]
+        answers = [{"task_id": task_id, "status_before": cancel(task_id, opened, app)} for task_id in found]
+    if as_json:
+        emit(answers, as_json)
+        return
+    for answer in answers:
+        click.echo(_cancelled(**answer))
+
+
+def _cancelled(task_id: str, status_before: str) -> str:
+    if status_before in FINAL_STATUSES:
+        return f"{task_id} had ended already: {status_before}."
+    return f"{task_id} was {status_before} and is being cancelled."
+
+
+def _print_task(task: dict[str, Any]) -> None:
+    """Facts in a table; long texts as they are, because a folded traceback cannot be read; then events."""
+    events = task.pop("events")
+    blocks = {name: task.pop(name) for name in BLOCKS}
+    emit(task, as_json=False, read=READ)
+    for name, value in blocks.items():
+        if value is not None:
+            click.echo(f"\n{name}:\n{indent(words.document(value), '  ')}")
+    if events:
+        click.echo()
+        emit(events, as_json=False, columns=EVENT_COLUMNS)

@@ -1,0 +1,94 @@
+"""How values read to people: times, lengths of time, texts from far away."""
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+NOTHING = "-"
+UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def ago(moment: datetime | None) -> str:
+    """`12 s ago`, `in 5 min`, by this machine's clock."""
+    if moment is None:
+        return NOTHING
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    if abs(seconds) < 1:
+        return "now"
+    return f"{_rough(seconds)} ago" if seconds > 0 else f"in {_rough(-seconds)}"
+
+
+def stamp(moment: datetime) -> str:
+    """The moment in this machine's time zone, and how long ago it was."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S} ({ago(moment)})"
+
+
+def hour(moment: datetime) -> str:
+    """The hour that begins at the moment, in this machine's time zone."""
+    return f"{moment.astimezone():%a %d %b %H:%M}"
+
+
+def length(seconds: float | None) -> str:
+    """`0.35 s`, `12 s`, `5 min 12 s`, `3 h 4 min`."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 9.995:
+        return f"{seconds:.2g} s" if seconds < 0.0995 else f"{seconds:.2f} s".replace(".00 s", " s")
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    name, size, smaller_name, smaller = _unit_and_next(seconds)
+    whole, rest = divmod(round(seconds / smaller) * smaller, size)
+    return f"{whole:.0f} {name}" + (f" {rest / smaller:.0f} {smaller_name}" if rest else "")
+
+
+def share(fraction: float | None) -> str:
+    """`97 %`; never 100 % while something is missing from it."""
+    return NOTHING if fraction is None else f"{math.floor(fraction * 100 + 1e-9)} %"
+
+
+def counts(numbers: dict[str, int]) -> str:
+    """`12 succeeded, 1 failed`."""
+    return ", ".join(f"{number} {visible(str(name))}" for name, number in numbers.items()) or NOTHING
+
+
+def clipped(text: str, limit: int) -> str:
+    """The text's first line, at most `limit` characters."""
+    first, _, rest = text.strip().partition("\n")
+    return first if len(first) <= limit and not rest else f"{first[: limit - 1].rstrip()}…"
+
+
+def visible(text: str) -> str:
+    """The text with control characters written out: a worker's words must not steer a person's terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+
+
+def document(value: Any) -> str:
+    """A result or arguments: texts as they are, an object a line a name, texts of several lines as blocks."""
+    if isinstance(value, str):
+        return visible(value.rstrip("\n"))
+    if isinstance(value, dict) and value:
+        return "\n".join(f"{visible(str(name))}:{_nested(item)}" for name, item in value.items())
+    return visible(inline(value))
+
+
+def inline(value: Any) -> str:
+    """A value on one line, as JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _nested(value: Any) -> str:
+    text = document(value)
+    if (isinstance(value, dict) and value) or "\n" in text:
+        return "".join(f"\n  {line}" for line in text.split("\n"))
+    return f" {text}" if text else ""
+
+
+def _rough(seconds: float) -> str:
+    name, size = next((name, size) for name, size in UNITS if seconds >= size or size == 1)
+    return f"{int(seconds // size)} {name}"
+
+
+def _unit_and_next(seconds: float) -> tuple[str, int, str, int]:
+    index = next(index for index, (_, size) in enumerate(UNITS[:-1]) if seconds >= size - 0.5)
+    return *UNITS[index], *UNITS[index + 1]

@@ -1,0 +1,58 @@
+"""`howl worker`: take tasks until told to stop."""
+
+import click
+
+from howl.cli.options import DURATION, NAMES, verbose
+from howl.worker.run import WorkerOptions, run
+
+ORIGINS = ("server", "github-actions", "docker", "local")
+
+
+@click.command()
+@click.option("--name", metavar="NAME", help="Its id, e.g. github-worker-1; by default made of the host's name.")
+@click.option("--runtime", type=DURATION, metavar="TIME", help="Be gone after this long: 90s, 30m, 2h.")
+@click.option(
+    "--grace", type=DURATION, default="90s", show_default=True, metavar="TIME",
+    help="How long before that to take no more tasks, so that running ones can end.",
+)  # fmt: skip
+@click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="Tasks at once; by default one a core.")
+@click.option("--queues", type=NAMES, default=(), metavar="A,B", help="Queues to take tasks from.")
+@click.option("--tags", type=NAMES, default=(), metavar="A,B", help="Words to know it by in `howl workers`.")
+@click.option("--pool", type=click.Choice(("prefork", "threads", "solo")), default="prefork", show_default=True)
+@click.option("--origin", type=click.Choice(ORIGINS), help="Where it runs; by default it finds out.")
+@verbose
+def worker(
+    name: str | None,
+    runtime: float | None,
+    grace: float,
+    concurrency: int | None,
+    queues: tuple[str, ...],
+    tags: tuple[str, ...],
+    pool: str,
+    origin: str | None,
+    verbose: bool,
+) -> None:
+    """Run a worker.
+
+    It takes tasks until it is told to stop (Ctrl-C, SIGTERM) or its runtime is over; running tasks then end, others
+    go back on the queue. It needs Redis and NATS (HOWL_REDIS_URL, HOWL_NATS_URL, or MANAGER_HOST and passwords),
+    never PostgreSQL. With a short --runtime, give a shorter --grace.
+
+    \b
+    Examples:
+        howl worker --name w1 --concurrency 4
+        howl worker --runtime 30m --tags linux,x64
+        howl worker --runtime 60s --grace 10s --pool threads
+    """
+    options = WorkerOptions(
+        name=name,
+        runtime=runtime,
+        grace=grace,
+        concurrency=concurrency,
+        queues=queues,
+        tags=tags,
+        pool=pool,
+        origin=origin,
+        loglevel="DEBUG" if verbose else "INFO",
+    )
+    run(options)

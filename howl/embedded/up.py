@@ -1,0 +1,94 @@
+"""Everything on this machine, in the foreground: the embedded servers, the migrations, `howl server`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from howl.embedded.process import _die_with
+from howl.embedded.stack import Stack, StackUrls
+from howl.errors import EmbeddedServerError
+from howl.server import migrate
+
+#: Seconds between two looks at the servers, and for `howl server` to end when told to.
+LOOK = 0.2
+STOP_PATIENCE = 10.0
+
+
+def run(home: Path, *, verbose: bool, when_up: Callable[[], None]) -> None:
+    """Run until SIGINT, SIGTERM or SIGHUP; call `when_up` once everything runs.
+
+    Raises EmbeddedServerError when a server could not be started, or ended by itself.
+    """
+    with _stop_signals() as told, Stack(home) as stack:
+        migrate.upgrade(stack.urls.database_url)
+        with _howl_server(stack.urls, verbose=verbose) as server:
+            when_up()
+            while not told:
+                _check(server)
+                stack.check()
+                time.sleep(LOOK)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that the signals which mean "stop" are added to."""
+    told: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        told.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _howl_server(urls: StackUrls, *, verbose: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """`howl server` writing to this terminal; addresses and their passwords reach it through its environment."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "howl.cli", "server", *(["--verbose"] if verbose else [])],
+        env=os.environ | _variables(urls),
+        stdin=subprocess.DEVNULL,
+        # Ctrl-C in a terminal is for us, who stop it before the servers it talks to.
+        start_new_session=True,
+        preexec_fn=partial(_die_with, os.getpid(), signal.SIGKILL),
+    )
+    try:
+        yield server
+    finally:
+        _end(server)
+
+
+def _variables(urls: StackUrls) -> dict[str, str]:
+    return {
+        "HOWL_REDIS_URL": urls.redis_url,
+        "HOWL_NATS_URL": urls.nats_url,
+        "HOWL_DATABASE_URL": urls.database_url,
+    }
+
+
+def _check(server: subprocess.Popen[bytes]) -> None:
+    if server.poll() is not None:
+        raise EmbeddedServerError(
+            f"`howl server` stopped by itself (exit status {server.returncode}); what it said last stands above."
+        )
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(STOP_PATIENCE)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait(STOP_PATIENCE)

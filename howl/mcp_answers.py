@@ -1,0 +1,170 @@
+"""What models are shown: typed answers, cut to what is worth reading."""
+
+import json
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+#: Most characters of a text in an answer about one task, of one in a list, and of a value as JSON.
+LONG_TEXT = 4000
+SHORT_TEXT = 300
+VALUE_LIMIT = 20_000
+#: Deepest nesting of a value in an answer; the protocol's own writer fails above 255.
+DEPTH_LIMIT = 30
+#: Most rows of an answer.
+ROW_LIMIT = 200
+#: Where the rest of a cut text is.
+UNCUT = "`howl tasks show ID --json` prints all"
+
+TaskStatus = Literal["queued", "started", "retrying", "succeeded", "failed", "cancelled", "expired", "dead"]
+WorkerStatus = Literal["active", "draining", "offline", "lost"]
+EntityType = Literal["overview", "worker", "task", "queue", "burst"]
+
+
+class TaskSummary(BaseModel):
+    """A task: `worker_id` ran it, `target_worker_id` was asked to; `runtime` is in seconds."""
+
+    task_id: str
+    name: str | None
+    description: str | None
+    status: TaskStatus
+    queue: str | None
+    priority: int | None
+    worker_id: str | None
+    target_worker_id: str | None
+    submitted_by: str | None
+    attempts: int
+    queued_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    runtime: float | None
+    error_type: str | None
+    error_message: str | None
+
+
+class TaskEvent(BaseModel):
+    """One thing that happened to a task."""
+
+    at: datetime
+    kind: str
+    worker_id: str | None
+    data: Any
+
+
+class TaskReport(TaskSummary):  # type: ignore[no-redef]  # pydantic's mypy plugin adds **kwargs beside our kwargs
+    """Everything recorded of a task; `note` says what to do next. Long values are cut, and say so."""
+
+    args: Any
+    kwargs: Any
+    result: Any
+    traceback: str | None
+    time_limit: float | None
+    expires_at: datetime | None
+    pushed_at: datetime | None
+    idempotency_key: str | None
+    parent_id: str | None
+    root_id: str | None
+    group_id: str | None
+    events: list[TaskEvent]
+    note: str
+
+
+class TaskList(BaseModel):
+    """Tasks, newest first."""
+
+    tasks: list[TaskSummary]
+
+
+class Cancellation(BaseModel):
+    """`status` is what the task's status was when its cancellation was asked for."""
+
+    task_id: str
+    status: TaskStatus
+    note: str
+
+
+class WorkerSummary(BaseModel):
+    """A worker: `running` counts the tasks it has begun, `deadline_at` is when it leaves."""
+
+    worker_id: str
+    status: WorkerStatus
+    origin: str
+    hostname: str | None
+    manager_host: str | None
+    concurrency: int | None
+    tags: list[str]
+    queues: list[str]
+    version: str | None
+    run: dict[str, Any]
+    registered_at: datetime
+    last_heartbeat_at: datetime | None
+    deadline_at: datetime | None
+    offline_at: datetime | None
+    running: int
+
+
+class WorkerList(BaseModel):
+    """Workers, those heard of last first; `left_out` counts those beyond what fits an answer."""
+
+    workers: list[WorkerSummary]
+    left_out: int
+
+
+class Analytics(BaseModel):
+    """One row an entity: counts of tasks by status, rates, and times in seconds; `left_out` counts further rows."""
+
+    entity_type: EntityType
+    entity_id: str | None
+    time_range: str
+    since: datetime
+    rows: list[dict[str, Any]]
+    left_out: int
+
+
+def task_report(task: dict[str, Any], note: str) -> TaskReport:
+    """From what `analytics.show_task` returns."""
+    values = {name: _sized(_bounded(task[name], LONG_TEXT)) for name in ("args", "kwargs", "result")}
+    events = [event | {"data": _sized(_bounded(event["data"], SHORT_TEXT))} for event in task["events"]]
+    shown: dict[str, Any] = _bounded(task | {"events": []}, LONG_TEXT)
+    return TaskReport.model_validate(shown | values | {"events": events, "note": note})
+
+
+def task_list(rows: list[dict[str, Any]]) -> TaskList:
+    """From what `analytics.list_tasks` returns."""
+    return TaskList(tasks=_bounded(rows, SHORT_TEXT))
+
+
+def worker_list(rows: list[dict[str, Any]]) -> WorkerList:
+    """From what `analytics.list_workers` returns."""
+    return WorkerList(workers=_bounded(rows[:ROW_LIMIT], SHORT_TEXT), left_out=max(0, len(rows) - ROW_LIMIT))
+
+
+def analytics(answer: dict[str, Any]) -> Analytics:
+    """From what `analytics.analytics` returns."""
+    rows = answer["rows"]
+    shown = {"rows": _bounded(rows[:ROW_LIMIT], SHORT_TEXT), "left_out": max(0, len(rows) - ROW_LIMIT)}
+    return Analytics.model_validate(answer | shown)
+
+
+def _bounded(value: Any, longest: int, depth: int = 0) -> Any:
+    """The value with texts cut to `longest` characters, and with nothing nested deeper than DEPTH_LIMIT."""
+    if isinstance(value, str):
+        return cut(value, longest)
+    if not isinstance(value, dict | list):
+        return value
+    if depth == DEPTH_LIMIT:
+        return f"… (nested deeper than that; {UNCUT})"
+    if isinstance(value, dict):
+        return {name: _bounded(item, longest, depth + 1) for name, item in value.items()}
+    return [_bounded(item, longest, depth + 1) for item in value]
+
+
+def _sized(value: Any) -> Any:
+    """The value, or the beginning of it as JSON when it has more than VALUE_LIMIT characters."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return value if len(text) <= VALUE_LIMIT else cut(text, VALUE_LIMIT)
+
+
+def cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]} … (cut: it has {len(text):,} characters; {UNCUT})"

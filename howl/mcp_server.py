@@ -1,0 +1,151 @@
+"""An MCP server that answers whatever it is sent: errors are one sentence each, and none ends it."""
+
+import inspect
+import json
+import logging
+import re
+from collections.abc import AsyncIterable, Awaitable, Callable
+from typing import Any
+
+import anyio
+from anyio.streams.memory import MemoryObjectSendStream
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp.server.mcpserver.tools import Tool
+from mcp.server.stdio import stdio_server
+from mcp.shared.message import SessionMessage
+from mcp.types import PARSE_ERROR, CallToolResult, ErrorData, InputRequiredResult, JSONRPCError, ToolAnnotations
+from pydantic import ValidationError, create_model
+
+from howl.errors import HowlError, InvalidRequest
+
+logger = logging.getLogger(__name__)
+
+#: Most bytes of one call's arguments, as JSON.
+CALL_LIMIT = 2 << 20
+#: Most characters of an error's text.
+ERROR_LIMIT = 2000
+
+#: A NUL character in JSON text: \\u0000 after an even number of backslashes.
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+#: What matters for finding a message's id: `"id": …`, other texts, and brackets.
+TOKENS = re.compile(r""""id"\s*:\s*(?P<id>\d{1,15}|"[^"\\]{0,200}")|"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]]""")
+
+
+class StrictServer(MCPServer[None]):
+    """Refuses what no tool could use, and makes of every error one sentence for the model."""
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[None, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        try:
+            _refuse_unusable(arguments)
+            return await super().call_tool(name, arguments, context)
+        except HowlError as error:
+            raise ToolError(_printable(error.message)) from None
+        except ToolError as error:
+            raise _told(name, error) from error.__cause__
+
+    async def run_stdio_async(self) -> None:
+        """Serve one client on stdin and stdout. The SDK's own never answers what it cannot parse: its caller hangs."""
+        readable, parsed = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+        async with stdio_server() as (incoming, outgoing), anyio.create_task_group() as group:
+            group.start_soon(_answer_unreadable, incoming, readable, outgoing.send)
+            options = self._lowlevel_server.create_initialization_options()
+            await self._lowlevel_server.run(parsed, outgoing, options)
+
+
+def _refuse_unusable(arguments: dict[str, Any]) -> None:
+    try:
+        text = json.dumps(arguments, ensure_ascii=False)
+        size = len(text.encode())
+    except RecursionError:
+        raise InvalidRequest("The arguments are nested too deeply: flatten them.") from None
+    except (TypeError, ValueError) as error:  # UnicodeEncodeError, half a surrogate pair, is a ValueError
+        raise InvalidRequest(f"The arguments are not JSON in UTF-8: {error}.") from None
+    if size > CALL_LIMIT:
+        raise InvalidRequest(f"The arguments have {size:,} bytes and {CALL_LIMIT:,} are allowed: pass a reference.")
+    if NUL.search(text):
+        raise InvalidRequest("The arguments contain a NUL character, which cannot be stored: take it out.")
+
+
+def _told(tool: str, error: ToolError) -> ToolError:
+    """The error as the model reads it; the cause of an unexpected one stays in the log, which the SDK writes."""
+    cause = error.__cause__
+    if isinstance(cause, HowlError):
+        return ToolError(_printable(cause.message))
+    if isinstance(cause, ValidationError) and not isinstance(error, UnexpectedToolError):
+        return ToolError(_printable(f"{tool} cannot be called so: {_mistakes(cause)}."))
+    if isinstance(error, UnexpectedToolError):
+        return UnexpectedToolError(
+            f"{tool} failed for a reason of its own: the log of `howl mcp` (its stderr) says which."
+        )
+    return ToolError(_printable(str(error)))
+
+
+def _mistakes(error: ValidationError) -> str:
+    """The first few, by argument, without their values."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    texts = (
+        "there is no such argument" if problem["type"] == "extra_forbidden" else problem["msg"] for problem in problems
+    )
+    named = [f"{str(problem['loc'][0])[:60]}: {text}" for problem, text in zip(problems, texts, strict=True)]
+    return "; ".join(dict.fromkeys(named[:5]))
+
+
+def _printable(text: str) -> str:
+    """What UTF-8 can carry and a model will read."""
+    return text[:ERROR_LIMIT].encode(errors="backslashreplace").decode()
+
+
+async def _answer_unreadable(
+    incoming: AsyncIterable[SessionMessage | Exception],
+    readable: MemoryObjectSendStream[SessionMessage | Exception],
+    answer: Callable[[SessionMessage], Awaitable[None]],
+) -> None:
+    """Pass on messages; answer what is none (JSON too deep, half a surrogate pair) with an error under its id."""
+    async with readable:
+        async for item in incoming:
+            if isinstance(item, Exception):
+                await answer(SessionMessage(_refusal(item)))
+            else:
+                await readable.send(item)
+
+
+def _refusal(error: Exception) -> JSONRPCError:
+    problem = (
+        error.errors(include_url=False)[0] if isinstance(error, ValidationError) else {"msg": type(error).__name__}
+    )
+    reason = f"This message cannot be read: {problem['msg']}."
+    logger.warning(reason)
+    line = problem.get("input")
+    return JSONRPCError(
+        jsonrpc="2.0",
+        id=_request_id(line) if isinstance(line, str) else None,
+        error=ErrorData(code=PARSE_ERROR, message=_printable(reason)),
+    )
+
+
+def _request_id(line: str) -> int | str | None:
+    """The `id` of the outermost object of a line that is not quite JSON."""
+    depth = 0
+    for token in TOKENS.finditer(line):
+        if token["id"] and depth == 1:
+            found: int | str = json.loads(token["id"])
+            return found
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token[0], 0)
+    return None
+
+
+def strict_tool(function: Callable[..., Any], title: str, annotations: ToolAnnotations) -> Tool:
+    """A tool that takes exactly its arguments, of exactly their types: the SDK alone would ignore a misspelt one."""
+    tool = Tool.from_function(
+        function, title=title, description=inspect.getdoc(function), annotations=annotations, structured_output=True
+    )
+    metadata = tool.fn_metadata
+    metadata.arg_model = create_model(
+        metadata.arg_model.__name__, __base__=metadata.arg_model, __cls_kwargs__={"extra": "forbid", "strict": True}
+    )
+    tool.parameters = metadata.arg_model.model_json_schema(by_alias=True)
+    return tool

@@ -1,0 +1,278 @@
+"""Tools for models, over MCP: each is the same call as the `howl` command of its kind, returned instead of printed."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Annotated, Any, TypeVar
+
+import anyio
+from celery import Celery
+from mcp.server.mcpserver import Context
+from mcp.types import ToolAnnotations
+from pydantic import Field
+from sqlalchemy.orm import Session
+
+from howl import __version__, analytics, db, mcp_answers
+from howl.celery import create_app
+from howl.config import Settings, load_settings
+from howl.mcp_answers import (
+    Analytics,
+    Cancellation,
+    EntityType,
+    TaskList,
+    TaskReport,
+    TaskStatus,
+    WorkerList,
+    WorkerStatus,
+)
+from howl.mcp_server import StrictServer, strict_tool
+from howl.outcomes import FINAL_STATUSES
+from howl.submit import TEXT_LIMIT, TaskRequest, cancel, submit
+
+T = TypeVar("T")
+Question = Callable[[Session, Celery], T]
+
+#: Longest time in seconds that a call may wait for a task, below the minute after which MCP clients give up on a call.
+LONGEST_WAIT = 50
+#: Seconds between two looks at a task that is waited for.
+POLL = 0.5
+#: Most calls that may be talking to PostgreSQL or Redis at once: no more than an engine's connections.
+AT_ONCE = 8
+
+INSTRUCTIONS = """HOWL runs tasks on a crew of remote workers. Submit work with assign_task (a coding agent follows a \
+prompt) or submit_task (a named task with arguments); both return a task_id at once, or the result too when given \
+wait_seconds. Submit all you have before you wait: tasks run side by side. Follow up with get_task. Use list_workers \
+to see whether anyone is there to work. Times are ISO 8601 in UTC, lengths of time are seconds."""
+
+
+# --- arguments ---------------------------------------------------------------------------------------------------
+
+TaskId = Annotated[str, Field(description="A task's id, as a submission returned it.")]
+WorkerId = Annotated[
+    str | None, Field(description="The one active worker that shall do it (see list_workers); left out, any may.")
+]
+Priority = Annotated[int | None, Field(ge=0, le=9, description="0 (first) to 9 (last).")]
+TimeLimit = Annotated[float | None, Field(gt=0, description="Seconds a run may take before it is killed.")]
+ExpiresIn = Annotated[float | None, Field(gt=0, description="Seconds from now after which it no longer starts.")]
+IdempotencyKey = Annotated[
+    str | None,
+    Field(description="Your own unique name for this work: repeating it returns the task of the first call."),
+]
+Description = Annotated[str | None, Field(description="What this is for, in words; people see it in lists.")]
+WaitSeconds = Annotated[
+    float, Field(ge=0, le=LONGEST_WAIT, description=f"Seconds to wait for its end, 0 to {LONGEST_WAIT}; 0 returns now.")
+]
+
+
+# --- tools -------------------------------------------------------------------------------------------------------
+
+
+class Tools:
+    """The tools' functions; settings are read anew at each call, so that `howl up` may be started after the client."""
+
+    def __init__(self, load: Callable[[], Settings]) -> None:
+        self._load = load
+        self._threads = anyio.CapacityLimiter(AT_ONCE)
+
+    async def assign_task(
+        self,
+        ctx: Context,
+        description: Annotated[str, Field(description="The prompt: all that the agent needs to know.")],
+        worker_id: WorkerId = None,
+        priority: Priority = None,
+        time_limit: TimeLimit = None,
+        idempotency_key: IdempotencyKey = None,
+        wait_seconds: WaitSeconds = 0,
+    ) -> TaskReport:
+        """Give a piece of work, described in words, to a headless coding agent on a remote worker.
+
+        The agent sees only the description (it becomes its prompt), so say everything: repository, files, goal, how to
+        check. Runs task `agent.run`. Returns at once with a task_id unless wait_seconds is given; then call get_task
+        until its status is succeeded, failed, cancelled, expired or dead. The result holds what the agent printed.
+        """
+        request = TaskRequest(
+            name="agent.run",
+            kwargs={"prompt": description},
+            description=description[:TEXT_LIMIT],
+            worker_id=worker_id,
+            priority=priority,
+            time_limit=time_limit,
+            idempotency_key=idempotency_key,
+            submitted_by=_client_name(ctx),
+        )
+        return await self._submit(request, wait_seconds, ctx)
+
+    async def submit_task(
+        self,
+        ctx: Context,
+        name: Annotated[str, Field(description="A registered task, e.g. command.run or web.fetch.")],
+        arguments: Annotated[
+            dict[str, Any] | list[Any] | None,
+            Field(description="Its arguments: an object (by name) or a list (in order); left out, none."),
+        ] = None,
+        worker_id: WorkerId = None,
+        queue: Annotated[str | None, Field(description="Left out, the task's usual queue.")] = None,
+        priority: Priority = None,
+        time_limit: TimeLimit = None,
+        expires_in: ExpiresIn = None,
+        idempotency_key: IdempotencyKey = None,
+        description: Description = None,
+        wait_seconds: WaitSeconds = 0,
+    ) -> TaskReport:
+        """Run a named task with arguments on a remote worker.
+
+        command.run takes {"argv": ["program", "argument", ...]} and runs it without a shell; web.fetch takes {"url":
+        "https://..."}. A wrong name or arguments that do not fit are refused with a list of what there is, and nothing
+        is queued. Returns at once with a task_id unless wait_seconds is given; then call get_task.
+        """
+        request = TaskRequest(
+            name=name,
+            args=arguments if isinstance(arguments, list) else [],
+            kwargs=arguments if isinstance(arguments, dict) else {},
+            description=description,
+            queue=queue,
+            worker_id=worker_id,
+            priority=priority,
+            time_limit=time_limit,
+            expires_in=expires_in,
+            idempotency_key=idempotency_key,
+            submitted_by=_client_name(ctx),
+        )
+        return await self._submit(request, wait_seconds, ctx)
+
+    async def get_task(self, ctx: Context, task_id: TaskId, wait_seconds: WaitSeconds = 0) -> TaskReport:
+        """Read one task: status, result or error, who ran it, what happened; optionally wait for its end first.
+
+        Prefer one call with wait_seconds of 30 or more to many without. A wait that is over returns the task as it is,
+        which is no error: call again.
+        """
+        return await self._wait(task_id, wait_seconds, ctx)
+
+    async def list_tasks(
+        self,
+        status: Annotated[TaskStatus | None, Field(description="Only tasks of this status.")] = None,
+        name: Annotated[str | None, Field(description="Only this task, e.g. command.run.")] = None,
+        worker_id: Annotated[str | None, Field(description="Only tasks run by or assigned to this worker.")] = None,
+        limit: Annotated[int, Field(ge=1, le=200, description="Most tasks to return.")] = 50,
+    ) -> TaskList:
+        """List recorded tasks, newest first, without their arguments and results: get_task shows those of one."""
+        rows = await self._ask(
+            lambda session, _: analytics.list_tasks(session, status=status, name=name, worker_id=worker_id, limit=limit)
+        )
+        return mcp_answers.task_list(rows)
+
+    async def cancel_task(self, task_id: TaskId) -> Cancellation:
+        """Never start a task, or stop it where it runs, with all it started; a task that has ended stays as it is."""
+
+        def ask(session: Session, app: Celery) -> Cancellation:
+            found = analytics.find_task_id(session, task_id)
+            status: Any = cancel(found, session, app)
+            return Cancellation(task_id=found, status=status, note=_after_cancelling(status))
+
+        return await self._ask(ask)
+
+    async def list_workers(
+        self, status: Annotated[WorkerStatus | None, Field(description="Only workers of this status.")] = "active"
+    ) -> WorkerList:
+        """List workers, by default those that can take tasks now; pass null for all, past ones included."""
+        rows = await self._ask(lambda session, _: analytics.list_workers(session, status=status))
+        return mcp_answers.worker_list(rows)
+
+    async def get_analytics(
+        self,
+        entity_type: Annotated[EntityType, Field(description="What a row of the answer is about.")],
+        entity_id: Annotated[
+            str | None, Field(description="One worker's id, task's name, queue's name or burst's id; left out, all.")
+        ] = None,
+        time_range: Annotated[
+            str | None, Field(description="How far back, as 90s, 30m, 24h or 7d; left out, 24h.")
+        ] = None,
+    ) -> Analytics:
+        """How work went: counts by status, success rate, median and 95th percentile of run times, waiting, throughput.
+
+        `overview` is one row about everything (it takes no entity_id); the others have a row for each worker, task
+        name, queue or burst.
+        """
+        answer = await self._ask(
+            lambda session, _: analytics.analytics(session, entity_type, entity_id=entity_id, time_range=time_range)
+        )
+        return mcp_answers.analytics(answer)
+
+    async def _submit(self, request: TaskRequest, wait_seconds: float, ctx: Context) -> TaskReport:
+        task_id = await self._ask(lambda session, app: submit(request, session, app))
+        return await self._wait(task_id, wait_seconds, ctx)
+
+    async def _wait(self, task_id: str, seconds: float, ctx: Context) -> TaskReport:
+        """The task at its end, or after `seconds`, telling the client meanwhile that its call lives."""
+        began = anyio.current_time()
+        while True:
+            report = await self._ask(lambda session, _: _report(session, task_id))
+            waited = anyio.current_time() - began
+            if report.status in FINAL_STATUSES or waited >= seconds:
+                return report
+            await ctx.report_progress(waited, seconds, f"{report.task_id} is {report.status}")
+            await anyio.sleep(min(POLL, seconds - waited))
+
+    async def _ask(self, question: Question[T]) -> T:
+        """Ask in a thread, so that the protocol goes on meanwhile."""
+
+        def ask() -> T:
+            settings = self._load()
+            with db.session(settings.database()) as session:
+                return question(session, _application(settings))
+
+        return await anyio.to_thread.run_sync(ask, limiter=self._threads)
+
+
+@lru_cache(maxsize=1)
+def _application(settings: Settings) -> Celery:
+    return create_app(settings)
+
+
+def _client_name(ctx: Context) -> str:
+    client = ctx.session.client_params
+    name = client.client_info.name if client else "unknown"
+    return "mcp:" + "".join(letter if letter.isprintable() else "?" for letter in name[:100])
+
+
+def _report(session: Session, task_id: str) -> TaskReport:
+    task = analytics.show_task(session, task_id)
+    return mcp_answers.task_report(task, _next_step(task, session))
+
+
+def _next_step(task: dict[str, Any], session: Session) -> str:
+    if task["status"] in ("started", "retrying"):
+        return "It is being worked on: call get_task with wait_seconds to wait for its end."
+    if task["status"] != "queued":
+        return f"It has ended; `howl tasks show {task['task_id']} --json` prints it uncut."
+    if analytics.list_workers(session, status="active"):
+        return "It waits for a free worker: call get_task with wait_seconds to wait for its end."
+    return "It waits, and no worker is active: ask a person to start some, e.g. `howl burst start --local`."
+
+
+def _after_cancelling(status: str) -> str:
+    if status in FINAL_STATUSES:
+        return "It had ended already, and stays as it is."
+    return "Cancellation is on its way to the workers: get_task with wait_seconds confirms it."
+
+
+# --- serving -----------------------------------------------------------------------------------------------------
+
+
+def create_server(load: Callable[[], Settings] = load_settings) -> StrictServer:
+    """An MCP server with all tools; `server.run("stdio")` serves one client until its end of input."""
+    tools = Tools(load)
+    reads = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
+    runs = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=True)
+    stops = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+    made = [
+        strict_tool(tools.assign_task, "Assign a task to an agent", runs),
+        strict_tool(tools.submit_task, "Submit a task", runs),
+        strict_tool(tools.get_task, "Read a task", reads),
+        strict_tool(tools.list_tasks, "List tasks", reads),
+        strict_tool(tools.cancel_task, "Cancel a task", stops),
+        strict_tool(tools.list_workers, "List workers", reads),
+        strict_tool(tools.get_analytics, "Analytics", reads),
+    ]
+    return StrictServer(
+        "howl", title="HOWL", version=__version__, instructions=INSTRUCTIONS, tools=made, subscriptions=False
+    )

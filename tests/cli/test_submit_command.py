@@ -1,0 +1,157 @@
+"""`howl submit`, and cancelling what was submitted: real processes, as a person or a script would start them."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+
+from howl import db
+from howl.models import Task
+from tests.support import PATIENCE, eventually
+
+HOWL = str(Path(sys.executable).with_name("howl"))
+
+
+@pytest.fixture
+def howl(env):
+    """Run `howl …` to its end."""
+
+    def _howl(*line, stdin="", **given):
+        return subprocess.run(
+            [HOWL, *line], env=env | given, input=stdin, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    return _howl
+
+
+@pytest.fixture
+def submitted(howl):
+    """Submit a task that nobody waits for; its id."""
+
+    def _submitted(*line, **given):
+        answer = howl("submit", *line, **given)
+        assert (answer.returncode, answer.stderr) == (0, "")
+        return answer.stdout.strip()
+
+    return _submitted
+
+
+def number_of_tasks(settings):
+    with db.session(settings.database()) as opened:
+        return opened.scalar(select(func.count()).select_from(Task))
+
+
+def test_everything_asked_for_is_recorded_and_the_id_is_printed(submitted, task_row):
+    task_id = submitted(
+        "tests.add", "--args", '{"x": 1, "y": 2}', "--queue", "slow", "--priority", "3", "--time-limit", "2m",
+        "--expires", "1h", "--idempotency-key", "once", "--description", "a sum",
+    )  # fmt: skip
+    row = task_row(task_id)
+    assert (row.name, row.args, row.kwargs, row.status) == ("tests.add", [], {"x": 1, "y": 2}, "queued")
+    assert (row.queue, row.priority, row.time_limit, row.description) == ("slow", 3, 120.0, "a sum")
+    assert (row.idempotency_key, round((row.expires_at - row.queued_at).total_seconds() / 60)) == ("once", 60)
+    assert row.submitted_by.startswith("cli:")
+
+
+def test_the_same_idempotency_key_gives_the_same_task(submitted):
+    ids = {submitted("tests.noop", "--idempotency-key", "once") for _ in range(2)}
+    assert len(ids) == 1
+
+
+def test_arguments_are_read_from_a_file_or_from_standard_input(submitted, task_row, tmp_path):
+    file = tmp_path / "arguments.json"
+    file.write_text('["from a file"]')
+    assert task_row(submitted("tests.echo", "--args", f"@{file}")).args == ["from a file"]
+    assert task_row(submitted("tests.echo", "--args", "-", stdin='["from stdin"]')).args == ["from stdin"]
+
+
+def test_the_id_is_json_for_programs(howl, task_row):
+    assert task_row(json.loads(howl("submit", "tests.noop", "--json").stdout)["task_id"])
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (["tests.ad"], "did you mean 'tests.add'?"),
+        (["tests.add", "--args", "[1]"], "missing a required argument: 'y'"),
+        (["tests.add", "--args", '["one", 2]'], "x does not fit"),
+        (["tests.noop", "--worker", "nobody"], "Worker 'nobody' is not active"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_sentence_and_nothing_is_recorded(howl, settings, line, sentence):
+    answer = howl("submit", *line)
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr.startswith("Error: ")
+    assert sentence in answer.stderr
+    assert number_of_tasks(settings) == 0
+
+
+def test_the_tasks_that_can_be_submitted_are_listed_with_what_they_take(howl):
+    listed = {task["name"]: task for task in json.loads(howl("submit", "--list", "--json").stdout)}
+    assert listed["tests.add"] == {"name": "tests.add", "signature": "(x: int, y: int)", "summary": "Add two numbers."}
+    assert "command.run" in listed
+    assert "tests.add" in howl("submit", "--list").stdout
+
+
+def test_waiting_prints_the_result_alone_on_standard_output(howl, server, start_worker):
+    start_worker("w1", "--concurrency", "1")
+    answer = howl("submit", "tests.add", "--args", "[2, 3]", "--wait")
+    assert (answer.returncode, answer.stdout) == (0, "5\n")
+    assert answer.stderr.startswith("Task ")
+    task = json.loads(howl("submit", "tests.echo", "--args", '[{"a": [1]}]', "--wait", "--json").stdout)
+    assert (task["status"], task["result"], task["worker_id"]) == ("succeeded", {"a": [1]}, "w1")
+
+
+def test_waiting_for_a_task_that_fails_tells_its_error_and_ends_with_status_1(howl, server, start_worker):
+    start_worker("w1", "--concurrency", "1")
+    answer = howl("submit", "tests.fail", "--args", '["no such luck"]', "--wait")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert "failed: ValueError: no such luck" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_waiting_ends_in_time_and_the_task_goes_on(howl, settings, session):
+    answer = howl("submit", "tests.noop", "--wait", "--timeout", "1s")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert "Not ended within 1 s; the task goes on" in answer.stderr
+    assert session.scalar(select(Task.status)) == "queued"
+
+
+def test_ctrl_c_ends_the_waiting_and_not_the_task(env, tmp_path, session):
+    said = tmp_path / "stderr"
+    with said.open("wb") as stderr:
+        waiting = subprocess.Popen([HOWL, "submit", "tests.noop", "--wait"], env=env, stderr=stderr)
+    eventually(lambda: "Task " in said.read_text() or waiting.poll() is not None)
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(PATIENCE) == 1
+    assert "No longer waiting; the task goes on" in said.read_text()
+    assert session.scalar(select(Task.status)) == "queued"
+
+
+def test_a_running_task_is_cancelled_once(howl, submitted, server, start_worker, task_row):
+    start_worker("w1", "--concurrency", "1")
+    task_id = submitted("tests.sleep", "--args", "[60]")
+    eventually(lambda: task_row(task_id).status == "started")
+    assert f"{task_id} was started and is being cancelled." in howl("tasks", "cancel", task_id[:8]).stdout
+    eventually(lambda: task_row(task_id).status == "cancelled")
+    assert "had ended already: cancelled." in howl("tasks", "cancel", task_id).stdout
+
+
+def test_one_unknown_id_cancels_nothing(howl, submitted, server, start_worker, task_row):
+    task_id = submitted("tests.noop")
+    answer = howl("tasks", "cancel", task_id, "nothing-like-it")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    start_worker("w1", "--concurrency", "1")
+    eventually(lambda: task_row(task_id).status == "succeeded")
+
+
+def test_a_task_that_redis_cannot_take_is_recorded_and_no_password_is_named(howl, settings):
+    answer = howl("submit", "tests.noop", HOWL_REDIS_URL="redis://:sekret@127.0.0.1:1/0")
+    assert answer.returncode == 1
+    assert "is recorded, but Redis cannot take it now" in answer.stderr
+    assert "sekret" not in answer.stderr
+    assert number_of_tasks(settings) == 1

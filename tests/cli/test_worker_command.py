@@ -1,0 +1,41 @@
+"""`howl worker`: what it makes of its command line."""
+
+import pytest
+from click.testing import CliRunner
+
+from howl.cli import main
+from howl.cli import worker as command
+from howl.worker.run import WorkerOptions
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What `howl worker` would start, instead of starting it."""
+    seen = []
+    monkeypatch.setattr(command, "run", seen.append)
+
+    def _started(*line):
+        answer = CliRunner().invoke(main, ["worker", *line])
+        assert answer.exit_code == 0, answer.output
+        return seen.pop()
+
+    return _started
+
+
+def test_without_options_a_worker_is_what_its_settings_say(started):
+    assert started() == WorkerOptions()
+
+
+def test_every_option_reaches_the_worker(started):
+    line = (
+        "--name w1 --runtime 30m --grace 10s --concurrency 3 --queues a,b --tags x,y --pool threads --origin docker -v"
+    )
+    assert started(*line.split()) == WorkerOptions(
+        name="w1", runtime=1800.0, grace=10.0, concurrency=3, queues=("a", "b"), tags=("x", "y"), pool="threads",
+        origin="docker", loglevel="DEBUG",
+    )  # fmt: skip
+
+
+def test_a_runtime_that_its_grace_would_use_up_is_refused_with_status_1(env):
+    answer = CliRunner().invoke(main, ["worker", "--runtime", "30s"], env=env)
+    assert (answer.exit_code, "must be longer than the grace" in answer.output) == (1, True)

@@ -1,0 +1,144 @@
+"""Workers seen from the server: who is there, who left, who fell silent, and who only seems so."""
+
+import asyncio
+import json
+import signal
+import time
+from datetime import UTC, datetime, timedelta
+
+import nats
+import pytest
+from nats.js.errors import NoStreamResponseError
+from sqlalchemy import text
+
+from howl import db
+from howl.server.bridge import Bridge, Described, Sighting
+from tests.support import PATIENCE, eventually, taken_away
+
+
+def test_a_worker_registers_with_all_it_says_of_itself_and_goes_offline_when_it_ends(
+    server, start_worker, worker_row, settings
+):
+    worker = start_worker("w1", "--concurrency", "2", "--tags", "gpu,big", "--queues", "celery,fast", "--runtime", "5m",
+                          "--origin", "local")  # fmt: skip
+    row = eventually(lambda: worker_row("w1"))
+    assert (row.status, row.tags, row.queues) == ("active", ["gpu", "big"], ["celery", "fast"])
+    assert (row.origin, row.concurrency, row.manager_host) == ("local", 2, "127.0.0.1")
+    assert timedelta(minutes=4) < row.deadline_at - datetime.now(UTC) < timedelta(minutes=5)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    row = eventually(lambda: (seen := worker_row("w1")).status == "offline" and seen)
+    assert row.offline_at >= row.registered_at
+
+
+def test_heartbeats_go_on_while_a_worker_lives(server, start_worker, worker_row):
+    start_worker("w1")
+    first = eventually(lambda: worker_row("w1")).last_heartbeat_at
+    eventually(lambda: worker_row("w1").last_heartbeat_at > first)
+
+
+def test_a_silent_worker_is_lost_and_active_again_when_it_speaks(server, start_worker, worker_row):
+    worker = start_worker("w1")
+    eventually(lambda: worker_row("w1"))
+    worker.signal(signal.SIGSTOP)
+    eventually(lambda: worker_row("w1").status == "lost")
+    worker.signal(signal.SIGCONT)
+    eventually(lambda: worker_row("w1").status == "active")
+
+
+def test_a_killed_worker_is_lost_and_its_successor_of_the_same_name_is_active(server, start_worker, worker_row):
+    worker = start_worker("w1")
+    first = eventually(lambda: worker_row("w1")).boot_id
+    worker.signal(signal.SIGKILL)
+    eventually(lambda: worker_row("w1").status == "lost")
+    start_worker("w1")
+    row = eventually(lambda: (seen := worker_row("w1")).status == "active" and seen)
+    assert row.boot_id != first
+
+
+def test_the_two_statements_of_the_manual_work_as_they_stand_and_such_a_row_stays_as_written(
+    server, start_worker, worker_row, settings
+):
+    with db.session(settings.database()) as session:
+        session.execute(
+            text(
+                "INSERT INTO workers (worker_id, manager_host, status) VALUES ('github-worker-1', 'my-host', 'active');"
+            )
+        )
+    worker = start_worker("w1")
+    eventually(lambda: worker_row("w1"))
+    worker.signal(signal.SIGKILL)
+    eventually(lambda: worker_row("w1").status == "lost")
+    with db.session(settings.database()) as session:
+        asked = text("SELECT worker_id, manager_host, status, tags FROM workers WHERE status = 'active';")
+        assert [tuple(row) for row in session.execute(asked)] == [("github-worker-1", "my-host", "active", [])]
+
+
+def test_silence_does_not_count_while_nats_is_away(server, start_worker, worker_row, stack, settings):
+    start_worker("w1")
+    before = eventually(lambda: worker_row("w1")).last_heartbeat_at
+    with taken_away(stack.nats):
+        eventually(lambda: datetime.now(UTC) - before > 2 * timedelta(seconds=settings.lost_after))
+        assert worker_row("w1").status == "active"
+    eventually(lambda: worker_row("w1").last_heartbeat_at > before)
+    assert worker_row("w1").status == "active"
+
+
+GARBAGE = {
+    "no JSON": b"\xff\xfe{",
+    "nested too deeply": b"[" * 5000,
+    "no object": b"[1, 2]",
+    "no worker": b'{"type": "worker-heartbeat"}',
+    "wrong types": b'{"type": "worker-online", "worker": {"worker_id": 7, "boot_id": [], "status": "king"}}',
+    "huge": json.dumps({"type": "worker-online", "worker": {"worker_id": "x" * 500_000}}).encode(),
+}
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+def test_garbage_is_ignored_with_one_line_and_stops_nothing(kind, server, start_worker, worker_row, settings):
+    asyncio.run(_publish(settings, f"{settings.subject_prefix}.events.evil.worker-online", GARBAGE[kind]))
+    line = eventually(lambda: [line for line in server.output.splitlines() if "ignored" in line])
+    assert len(line) == 1
+    assert len(line[0]) < 500
+    start_worker("w1")
+    assert eventually(lambda: worker_row("w1")).status == "active"
+
+
+def test_nul_characters_of_a_worker_are_replaced(server, worker_row, settings):
+    described = {"worker_id": "w9", "boot_id": "b", "status": "active", "hostname": "a\x00b"}
+    event = json.dumps({"type": "worker-online", "worker": described}).encode()
+    asyncio.run(_publish(settings, f"{settings.subject_prefix}.events.w9.worker-online", event))
+    assert eventually(lambda: worker_row("w9")).hostname == "a\ufffdb"
+
+
+async def _publish(settings, subject: str, data: bytes) -> None:
+    client = await nats.connect(settings.nats())
+    try:
+        await _until_stored(client.jetstream(), subject, data)
+    finally:
+        await client.close()
+
+
+async def _until_stored(stream, subject: str, data: bytes) -> None:
+    """The bridge makes its stream a moment after the server says that it is up."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            await stream.publish(subject, data, timeout=10)
+        except NoStreamResponseError:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        else:
+            return
+
+
+def test_a_late_word_of_an_earlier_life_changes_nothing(settings, worker_row):
+    now = datetime.now(UTC)
+    life = {"worker_id": "w1", "boot_id": "second", "status": "active"}
+    bridge = Bridge(settings)
+    bridge.record([Sighting(Described(**life), now)])
+    bridge.record([Sighting(Described(**life | {"boot_id": "first", "status": "offline"}), now - timedelta(seconds=5))])
+    assert worker_row("w1").status == "active"
+    bridge.record([Sighting(Described(**life | {"status": "offline"}), now + timedelta(seconds=1))])
+    bridge.record([Sighting(Described(**life), now + timedelta(seconds=2))])
+    assert worker_row("w1").status == "offline"

@@ -1,0 +1,331 @@
+"""HOWL's tools as an MCP client sees them: over real standard input and output, or in memory where that is enough."""
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp import Client, MCPError, StdioServerParameters
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import CallToolResult, Implementation
+from sqlalchemy.orm import Session
+
+from howl import mcp_shim
+from howl.config import Settings, load_settings
+from howl.mcp_server import StrictServer
+from howl.models import Task
+from tests.support import Process, eventually
+
+DOCS = Path(__file__).parent.parent / "docs" / "mcp.md"
+HOWL = str(Path(sys.executable).with_name("howl"))
+ME = Implementation(name="tests", version="1")
+
+TOOLS = {"assign_task", "submit_task", "get_task", "list_tasks", "cancel_task", "list_workers", "get_analytics"}
+
+
+@pytest.fixture
+def shim(settings: Settings) -> StrictServer:
+    """The tools, in memory, with the tests' own tasks."""
+    told = settings.model_copy(update={"task_modules": ("tests.tasks",)})
+    return mcp_shim.create_server(lambda: told)
+
+
+@pytest.fixture
+def stdio(env: dict[str, str]) -> StdioServerParameters:
+    """`howl mcp`, as a client starts it."""
+    return StdioServerParameters(command=HOWL, args=["mcp"], env=env)
+
+
+def call(target: Any, tool: str, /, **arguments: Any) -> CallToolResult:
+    """One call by a client of its own."""
+    return calls(target, (tool, arguments))[0]
+
+
+def calls(target: Any, *wanted: tuple[str, dict[str, Any]]) -> list[CallToolResult]:
+    """Several calls by one client, one after the other."""
+
+    async def make() -> list[CallToolResult]:
+        async with Client(target, client_info=ME, read_timeout_seconds=60) as client:
+            return [await client.call_tool(tool, arguments) for tool, arguments in wanted]
+
+    return asyncio.run(make())
+
+
+def answer(result: CallToolResult) -> dict[str, Any]:
+    assert not result.is_error, text(result)
+    assert result.structured_content is not None
+    return result.structured_content
+
+
+def refusal(result: CallToolResult) -> str:
+    assert result.is_error, text(result)
+    return text(result)
+
+
+def text(result: CallToolResult) -> str:
+    return result.content[0].text
+
+
+# --- what a client is told ---------------------------------------------------------------------------------------
+
+
+def listed() -> dict[str, Any]:
+    async def make() -> Any:
+        async with Client(mcp_shim.create_server()) as client:
+            return await client.list_tools()
+
+    return {tool.name: tool for tool in asyncio.run(make()).tools}
+
+
+def test_every_tool_says_what_it_does_what_it_takes_and_what_it_returns() -> None:
+    tools = listed()
+    assert set(tools) == TOOLS
+    for tool in tools.values():
+        assert len(tool.description) > 60
+        assert tool.output_schema["properties"]
+        assert tool.input_schema["additionalProperties"] is False
+        assert all(given["description"] for given in tool.input_schema["properties"].values())
+
+
+def test_only_tools_that_change_something_are_marked_so() -> None:
+    read_only = {name for name, tool in listed().items() if tool.annotations.read_only_hint}
+    assert read_only == {"get_task", "list_tasks", "list_workers", "get_analytics"}
+
+
+def test_the_table_of_tools_in_the_docs_is_that_of_the_server() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", DOCS.read_text(), re.MULTILINE)
+    documented = {name: set(re.findall(r"`(\w+)`", arguments)) for name, arguments in rows}
+    assert documented == {name: set(tool.input_schema.get("properties", {})) for name, tool in listed().items()}
+
+
+def test_the_json_in_the_docs_can_be_pasted() -> None:
+    blocks = re.findall(r"^```json\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 3
+    for block in blocks:
+        json.loads(block)
+
+
+# --- working -----------------------------------------------------------------------------------------------------
+
+
+def test_a_task_submitted_over_stdio_runs_and_can_be_read_in_every_way(
+    stdio: StdioServerParameters, server: Process, start_worker: Callable[..., Process], worker_row: Callable[..., Any]
+) -> None:
+    start_worker("w1")
+    eventually(lambda: worker_row("w1"))
+    done, workers, tasks, analytics = map(
+        answer,
+        calls(
+            stdio,
+            ("submit_task", {"name": "tests.add", "arguments": [1, 2], "worker_id": "w1", "wait_seconds": 30}),
+            ("list_workers", {}),
+            ("list_tasks", {"status": "succeeded", "name": "tests.add"}),
+            ("get_analytics", {"entity_type": "worker", "entity_id": "w1", "time_range": "1h"}),
+        ),
+    )
+    assert (done["status"], done["result"], done["worker_id"]) == ("succeeded", 3, "w1")
+    assert done["submitted_by"] == "mcp:tests"
+    assert [worker["worker_id"] for worker in workers["workers"]] == ["w1"]
+    assert [task["task_id"] for task in tasks["tasks"]] == [done["task_id"]]
+    assert analytics["rows"][0]["tasks"] == {"succeeded": 1}
+
+
+def test_a_running_task_is_cancelled(
+    shim: StrictServer, server: Process, start_worker: Callable[..., Process], task_row: Callable[..., Any]
+) -> None:
+    start_worker("w1")
+    task_id = answer(call(shim, "submit_task", name="tests.sleep", arguments={"seconds": 60}))["task_id"]
+    eventually(lambda: task_row(task_id).status == "started")
+    assert answer(call(shim, "cancel_task", task_id=task_id))["status"] == "started"
+    assert answer(call(shim, "get_task", task_id=task_id, wait_seconds=30))["status"] == "cancelled"
+
+
+def test_assigned_work_is_a_prompt_for_the_agent(shim: StrictServer) -> None:
+    task = answer(call(shim, "assign_task", description="Mend the roof.", priority=2))
+    assert (task["name"], task["kwargs"], task["priority"]) == ("agent.run", {"prompt": "Mend the roof."}, 2)
+    assert task["description"] == "Mend the roof."
+
+
+def test_a_prompt_longer_than_a_description_is_given_to_the_agent_whole(shim: StrictServer, session: Session) -> None:
+    task = answer(call(shim, "assign_task", description="x" * 50_000))
+    assert session.get(Task, task["task_id"]).kwargs == {"prompt": "x" * 50_000}
+
+
+def test_submitting_again_under_the_same_key_returns_the_first_task(shim: StrictServer) -> None:
+    first, second = calls(shim, *[("submit_task", {"name": "tests.noop", "idempotency_key": "once"})] * 2)
+    assert answer(first)["task_id"] == answer(second)["task_id"]
+
+
+def test_a_wait_reports_progress_and_returns_the_task_as_it_is(shim: StrictServer) -> None:
+    heard: list[str | None] = []
+
+    async def note(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(message)
+
+    async def make() -> CallToolResult:
+        async with Client(shim) as client:
+            arguments = {"name": "tests.noop", "wait_seconds": 1.2}
+            return await client.call_tool("submit_task", arguments, progress_callback=note)
+
+    task = answer(asyncio.run(make()))
+    assert task["status"] == "queued"
+    assert "no worker is active" in task["note"]
+    assert heard
+    assert set(heard) == {f"{task['task_id']} is queued"}
+
+
+def test_other_calls_are_answered_while_one_waits(shim: StrictServer) -> None:
+    async def make() -> tuple[str, str]:
+        async with Client(shim) as client:
+            ended: list[str] = []
+
+            async def ask(tool: str, arguments: dict[str, Any]) -> None:
+                await client.call_tool(tool, arguments)
+                ended.append(tool)
+
+            await asyncio.gather(
+                ask("submit_task", {"name": "tests.noop", "wait_seconds": 3}), ask("list_workers", {"status": None})
+            )
+            return tuple(ended)
+
+    assert asyncio.run(make()) == ("list_workers", "submit_task")
+
+
+def test_what_is_too_long_or_too_deep_to_read_is_cut_and_says_where_the_rest_is(
+    shim: StrictServer, session: Session
+) -> None:
+    deep: Any = "bottom"
+    for _ in range(400):
+        deep = [deep]
+    result = {"text": "x" * 10_000, "deep": deep, "list": ["y" * 3000] * 30}
+    session.add(Task(task_id="long-one", name="tests.echo", status="succeeded", rank=3, result={"deep": deep}))
+    session.add(Task(task_id="wide-one", name="tests.echo", status="succeeded", rank=3, result=result))
+    session.commit()
+    for task_id in ("long-one", "wide-one"):
+        shown = call(shim, "get_task", task_id=task_id)
+        assert len(json.dumps(answer(shown))) < 40_000
+        assert "howl tasks show ID --json" in json.dumps(answer(shown)["result"])
+
+
+# --- refusing ----------------------------------------------------------------------------------------------------
+
+BAD_CALLS = {
+    "an unknown tool": ("assign", {}, "Unknown tool: assign"),
+    "an unknown argument": ("get_task", {"task_id": "x", "wait": 1}, "wait: there is no such argument"),
+    "a missing argument": ("submit_task", {}, "name: Field required"),
+    "a wrong type": ("assign_task", {"description": ["a", "b"]}, "description: Input should be a valid string"),
+    "a number as text": ("list_tasks", {"limit": "many"}, "limit: Input should be a valid integer"),
+    "a yes for a number": ("submit_task", {"name": "tests.noop", "priority": True}, "priority: Input should be"),
+    "too long a wait": ("get_task", {"task_id": "x", "wait_seconds": 51}, "less than or equal to 50"),
+    "no number to wait": ("get_task", {"task_id": "x", "wait_seconds": float("nan")}, "wait_seconds: Input should be"),
+    "10 MB": ("assign_task", {"description": "x" * 10_000_000}, "The arguments have 10,000,019 bytes"),
+    "10 MB of name": ("x" * 10_000_000, {}, "Unknown tool: xxx"),
+    "NUL": ("submit_task", {"name": "tests.echo", "arguments": ["a\x00b"]}, "NUL"),
+    "an unknown task": ("submit_task", {"name": "tests.ad"}, "did you mean 'tests.add'?"),
+    "arguments that do not fit": ("submit_task", {"name": "tests.add", "arguments": {"x": 1}}, "missing a required"),
+    "an unknown id": ("get_task", {"task_id": "0" * 36}, "No task '0000"),
+    "an unknown id to cancel": ("cancel_task", {"task_id": "0" * 36}, "No task '0000"),
+    "an unknown worker": ("assign_task", {"description": "x", "worker_id": "w9"}, "Worker 'w9' is not active"),
+    "an unknown time range": ("get_analytics", {"entity_type": "task", "time_range": "soon"}, "'soon' is no length"),
+}
+
+
+def nested(levels: int) -> Any:
+    value: Any = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_a_bad_call_is_refused_in_one_sentence_and_the_next_is_answered(stdio: StdioServerParameters) -> None:
+    results = calls(stdio, *((tool, arguments) for tool, arguments, _ in BAD_CALLS.values()), ("list_workers", {}))
+    said = dict(zip(BAD_CALLS, map(refusal, results[:-1]), strict=True))
+    assert not {kind: words for kind, words in said.items() if BAD_CALLS[kind][2] not in words or len(words) > 2000}
+    assert answer(results[-1]) == {"workers": [], "left_out": 0}
+
+
+def test_a_clients_call_nested_too_deeply_for_the_protocol_is_refused_not_forgotten(
+    stdio: StdioServerParameters,
+) -> None:
+    async def make() -> CallToolResult:
+        async with Client(stdio, read_timeout_seconds=60) as client:
+            with pytest.raises(MCPError, match="cannot be read: Invalid JSON: recursion limit exceeded"):
+                await client.call_tool("submit_task", {"name": "tests.echo", "arguments": [nested(220)]})
+            return await client.call_tool("list_workers", {})
+
+    assert answer(asyncio.run(make()))
+
+
+def test_half_a_surrogate_pair_from_a_client_in_memory_is_refused(shim: StrictServer) -> None:
+    assert "surrogates not allowed" in refusal(call(shim, "submit_task", name="tests.echo", arguments=["\ud800"]))
+
+
+def test_nesting_without_end_from_a_caller_in_memory_is_refused(shim: StrictServer) -> None:
+    with pytest.raises(ToolError, match="nested too deeply"):
+        asyncio.run(shim.call_tool("submit_task", {"name": "tests.echo", "arguments": [nested(5000)]}))
+
+
+def test_an_escaped_backslash_before_u0000_is_no_nul(shim: StrictServer) -> None:
+    assert answer(call(shim, "submit_task", name="tests.echo", arguments=["\\u0000"]))["args"] == ["\\u0000"]
+
+
+UNREADABLE = {
+    '{"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"id": 8, "text": "\\ud800"}}': 7,
+    '{"jsonrpc": "2.0", "method": "tools/call", "params": {"id": 8, "deep": %s}, "id": "nine"}'
+    % ("[" * 5000 + "]" * 5000): "nine",
+    '{"jsonrpc": "2.0", "id": 10, "method": "tools/call", "params": {"deep": %s': 10,
+    "garbage": None,
+    "[[[[": None,
+}
+
+
+def test_a_message_that_cannot_be_read_is_answered_under_its_id_and_only_the_protocol_is_on_stdout(
+    env: dict[str, str],
+) -> None:
+    greeting = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}
+    lines = [
+        json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": greeting}),
+        json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}),
+        *UNREADABLE,
+        json.dumps({"jsonrpc": "2.0", "id": 2, "method": "tools/list"}),
+    ]
+    howl = subprocess.Popen(
+        [HOWL, "mcp"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with howl:
+        howl.stdin.write("".join(f"{line}\n" for line in lines).encode())
+        howl.stdin.flush()
+        answers = [json.loads(howl.stdout.readline()) for _ in range(2 + len(UNREADABLE))]
+        rest, log = howl.communicate(timeout=30)
+    refused = [sent["id"] for sent in answers if sent.get("error", {}).get("code") == -32700]
+    assert refused == list(UNREADABLE.values())
+    assert {tool["name"] for tool in answers[-1]["result"]["tools"]} == TOOLS
+    assert (rest, howl.returncode) == (b"", 0)
+    assert log.decode().count("This message cannot be read") == len(UNREADABLE)
+
+
+def test_an_absent_database_is_named_without_its_password(settings: Settings) -> None:
+    away = settings.model_copy(update={"database_url": "postgresql://howl:swordfish@127.0.0.1:1/howl"})
+    said = refusal(call(mcp_shim.create_server(lambda: away), "list_tasks"))
+    assert said.startswith("PostgreSQL at 127.0.0.1:1 does not answer")
+    assert "swordfish" not in said
+
+
+def test_the_first_call_says_what_to_set_when_no_server_is_known(tmp_path: Path) -> None:
+    said = refusal(call(mcp_shim.create_server(lambda: load_settings(home=tmp_path)), "list_tasks"))
+    assert "HOWL_DATABASE_URL" in said
+    assert "howl up" in said
+
+
+def test_an_unexpected_error_is_told_in_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
+    def load() -> Settings:
+        raise RuntimeError("swordfish")
+
+    said = refusal(call(mcp_shim.create_server(load), "list_tasks"))
+    assert said == "list_tasks failed for a reason of its own: the log of `howl mcp` (its stderr) says which."
+    assert "swordfish" in caplog.text

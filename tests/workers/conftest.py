@@ -1,0 +1,71 @@
+"""What the owner of a worker says, and a program that is hard to get rid of."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery, current_app
+
+from workers import rights, web
+
+
+@pytest.fixture(scope="session")
+def plain_app() -> Celery:
+    """An application that needs no settings, for tasks called as functions."""
+    return Celery("plain", set_as_current=False)
+
+
+@pytest.fixture(autouse=True)
+def owner_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, plain_app: Celery) -> Iterator[Callable[..., None]]:
+    """`owner_says(HOWL_NAME="value")` gives this process, as a worker, settings of its own."""
+    before = current_app._get_current_object()
+    plain_app.set_current()
+
+    def say(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        rights.settings.cache_clear()
+
+    say(HOWL_HOME=str(tmp_path))
+    yield say
+    rights.settings.cache_clear()
+    web._trusted.cache_clear()
+    before.set_current()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator["Tree"]:
+    made = Tree(tmp_path / "pids")
+    yield made
+    for pid in filter(is_running, made.pids):
+        os.kill(pid, signal.SIGKILL)
+
+
+class Tree:
+    """The command line of a program that is hard to get rid of, and the pids of its three processes."""
+
+    def __init__(self, notes: Path) -> None:
+        self.notes = notes
+
+    def argv(self, *more: str) -> list[str]:
+        return [sys.executable, str(Path(__file__).with_name("stubborn.py")), str(self.notes), *more]
+
+    @property
+    def pids(self) -> list[int]:
+        return [int(line) for line in self.notes.read_text().split()] if self.notes.exists() else []
+
+    def is_complete(self) -> bool:
+        return len(self.pids) == 3 and all(map(is_running, self.pids))
+
+    def is_gone(self) -> bool:
+        return len(self.pids) == 3 and not any(map(is_running, self.pids))
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and not just waiting to be collected."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, timeout=20).stdout
+    return bool(state.strip()) and not state.startswith("Z")

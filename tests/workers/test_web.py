@@ -1,0 +1,383 @@
+"""web.fetch, called directly, against a real web server on loopback."""
+
+import gzip
+import hashlib
+import json
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from howl.errors import AddressRefused, FetchFailed, InvalidRequest
+from workers import addresses, page
+from workers.web import fetch
+
+PAGE = """<!doctype html><html><head><title>A &amp; B
+ &eacute;</title><style>p{}</style></head>
+<body><!-- <p>hidden --><h1>Hello</h1><script>alert("<p>no</p>")</script><p>wide   &lt;world&gt;</p></body></html>"""
+SELF_SIGNED = (
+    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+    "-subj /CN=pages.test -addext subjectAltName=DNS:pages.test"
+)
+BOMB = gzip.compress(bytes(100_000_000))
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.server.seen.append(self.headers["Host"])
+        place = urlsplit(self.path)
+        getattr(self, place.path.strip("/"))(parse_qs(place.query))
+
+    def answer(self, body: bytes, *headers: tuple[str, str], status: int = 200) -> None:
+        self.send_response(status)
+        for name, value in (("Content-Length", str(len(body))), *headers):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def page(self, _: dict) -> None:
+        self.answer(PAGE.encode(), ("Content-Type", "text/html; charset=utf-8"))
+
+    def packed(self, _: dict) -> None:
+        self.answer(gzip.compress(PAGE.encode()), ("Content-Type", "text/html"), ("Content-Encoding", "gzip"))
+
+    def bomb(self, _: dict) -> None:
+        self.answer(BOMB, ("Content-Encoding", "gzip"))
+
+    def liar(self, _: dict) -> None:
+        self.answer(b"not packed at all", ("Content-Encoding", "gzip"))
+
+    def unknown(self, _: dict) -> None:
+        self.answer(b"...", ("Content-Encoding", "br"))
+
+    def latin(self, _: dict) -> None:
+        self.answer("Café".encode("latin-1"), ("Content-Type", "text/plain; charset=iso-8859-1"))
+
+    def broken(self, _: dict) -> None:
+        self.answer(b"a\xff\0b", ("Content-Type", "text/plain; charset=no-such-charset"))
+
+    def missing(self, _: dict) -> None:
+        self.answer(b"no", status=404)
+
+    def hop(self, query: dict) -> None:
+        self.answer(b"", ("Location", query["to"][0]), status=302)
+
+    def loop(self, _: dict) -> None:
+        self.answer(b"", ("Location", "/loop"), status=307)
+
+    def short(self, _: dict) -> None:
+        self.answer(b"half", ("Content-Length", "100"))
+        self.close_connection = True
+
+    def endless(self, _: dict) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.pour(bytes(65536), 0)
+
+    def trickle(self, _: dict) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.pour(b".", 0.05)
+
+    def trickling_headers(self, _: dict) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        self.pour(b"X: y\r\n", 0.05)
+
+    def pour(self, chunk: bytes, pause: float) -> None:
+        try:
+            while not self.server.closing.wait(pause):
+                self.wfile.write(chunk)
+        except OSError:
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Site(ThreadingHTTPServer):
+    """A web site on loopback that remembers the hosts it was asked for."""
+
+    def __init__(self, address: str, port: int = 0) -> None:
+        super().__init__((address, port), Handler)
+        self.seen: list[str] = []
+        self.closing = threading.Event()
+
+    def __enter__(self) -> "Site":
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self.shutdown()
+        self.server_close()
+
+    def url(self, path: str = "", host: str = "127.0.0.1", scheme: str = "http") -> str:
+        return f"{scheme}://{host}:{self.server_port}{path}"
+
+
+@pytest.fixture
+def site(owner_says: Callable[..., None]) -> Iterator[Site]:
+    """A site that this worker may fetch from, because its owner allows private addresses."""
+    owner_says(HOWL_WEB_ALLOW_PRIVATE="1")
+    with Site("127.0.0.1") as running:
+        yield running
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """Names that this machine resolves for the test, with one list of addresses for each time it is asked."""
+    known: dict[str, list[list[str]]] = {}
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host, port, *args, **kwargs):
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in known:
+            return real(host, port, *args, **kwargs)
+        if not known[name]:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [answer for address in known[name].pop(0) for answer in real(address, port, *args, **kwargs)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return known
+
+
+def test_a_page_comes_with_status_headers_title_text_and_digest(site: Site):
+    found = fetch(site.url("/page"))
+    assert found["url"] == site.url("/page")
+    assert found["status"] == 200
+    assert found["headers"]["content-type"] == "text/html; charset=utf-8"
+    assert found["title"] == "A & B é"
+    assert found["excerpt"] == "Hello wide <world>"
+    assert found["sha256"] == hashlib.sha256(PAGE.encode()).hexdigest()
+    assert found["size"] == len(PAGE.encode())
+    assert not found["truncated"]
+    assert 0 < found["duration"] < 20
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_packed_page_is_unpacked(site: Site):
+    assert fetch(site.url("/packed"))["sha256"] == hashlib.sha256(PAGE.encode()).hexdigest()
+
+
+def test_an_error_status_is_an_answer(site: Site):
+    assert fetch(site.url("/missing"))["status"] == 404
+
+
+def test_a_redirect_is_followed_and_the_final_url_returned(site: Site):
+    found = fetch(site.url("/hop?to=/page"))
+    assert (found["url"], found["title"]) == (site.url("/page"), "A & B é")
+
+
+def test_text_is_read_in_the_charset_it_is_written_in(site: Site):
+    assert fetch(site.url("/latin"))["excerpt"] == "Café"
+
+
+def test_text_in_no_known_charset_is_shown_with_replacement_characters(site: Site):
+    assert fetch(site.url("/broken"))["excerpt"] == "a\ufffd\0b"
+
+
+def test_an_endless_body_is_read_up_to_the_limit(site: Site):
+    found = fetch(site.url("/endless"), limit=200_000)
+    assert (found["size"], found["truncated"]) == (200_000, True)
+    assert found["sha256"] == hashlib.sha256(bytes(200_000)).hexdigest()
+
+
+def test_a_packed_bomb_is_unpacked_up_to_the_limit(site: Site):
+    found = fetch(site.url("/bomb"), limit=300_000)
+    assert (found["size"], found["truncated"]) == (300_000, True)
+
+
+@pytest.mark.parametrize("path", ["/trickle", "/trickling_headers"])
+def test_a_server_that_trickles_does_not_hold_a_task_beyond_its_timeout(site: Site, path: str):
+    started = time.monotonic()
+    with pytest.raises(FetchFailed, match=r"not there after 0\.5 s"):
+        fetch(site.url(path), timeout=0.5)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/loop", "still redirecting after 5 redirects"),
+        ("/hop?to=file:///etc/passwd", "Only http"),
+        ("/hop?to=http://user:secret@127.0.0.1/", "holds credentials"),
+        ("/hop?to=http://example.com:port/", "cannot be read"),
+        ("/liar", "not the gzip data"),
+        ("/unknown", "content encoding 'br'"),
+        ("/short", "could not be fetched"),
+    ],
+)
+def test_an_answer_that_leads_nowhere_is_a_clear_error(site: Site, path: str, message: str):
+    with pytest.raises((FetchFailed, AddressRefused), match=message) as caught:
+        fetch(site.url(path))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://example.com/",
+        "gopher://example.com/",
+        "//example.com/",
+        "example.com",
+        "",
+        "http://",
+        "http:///path",
+        "http://user:secret@example.com/",
+        "http://user@example.com/",
+        "http://example.com:0/",
+        "http://example.com:99999/",
+        "http://example.com/\0",
+        "http://" + "a" * 100_000,
+    ],
+    ids=lambda url: url[:40],
+)
+def test_a_url_that_workers_do_not_fetch_is_refused(url: str):
+    with pytest.raises(AddressRefused) as caught:
+        fetch(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0.0.0.0",  # noqa: S104 - an address to refuse
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "100.64.0.1",
+        "169.254.169.254",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "[::1]",
+        "[::]",
+        "[fe80::1]",
+        "[fec0::1]",
+        "[fd00::1]",
+        "[ff02::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:8.8.8.8]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "[2001:0:4136:e378:8000:63bf:3fff:fdd2]",
+    ],
+)
+def test_an_address_that_is_not_public_is_refused(host: str):
+    with pytest.raises(AddressRefused, match="HOWL_WEB_ALLOW_PRIVATE=1"):
+        fetch(f"http://{host}/", timeout=5)
+
+
+@pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "2606:4700::1111"])
+def test_an_address_of_the_public_internet_is_not_refused(address: str):
+    assert addresses.is_public(address)
+
+
+def test_a_name_with_one_private_address_among_public_ones_is_refused(names: dict):
+    names["mixed.test"] = [["8.8.8.8", "10.0.0.1"]]
+    with pytest.raises(AddressRefused):
+        fetch("http://mixed.test/", timeout=5)
+
+
+def test_a_name_without_an_address_is_a_clear_error(names: dict):
+    names["nowhere.test"] = []
+    with pytest.raises(FetchFailed, match=r"nowhere\.test has no address"):
+        fetch("http://nowhere.test/", timeout=5)
+
+
+def test_a_redirect_to_a_private_address_is_refused_before_anything_connects(monkeypatch: pytest.MonkeyPatch):
+    # No public server is at hand: let one loopback address pass for public.
+    monkeypatch.setattr(addresses, "is_public", lambda address: address == "127.0.0.1")
+    with Site("127.0.0.1") as public, Site("127.0.0.2") as private:
+        with pytest.raises(AddressRefused):
+            fetch(public.url(f"/hop?to={private.url('/page', host='127.0.0.2')}"))
+        assert (len(public.seen), private.seen) == (1, [])
+
+
+def test_a_name_is_resolved_once_and_the_checked_address_is_the_one_connected_to(site: Site, names: dict):
+    names["rebinding.test"] = [["127.0.0.1"], ["127.0.0.2"]]
+    assert fetch(site.url("/page", host="rebinding.test"))["status"] == 200
+    assert names["rebinding.test"] == [["127.0.0.2"]]
+    assert site.seen == [f"rebinding.test:{site.server_port}"]
+
+
+def test_the_next_address_of_a_name_is_tried_when_the_first_does_not_answer(site: Site, names: dict):
+    names["two.test"] = [["127.0.0.3", "127.0.0.1"]]
+    assert fetch(site.url("/page", host="two.test"))["status"] == 200
+
+
+def test_a_server_that_is_not_there_is_a_clear_error(site: Site):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(FetchFailed, match="could not be fetched"):
+        fetch(f"http://127.0.0.1:{port}/")
+
+
+def test_proxy_variables_are_not_used(site: Site, monkeypatch: pytest.MonkeyPatch):
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert fetch(site.url("/page"))["status"] == 200
+
+
+@pytest.fixture
+def tls_site(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """The site behind a certificate for pages.test, which this worker trusts."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [*SELF_SIGNED.split(), "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    site.socket = context.wrap_socket(site.socket, server_side=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    return site
+
+
+def test_tls_is_checked_against_the_name_although_an_address_is_connected_to(tls_site: Site, names: dict):
+    names["pages.test"] = [["127.0.0.1"]]
+    assert fetch(tls_site.url("/page", host="pages.test", scheme="https"))["status"] == 200
+
+
+def test_a_certificate_for_another_name_is_refused(tls_site: Site, names: dict):
+    names["other.test"] = [["127.0.0.1"]]
+    with pytest.raises(FetchFailed, match="certificate"):
+        fetch(tls_site.url("/page", host="other.test", scheme="https"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"url": 5}, {"limit": 0}, {"limit": 10**9}, {"limit": "1"}, {"timeout": 0}, {"timeout": float("nan")}]
+)
+def test_arguments_that_make_no_request_are_refused(arguments: dict):
+    with pytest.raises(InvalidRequest):
+        fetch(**{"url": "http://example.com/", **arguments})
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["<a ", "<!--", "<![CDATA[", "<script>", "<script", "</", "<title>", "<a b='", "&", "&#1", "&#" + "9" * 5000 + ";"],
+    ids=lambda piece: piece[:12],
+)
+def test_a_hostile_page_takes_no_noticeable_time_to_read(piece: str):
+    markup = piece * (500_000 // len(piece))
+    started = time.monotonic()
+    page.title(markup)
+    page.text(markup)
+    assert time.monotonic() - started < 5

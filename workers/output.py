@@ -1,0 +1,49 @@
+"""What a program said, kept within a limit: the beginning and the end of each stream."""
+
+from collections import deque
+
+#: Bytes kept of each stream, half from its beginning and half from its end. Even when JSON spells every byte with six
+#: characters, two streams stay below the largest outcome (HOWL_OUTCOME_LIMIT, 1 MiB).
+OUTPUT_LIMIT = 64_000
+
+
+class Output:
+    """The beginning and the end of one stream; memory stays within the limit however long the stream is."""
+
+    def __init__(self, limit: int = OUTPUT_LIMIT) -> None:
+        self.half = limit // 2
+        self.left_out = 0
+        self._head = bytearray()
+        self._tail: deque[bytes] = deque()
+        self._tail_size = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Take the next bytes of the stream."""
+        room = self.half - len(self._head)
+        self._head += chunk[:room]
+        self._tail.append(chunk[room:])
+        self._tail_size += len(chunk[room:])
+        while self._tail_size > self.half:
+            self._shorten(self._tail_size - self.half)
+
+    def _shorten(self, surplus: int) -> None:
+        oldest = self._tail.popleft()
+        if len(oldest) > surplus:
+            self._tail.appendleft(oldest[surplus:])
+        dropped = min(len(oldest), surplus)
+        self._tail_size -= dropped
+        self.left_out += dropped
+
+    def text(self) -> str:
+        """What was kept, with a line where bytes are missing; bytes that are not UTF-8 become U+FFFD."""
+        tail = b"".join(self._tail)
+        if not self.left_out:
+            return (self._head + tail).decode("utf-8", "replace")
+        gap = f"\n[... {self.left_out} bytes left out ...]\n"
+        return self._head.decode("utf-8", "replace") + gap + tail.decode("utf-8", "replace")
+
+
+def last_lines(*streams: str, lines: int = 10, characters: int = 2000) -> str:
+    """The end of the first stream that is not empty, for an error's text."""
+    said = next(filter(None, (stream.strip() for stream in streams)), "(nothing)")
+    return "\n".join(said.splitlines()[-lines:])[-characters:]

@@ -1,0 +1,217 @@
+"""Running one program from a list of arguments: output limited, environment by allow-list, no process left behind."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, Self, TypedDict, cast
+
+from howl.errors import CommandFailed, CommandNotStarted, CommandTimedOut, InvalidRequest
+from workers.order import Order, check_timeout, order, passed_on
+from workers.output import Output, last_lines
+
+log = logging.getLogger(__name__)
+
+GUARD = Path(__file__).with_name("guard.py")
+
+#: Seconds the guard may take to start, and to end a tree (its GRACE and KILL_TIME, and some air).
+START_TIME = 20.0
+END_TIME = 10.0
+#: Seconds to go on reading when all is over but something out of reach holds a pipe open.
+DRAIN_TIME = 1.0
+
+CHUNK = 1 << 16
+TICK = 1.0
+
+
+class ProcessResult(TypedDict):
+    """How a program ended: a negative exit status is the signal that ended it, duration is in seconds."""
+
+    exit_status: int
+    stdout: str
+    stderr: str
+    stdout_truncated: bool
+    stderr_truncated: bool
+    duration: float
+    pid: int
+
+
+def run(
+    argv: list[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    data: str | None = None,
+    timeout: float | None = None,
+) -> ProcessResult:
+    """Run a program, `data` on its standard input; whatever it started is gone afterwards, however this call ends.
+
+    Raises InvalidRequest, CommandNotStarted, CommandTimedOut after `timeout` seconds, CommandFailed.
+    """
+    check_timeout(timeout)
+    if not isinstance(data, str | None):
+        raise InvalidRequest("The input must be a text.")
+    with Run(order(argv, env, cwd), (data or "").encode("utf-8", "replace")) as process:
+        process.converse(timeout)
+        return process.result()
+
+
+class Run:
+    """One program under its guard (see guard.py); leaving this context ends whatever is left of it."""
+
+    def __init__(self, wanted: Order, data: bytes) -> None:
+        self.order = wanted
+        self.name = f"The program {wanted['argv'][0]!r}"
+        self.data = memoryview(data)
+        self.stdout, self.stderr = Output(), Output()
+        self.heard: dict[str, Any] = {}
+        self.unread = b""
+        self.started = self.ended = time.monotonic()
+        # Should a soft time limit strike between here and `with`, dropping the socket ends the guard as well.
+        self.control, theirs = socket.socketpair()
+        with theirs:
+            self.guard = _start_guard(theirs.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.control.close()
+        try:
+            self.guard.wait(END_TIME)
+        except subprocess.TimeoutExpired:
+            log.warning("The guard of process %s did not end and is killed.", self.heard.get("pid"))
+            self.guard.kill()
+            self.guard.wait(END_TIME)
+        if self.guard.returncode and "pid" in self.heard:
+            self._end_group()
+        for pipe in _pipes(self.guard):
+            pipe.close()
+
+    def converse(self, timeout: float | None) -> None:
+        """Serve all pipes until the tree is gone; raises CommandTimedOut after `timeout` seconds."""
+        self._give_order()
+        with selectors.DefaultSelector() as pipes:
+            self._register(pipes)
+            in_time = self._serve(pipes, self._guard_there, timeout or math.inf)
+            timed_out = not in_time and "exit_status" not in self.heard
+            if not in_time:
+                self.control.shutdown(socket.SHUT_WR)
+                self._serve(pipes, self._guard_there, END_TIME)
+            self._serve(pipes, lambda: bool(pipes.get_map()), DRAIN_TIME)
+        if timed_out:
+            raise CommandTimedOut(
+                f"{self.name} was ended after {timeout:g} s, its time limit; its last lines: {self._last_lines()}"
+            )
+
+    def result(self) -> ProcessResult:
+        """How the program ended; raises CommandNotStarted or CommandFailed when it did not come to that."""
+        if "error" in self.heard:
+            raise CommandNotStarted(f"{self.name} could not be started: {self.heard['error']}: {self.heard['about']}.")
+        if "exit_status" not in self.heard:
+            raise CommandFailed(f"{self.name} lost its guard process; its last lines: {self._last_lines()}")
+        if "left" in self.heard:
+            log.warning("%s left processes that could not be ended: %s.", self.name, self.heard["left"])
+        return {
+            "exit_status": self.heard["exit_status"],
+            "stdout": self.stdout.text(),
+            "stderr": self.stderr.text(),
+            "stdout_truncated": self.stdout.left_out > 0,
+            "stderr_truncated": self.stderr.left_out > 0,
+            "duration": round(self.ended - self.started, 3),
+            "pid": self.heard["pid"],
+        }
+
+    def _end_group(self) -> None:
+        """All that can be done when the guard itself was killed."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.heard["pid"], signal.SIGKILL)
+
+    def _give_order(self) -> None:
+        self.control.settimeout(START_TIME)
+        # A guard that could not start says why on its standard error, which result() shows.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.control.sendall(json.dumps(self.order).encode() + b"\n")
+        self.control.setblocking(False)
+
+    def _register(self, pipes: selectors.BaseSelector) -> None:
+        stdin, stdout, stderr = _pipes(self.guard)
+        os.set_blocking(stdin.fileno(), False)
+        pipes.register(stdin, selectors.EVENT_WRITE, lambda: self._feed(stdin))
+        pipes.register(stdout, selectors.EVENT_READ, lambda: _move(stdout, self.stdout))
+        pipes.register(stderr, selectors.EVENT_READ, lambda: _move(stderr, self.stderr))
+        pipes.register(self.control, selectors.EVENT_READ, self._hear)
+
+    def _serve(self, pipes: selectors.BaseSelector, wanted: Callable[[], bool], patience: float) -> bool:
+        """Serve the pipes for as long as that is wanted; False when `patience` seconds were not enough."""
+        deadline = time.monotonic() + patience
+        while wanted():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            for key, _ in pipes.select(min(left, TICK)):
+                if not key.data():
+                    pipes.unregister(key.fileobj)
+                    key.fileobj.close()  # type: ignore[union-attr]  # each is a pipe or the socket
+        return True
+
+    def _guard_there(self) -> bool:
+        return self.control.fileno() != -1
+
+    def _feed(self, stdin: IO[bytes]) -> bool:
+        """Write the next part of the input; False when all of it is written, or nobody reads it."""
+        try:
+            self.data = self.data[os.write(stdin.fileno(), self.data[:CHUNK]) :]
+        except BrokenPipeError:
+            return False
+        return bool(self.data)
+
+    def _hear(self) -> bool:
+        """Take what the guard says: lines of JSON; False when it has left."""
+        try:
+            chunk = self.control.recv(CHUNK)
+        except ConnectionResetError:
+            return False
+        *lines, self.unread = (self.unread + chunk).split(b"\n")
+        for line in lines:
+            self.heard |= (message := json.loads(line))
+            if "exit_status" in message:
+                self.ended = time.monotonic()
+        return bool(chunk)
+
+    def _last_lines(self) -> str:
+        return last_lines(self.stderr.text(), self.stdout.text())
+
+
+def _start_guard(descriptor: int) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-X", "utf8", GUARD, str(descriptor)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=[descriptor],
+        env=passed_on(),
+        start_new_session=True,  # out of reach of signals to the worker's group
+        bufsize=0,
+    )
+
+
+def _pipes(process: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes], IO[bytes]]:
+    pipes = (process.stdin, process.stdout, process.stderr)
+    return cast("tuple[IO[bytes], IO[bytes], IO[bytes]]", pipes)  # it was started with all three
+
+
+def _move(pipe: IO[bytes], output: Output) -> bool:
+    """Keep what can be read now; False at the end of the stream."""
+    chunk = os.read(pipe.fileno(), CHUNK)
+    output.add(chunk)
+    return bool(chunk)
