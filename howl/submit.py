@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import TaskRevokedError
 from kombu.exceptions import OperationalError
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
@@ -19,15 +20,20 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from howl.broker.transport import publishing_once
-from howl.celery import worker_queue
+from howl.celery import settings_of, worker_queue
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
 from howl.models import Task, Worker
-from howl.outcomes import FINAL_RANK, NAME_LIMIT
+from howl.outcomes import FINAL_RANK, NAME_LIMIT, Outcome
 
 #: Most bytes of a task's arguments, as JSON.
 ARGUMENTS_LIMIT = 1 << 20
+#: Most levels of lists and objects within each other: pydantic, which checks them, stops at about 200.
+NEST_LIMIT = 100
 #: Most characters of a description or an idempotency key.
 TEXT_LIMIT = 20_000
+#: kombu's lists of one queue, by priority; and how many messages of each are searched for one to take off.
+PRIORITY_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+SEARCHED = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +76,12 @@ def submit(request: TaskRequest, session: Session, app: Celery) -> str:
 
 def push(task: Task, app: Celery) -> None:
     """Put a recorded task on its queue unless it is in flight already; raises QueueUnavailable."""
-    own = worker_queue(task.target_worker_id) if task.target_worker_id else None
-    place = {"exchange": "", "routing_key": own.name} if own else {"queue": task.queue}
+    queue = worker_queue(task.target_worker_id) if task.target_worker_id else task.queue
     try:
         with publishing_once():
             app.tasks[task.name].apply_async(
                 task.args, task.kwargs, task_id=task.task_id, priority=task.priority, time_limit=task.time_limit,
-                expires=task.expires_at, retry=False, **place,
+                queue=queue, expires=task.expires_at, retry=False,
             )  # fmt: skip
     except (OperationalError, RedisError) as error:
         raise QueueUnavailable(
@@ -86,24 +91,50 @@ def push(task: Task, app: Celery) -> None:
 
 
 def cancel(task_id: str, session: Session, app: Celery) -> str:
-    """Never start the task, or stop it where it runs; returns the status it had. Raises UnknownTask."""
-    status = session.scalar(select(Task.status).where(Task.task_id == task_id, Task.rank < FINAL_RANK))
-    if status is None:
-        return _status_of_ended(task_id, session)
+    """Never start the task, or stop it where it runs; returns the status it had.
+
+    Raises UnknownTask, or QueueUnavailable when Redis is away: then nothing is cancelled.
+    """
+    task = session.get(Task, task_id, populate_existing=True)
+    if task is None:
+        raise UnknownTask(f"No task {task_id!r} is recorded; `howl tasks list` shows the newest.")
+    if task.rank == FINAL_RANK:
+        return task.status
     try:
-        app.control.revoke(task_id, terminate=True)
+        if task.rank == 0 and take_off_queue(task, app):
+            app.backend.append(ended_unstarted(task, "REVOKED", TaskRevokedError("cancelled")))
+        else:
+            app.control.revoke(task_id, terminate=True)
     except (OperationalError, RedisError) as error:
         raise QueueUnavailable(
-            f"Task {task_id} is not cancelled: Redis does not answer ({_first_line(error)})."
+            f"Task {task_id} is not cancelled: Redis does not answer ({_first_line(error)}). Try again."
         ) from error
-    return status
+    return task.status
 
 
-def _status_of_ended(task_id: str, session: Session) -> str:
-    status = session.scalar(select(Task.status).where(Task.task_id == task_id))
-    if status is None:
-        raise UnknownTask(f"No task {task_id!r} is recorded; `howl tasks list` shows the newest.")
-    return status
+def take_off_queue(task: Task, app: Celery) -> bool:
+    """Remove the message of a task that waits; False if a worker has it, or it waits far down a long queue."""
+    settings = settings_of(app)
+    client: Any = app.backend.redis
+    for suffix in PRIORITY_SUFFIXES:
+        key = settings.key(f"{task.queue}{suffix}")
+        for message in client.lrange(key, -SEARCHED, -1):
+            if _id_in(message) == task.task_id and client.lrem(key, -1, message):
+                return True
+    return False
+
+
+def ended_unstarted(task: Task, state: str, error: Exception) -> Outcome:
+    """The outcome of a task that ends on its queue: recorded as every other, through the stream."""
+    result = {"exc_type": type(error).__name__, "exc_message": list(error.args), "exc_module": type(error).__module__}
+    return Outcome(task_id=task.task_id, state=state, at=datetime.now(UTC).isoformat(), result=result)
+
+
+def _id_in(message: bytes) -> Any:
+    try:
+        return json.loads(message)["headers"]["id"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None  # no message of Celery's: not ours to judge
 
 
 # --- what a request must be --------------------------------------------------------------------------------------
@@ -162,23 +193,26 @@ def _check_storable(request: TaskRequest) -> None:
         written = json.dumps([request.args, request.kwargs], allow_nan=False, ensure_ascii=False)
         size = len(written.encode())
     except RecursionError:
-        raise InvalidRequest("The arguments are nested too deeply.") from None
+        raise InvalidRequest(f"The arguments are nested more than {NEST_LIMIT} levels deep.") from None
     except (TypeError, ValueError) as error:  # UnicodeEncodeError, a lone surrogate, is a ValueError
         raise InvalidRequest(f"The arguments are not JSON: {_first_line(error)}.") from None
     if size > ARGUMENTS_LIMIT:
         raise InvalidRequest(
             f"The arguments have {size:,} bytes and {ARGUMENTS_LIMIT:,} are allowed: pass a reference."
         )
-    if "\\u0000" in written and _has_nul([request.args, request.kwargs]):
+    _check_values([request.args, request.kwargs], NEST_LIMIT)
+
+
+def _check_values(value: Any, levels: int) -> None:
+    if levels == 0:
+        raise InvalidRequest(f"The arguments are nested more than {NEST_LIMIT} levels deep.")
+    if isinstance(value, str) and "\x00" in value:
         raise InvalidRequest("The arguments contain a NUL character, which PostgreSQL cannot store.")
-
-
-def _has_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\x00" in value
     if isinstance(value, dict):
-        return any(_has_nul(key) or _has_nul(item) for key, item in value.items())
-    return isinstance(value, list | tuple) and any(_has_nul(item) for item in value)
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_values(item, levels - 1)
 
 
 def _check_arguments(task: Any, request: TaskRequest) -> None:

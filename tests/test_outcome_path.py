@@ -2,7 +2,8 @@
 
 import pytest
 from celery import chain, chord, group
-from celery.exceptions import ChordError, TimeoutError
+from celery.exceptions import ChordError
+from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from tests import tasks
 from tests.support import PATIENCE, eventually
@@ -34,7 +35,7 @@ def test_a_failure_is_raised_again_at_the_client_and_recorded_with_its_traceback
 
 
 def test_waiting_for_a_task_that_has_not_ended_stops_in_time():
-    with pytest.raises(TimeoutError):
+    with pytest.raises(CeleryTimeoutError):
         tasks.sleep.delay(5).get(timeout=0.5)
 
 

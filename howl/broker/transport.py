@@ -37,7 +37,7 @@ class Channel(kombu_redis.Channel):
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         task_id = message.get("headers", {}).get("id")
         if not (_once.get() and task_id):
-            super()._put(queue, message, **kwargs)
+            super()._put(queue, message, **kwargs)  # type: ignore[no-untyped-call]
             return
         key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
         with self.conn_or_acquire() as client:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from howl.burst import local, record
 from howl.burst.local import BurstRequest, BurstState, LocalBurst
@@ -121,7 +122,7 @@ def _follow(running: LocalBurst, settings: Settings) -> BurstState:
     with Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else nullcontext() as live:
         for state in local.watch(running, settings):
             if live is not None:
-                live.update(_progress(state, running), refresh=True)
+                live.update(Text(_progress(state, running)), refresh=True)
             elif (progress := _counts(state, running)) != shown:
                 click.echo(shown := progress, err=True)
     return state

@@ -1,6 +1,7 @@
 """`howl mcp`: serve tools to an MCP client on standard input and output."""
 
 import logging
+import signal
 
 import click
 
@@ -23,4 +24,6 @@ def mcp(verbose: bool) -> None:
     """
     configure_logging(verbosely=verbose)
     logging.getLogger("mcp.server").setLevel(logging.INFO)
+    # Python's own answer to Ctrl-C waits for the thread that reads standard input, and that waits for a line.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     mcp_shim.create_server().run("stdio")

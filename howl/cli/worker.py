@@ -12,8 +12,8 @@ ORIGINS = ("server", "github-actions", "docker", "local")
 @click.option("--name", metavar="NAME", help="Its id, e.g. github-worker-1; by default made of the host's name.")
 @click.option("--runtime", type=DURATION, metavar="TIME", help="Be gone after this long: 90s, 30m, 2h.")
 @click.option(
-    "--grace", type=DURATION, default="90s", show_default=True, metavar="TIME",
-    help="How long before that to take no more tasks, so that running ones can end.",
+    "--grace", type=DURATION, metavar="TIME",
+    help="How long before that to take no more tasks; by default 90s, or a quarter of a short runtime.",
 )  # fmt: skip
 @click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="Tasks at once; by default one a core.")
 @click.option("--queues", type=NAMES, default=(), metavar="A,B", help="Queues to take tasks from.")
@@ -24,7 +24,7 @@ ORIGINS = ("server", "github-actions", "docker", "local")
 def worker(
     name: str | None,
     runtime: float | None,
-    grace: float,
+    grace: float | None,
     concurrency: int | None,
     queues: tuple[str, ...],
     tags: tuple[str, ...],
@@ -36,7 +36,7 @@ def worker(
 
     It takes tasks until it is told to stop (Ctrl-C, SIGTERM) or its runtime is over; running tasks then end, others
     go back on the queue. It needs Redis and NATS (HOWL_REDIS_URL, HOWL_NATS_URL, or MANAGER_HOST and passwords),
-    never PostgreSQL. With a short --runtime, give a shorter --grace.
+    never PostgreSQL.
 
     \b
     Examples:

@@ -1,7 +1,6 @@
 """The keeper looks after what nobody else does: tasks that Redis lost, whose worker is gone, or whose time is over."""
 
 import asyncio
-import json
 import logging
 import random
 from collections.abc import Iterable, Sequence
@@ -9,16 +8,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import TaskRevokedError
 from sqlalchemy import func, or_, select, update
 
 from howl.backend import redis_client
-from howl.celery import worker_queue
 from howl.config import Settings
 from howl.db import session
+from howl.errors import WorkerGone
 from howl.models import Task, Worker
-from howl.outcomes import Outcome
 from howl.server import chords
-from howl.submit import push
+from howl.submit import ended_unstarted, push, take_off_queue
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +61,12 @@ class Keeper:
         gone = Worker.status.in_(("offline", "lost")) & (since < func.now() - timedelta(seconds=PATIENCE))
         workers = select(Worker.worker_id).where(gone)
         for task in self._queued(Task.target_worker_id.in_(workers)):
-            self._take_off_queue(task)
-            self._append(task, "FAILURE", "WorkerGone", "worker gone")
+            self._end(task, "FAILURE", WorkerGone("worker gone"))
 
     def expire(self) -> None:
         """End tasks whose time is over although no worker came to see it."""
         for task in self._queued(Task.expires_at < func.now() - timedelta(seconds=PATIENCE)):
-            self._take_off_queue(task)
-            self._append(task, "REVOKED", "TaskRevokedError", "expired", module="celery.exceptions")
+            self._end(task, "REVOKED", TaskRevokedError("expired"))
 
     def submit_bodies(self) -> None:
         """Submit the bodies of finished chords that the recorder could not submit at once."""
@@ -96,24 +93,6 @@ class Keeper:
         with session(self.settings.database()) as opened:
             opened.execute(update(Task).where(Task.task_id == task.task_id).values(pushed_at=func.now()))
 
-    def _take_off_queue(self, task: Task) -> None:
-        """Remove the task's message, if it still waits: it must not start after its end is recorded."""
-        name = worker_queue(task.target_worker_id).name if task.target_worker_id else task.queue
-        keys = [self.settings.key(f"{name}{suffix}") for suffix in ("", "\x06\x163", "\x06\x166", "\x06\x169")]
-        for key in keys:
-            for message in self.redis.lrange(key, 0, AT_ONCE - 1):
-                if _task_id(message) == task.task_id:
-                    self.redis.lrem(key, 1, message)
-
-    def _append(self, task: Task, state: str, kind: str, message: str, module: str = "howl.errors") -> None:
-        """Say the end through the stream, as everybody does: one writer of outcomes, the recorder."""
-        result = {"exc_type": kind, "exc_message": [message], "exc_module": module}
-        at = datetime.now(UTC).isoformat()
-        self.app.backend.append(Outcome(task_id=task.task_id, state=state, at=at, result=result))
-
-
-def _task_id(message: bytes) -> Any:
-    try:
-        return json.loads(message)["headers"]["id"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None  # not a Celery message: not ours to judge
+    def _end(self, task: Task, state: str, error: Exception) -> None:
+        take_off_queue(task, self.app)  # it must not start after its end is recorded
+        self.app.backend.append(ended_unstarted(task, state, error))

@@ -84,13 +84,6 @@ def test_no_password_is_in_what_it_prints_nor_in_any_command_line(up, home):
     assert not [password for password in passwords(home) if password in seen]
 
 
-def test_ctrl_c_ends_everything_with_status_0(up):
-    running = children(up.pid)
-    up.signal(signal.SIGINT)
-    assert up.wait() == 0
-    assert all_gone(running)
-
-
 @pytest.mark.parametrize("program", ["valkey-server", "howl.cli server"])
 def test_when_a_server_dies_all_end_with_status_1_and_its_name(up, program):
     running = children(up.pid)
@@ -109,11 +102,12 @@ def test_when_it_is_killed_outright_nothing_of_it_lives_on(up):
     eventually(lambda: all_gone(running))
 
 
-def test_what_was_recorded_is_there_after_the_next_start(up, start, env, home):
+def test_ctrl_c_ends_them_all_and_what_was_recorded_is_there_after_the_next_start(up, start, env):
+    running = children(up.pid)
     first = howl("submit", "command.run", "--args", '[["true"]]', env=env)
     assert first.returncode == 0, first.stderr
-    up.signal(signal.SIGTERM)
-    assert up.wait() == 0
+    up.signal(signal.SIGINT)
+    assert (up.wait(), all_gone(running)) == (0, True)
     again = start("up", env=env)
     eventually(lambda: "server is up" in again.output)
     (task,) = json.loads(howl("tasks", "list", "--json", env=env).stdout)

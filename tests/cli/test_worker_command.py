@@ -37,5 +37,5 @@ def test_every_option_reaches_the_worker(started):
 
 
 def test_a_runtime_that_its_grace_would_use_up_is_refused_with_status_1(env):
-    answer = CliRunner().invoke(main, ["worker", "--runtime", "30s"], env=env)
+    answer = CliRunner().invoke(main, ["worker", "--runtime", "30s", "--grace", "30s"], env=env)
     assert (answer.exit_code, "must be longer than the grace" in answer.output) == (1, True)

@@ -135,13 +135,11 @@ def _busy_query(url: str) -> Iterator[None]:
             ended.set()  # what the test is about
 
     ended = threading.Event()
-    thread = threading.Thread(target=run)
-    thread.start()
+    threading.Thread(target=run, daemon=True).start()
     with psycopg.connect(url, autocommit=True) as connection:
         _until(lambda: clients.one(connection, COUNT_BUSY) != "0", 10)
     yield
-    thread.join(10)
-    assert ended.is_set()
+    assert ended.wait(10)
 
 
 def _assert_all_gone_within(home: Path, seconds: float) -> None:

@@ -4,8 +4,10 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -14,6 +16,7 @@ import redis
 
 from howl.config import running_stack
 from howl.embedded import server
+from howl.embedded.account import postgres_account
 from howl.embedded.files import take_lock
 from howl.embedded.stack import Stack
 from howl.errors import EmbeddedServerError
@@ -113,12 +116,14 @@ def test_a_start_that_fails_shows_the_log_and_leaves_nothing_running(home: Path)
 
 
 def test_a_pid_file_that_names_a_living_stranger_does_not_stop_postgresql(home: Path) -> None:
+    pid_file = home / "postgres" / "postmaster.pid"
     with Stack(home) as first:
-        lines = (home / "postgres" / "postmaster.pid").read_text().splitlines()
+        lines = pid_file.read_text().splitlines()
         clients.write(first.urls)
-    (home / "postgres" / "postmaster.pid").write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
-    with Stack(home) as second:
-        assert clients.read_postgres(second.urls.database_url) == "kept"
+    with _stranger() as pid:
+        pid_file.write_text("\n".join([str(pid), *lines[1:]]) + "\n")
+        with Stack(home) as second:
+            assert clients.read_postgres(second.urls.database_url) == "kept"
 
 
 def test_what_an_interrupted_initdb_left_is_removed(new_home: Path) -> None:
@@ -177,6 +182,18 @@ def test_nats_refuses_a_client_without_its_password(calm_stack: Stack) -> None:
 def test_postgresql_refuses_a_client_without_its_password(calm_stack: Stack) -> None:
     with pytest.raises(psycopg.OperationalError, match=r"no password supplied|password authentication failed"):
         clients.read_postgres(f"postgresql://howl@127.0.0.1:{calm_stack.postgres.port}/mcp_manager?passfile=")
+
+
+@contextmanager
+def _stranger() -> Iterator[int]:
+    """The id of a process that has nothing to do with PostgreSQL, but belongs to the same user."""
+    account = postgres_account()
+    process = subprocess.Popen(["sleep", "60"], user=account.uid if account else None)
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait(10)
 
 
 def _passwords(stack: Stack) -> list[bytes]:
