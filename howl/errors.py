@@ -82,3 +82,7 @@ class FetchFailed(HowlError):
 
 class WorkerGone(HowlError):
     """The one worker a task was assigned to went away before it started the task."""
+
+
+class DemoFailed(HowlError):
+    """The demo could not be shown to its end."""

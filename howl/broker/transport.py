@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from kombu.connection import Connection
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
 PUSH = Path(__file__).with_name("push.lua").read_text()
 PUSH_SHA = hashlib.sha1(PUSH.encode(), usedforsecurity=False).hexdigest()
+
+#: What Celery's `broker_transport` says.
+NAME = "howl.broker.transport:Transport"
+
+# Where kombu shows an address, it is Redis's: Flower looks up queues by the scheme it sees there.
+Connection.resolve_aliases[NAME] = "redis"
 
 _once: ContextVar[bool] = ContextVar("howl_publish_once", default=False)
 

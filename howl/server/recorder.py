@@ -134,6 +134,9 @@ def _event_row(item: Received, outcome: Outcome) -> dict[str, Any]:
         data |= {"state": outcome.state, "result": outcome.result}
     elif failure := error_of(outcome):
         data |= {"error_type": failure[0], "error_message": failure[1]}
+    elif outcome.state == "STARTED" and isinstance(outcome.result, dict):
+        # Celery's own note of who runs it, as the worker tells it: the host and the process id there.
+        data |= {name: outcome.result[name] for name in ("pid", "hostname") if name in outcome.result}
     return {
         "task_id": outcome.task_id,
         "worker_id": outcome.worker_id,

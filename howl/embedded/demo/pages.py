@@ -1,0 +1,62 @@
+"""A web server on loopback, whose pages are this repository's documents with the nonce in them."""
+
+import hashlib
+import html
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+FOLDERS = (".", "docs")
+
+
+class Site:
+    """Pages by path; what a page's digest will be is known only to who has the nonce."""
+
+    def __init__(self, root: Path, nonce: bytes) -> None:
+        documents = [file for folder in FOLDERS for file in sorted((root / folder).glob("*.md"))]
+        documents += sorted((root / "workers").glob("[a-z]*.py"))
+        self.pages = {f"/{file.relative_to(root)}": _page(file, nonce) for file in documents}
+        self.address = ""
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each page, by URL."""
+        return {f"{self.address}{path}": hashlib.sha256(page).hexdigest() for path, page in self.pages.items()}
+
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """Its pages can be fetched from `address` meanwhile."""
+        with ThreadingHTTPServer(("127.0.0.1", 0), self._handler()) as server:
+            self.address = f"http://127.0.0.1:{server.server_port}"
+            threading.Thread(target=server.serve_forever, args=(0.1,), name="pages", daemon=True).start()
+            try:
+                yield
+            finally:
+                server.shutdown()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        pages = self.pages
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = 10  # seconds a client may keep a thread waiting
+
+            def do_GET(self) -> None:  # noqa: N802  # http.server's name for it
+                page = pages.get(urlsplit(self.path).path)
+                body = b"There is no such page." if page is None else page
+                self.send_response(404 if page is None else 200)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """The terminal is the demo's."""
+
+        return Handler
+
+
+def _page(file: Path, nonce: bytes) -> bytes:
+    text = html.escape(file.read_text())
+    return f"<!doctype html><title>{file.name}</title><p>{nonce.decode()}</p><pre>{text}</pre>\n".encode()

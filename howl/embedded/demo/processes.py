@@ -1,0 +1,158 @@
+"""The demo's own processes: `howl` commands that end with it, and a look for anything they left."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from howl.embedded.process import _die_with
+from howl.errors import DemoFailed
+
+HOWL = str(Path(sys.executable).with_name("howl"))
+
+#: Seconds for a command to end after each signal, and for the last processes to be gone.
+STOP_PATIENCE = 10.0
+LAST_PATIENCE = 5.0
+#: Seconds for a one-off command.
+COMMAND_PATIENCE = 60.0
+POLL = 0.05
+
+PR_SET_CHILD_SUBREAPER = 36  # <sys/prctl.h>
+
+
+class Command:
+    """A running `howl …`, its output in a file; the kernel ends it with this process."""
+
+    def __init__(self, *arguments: str, log: Path, death_signal: signal.Signals = signal.SIGKILL) -> None:
+        self.title = f"howl {arguments[0]}"
+        self.log = log
+        with log.open("wb") as output:
+            self.popen = subprocess.Popen(
+                [HOWL, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in a terminal is for us, who end the commands in order
+                preexec_fn=partial(_die_with, os.getpid(), death_signal),
+            )
+
+    def running(self) -> bool:
+        return self.popen.poll() is None
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def check(self) -> None:
+        """Raise DemoFailed, with its last words, if it ended."""
+        if not self.running():
+            raise DemoFailed(f"`{self.title}` stopped by itself (exit status {self.popen.returncode}): {self.tail()}")
+
+    def tail(self) -> str:
+        return "\n".join(self.output().splitlines()[-8:])
+
+    def end(self, *, asks: int = 1) -> None:
+        """Ask it to end so many times, a while apart, then insist."""
+        for patience in [2.0] * (asks - 1) + [STOP_PATIENCE]:
+            self.popen.terminate()
+            try:
+                self.popen.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
+            return
+        self.popen.kill()
+        self.popen.wait(STOP_PATIENCE)
+
+
+@contextmanager
+def command(*arguments: str, log: Path) -> Iterator[Command]:
+    """A `howl …` that runs meanwhile."""
+    started = Command(*arguments, log=log)
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+def output_of(*argv: str | Path, **variables: str) -> str:
+    """What a program prints; raises DemoFailed when it fails."""
+    done = subprocess.run(
+        argv, env=os.environ | variables, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=COMMAND_PATIENCE, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise DemoFailed(f"`{Path(argv[0]).name}` ended with exit status {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a closed terminal are one KeyboardInterrupt, also in a script's background; once only."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # a signal handler's arguments
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        # What is being put away now must be put away whole.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def adopt_orphans() -> None:
+    """From now on whatever descends from this process becomes its child when its own parent dies (Linux alone)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_leftovers() -> list[str]:
+    """Wait a little for every descendant to be gone, kill those that are not, and tell which they were."""
+    deadline = time.monotonic() + LAST_PATIENCE
+    while _has_children():
+        if time.monotonic() > deadline:
+            return _kill_children()
+        time.sleep(POLL)
+    return []
+
+
+def _has_children() -> bool:
+    """Whether there is any child, having collected those that ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _kill_children() -> list[str]:
+    """A dying child's own children come to us: look again until none is left, for a while."""
+    found: dict[int, str] = {}
+    deadline = time.monotonic() + LAST_PATIENCE
+    while _has_children() and time.monotonic() < deadline:
+        for pid in _children():
+            found.setdefault(pid, _title(pid))
+            os.kill(pid, signal.SIGKILL)  # not collected yet, so the id is still its own
+        time.sleep(POLL)
+    return list(found.values()) or ["a process that could not be found"]
+
+
+def _children() -> list[int]:
+    return [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()[:200]
+    except OSError:
+        return f"process {pid}"

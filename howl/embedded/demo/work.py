@@ -1,0 +1,130 @@
+"""The demo's tasks, on real input, and the evidence each must bring back.
+
+A nonce file is made when the demo begins, so nothing prepared beforehand can know its digest. Commands and the agent
+stand-in run behind `witness.py`, which digests the file and names its own process before it becomes them. A page holds
+the nonce, so the digest that web.fetch takes of what it got is one of the nonce too; which process fetched it is told
+by the `started` event of its task.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from howl.embedded.demo import agent_stand_in, witness
+from howl.errors import DemoFailed
+
+#: The checkout: the demo's input is the repository itself.
+ROOT = Path(__file__).parents[3]
+
+#: Parts of the tests that start no servers (tests/embedded/test_demo.py sees to it), quick ones.
+SHARDS = (
+    "tests/test_durations.py",
+    "tests/cli/test_words.py",
+    "tests/embedded/test_binaries.py",
+    "tests/embedded/test_isolation.py",
+    "tests/workers/test_agent.py",
+    "tests/workers/test_web.py",
+)
+
+LINTER, TESTS, PAGES, AGENT = "linter", "test shards", "web pages", "agent stand-in"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One task to come: what kind it is, the MCP tool and its arguments, the digest that its answer must hold."""
+
+    kind: str
+    title: str
+    tool: str
+    arguments: dict[str, Any]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a task returned: a digest, the processes that did it, whether it did well, a line to show."""
+
+    digest: str
+    pids: frozenset[int]
+    well: bool
+    said: str
+
+
+def require_checkout() -> None:
+    """Raise DemoFailed where the repository's own files are not at hand."""
+    if not all((ROOT / part).exists() for part in ("pyproject.toml", *SHARDS)):
+        raise DemoFailed("The demo works on HOWL's own repository: run `make demo` in a checkout of it.")
+
+
+def agent_command(nonce: Path) -> str:
+    """HOWL_AGENT_COMMAND for the stand-in."""
+    return shlex.join([*_witness(nonce), sys.executable, "-I", agent_stand_in.__file__, str(ROOT), "{prompt}"])
+
+
+def planned(nonce: Path, digest: str, pages: dict[str, str], workers: list[str]) -> list[Work]:
+    """All tasks; `pages` are digests by URL. Each worker is assigned one by name."""
+    commands = [*_linting(), *_testing(nonce.parent)]
+    folders = [folder for folder in _packages() if "/" in folder]
+    return [
+        *_assigned(folders, digest, workers),
+        *(_command(kind, title, [*_witness(nonce), *argv], digest) for kind, title, argv in commands),
+        *(_fetch(url, page_digest) for url, page_digest in pages.items()),
+    ]
+
+
+def evidence(kind: str, task: dict[str, Any]) -> Evidence:
+    """From what get_task returned of a task that succeeded; raises DemoFailed when it is none."""
+    try:
+        started = frozenset(event["data"]["pid"] for event in task["events"] if event["kind"] == "started")
+        result = task["result"]
+        if kind == PAGES:
+            said = f"{result['title']}: status {result['status']}, {result['size']:,} bytes"
+            return Evidence(result["sha256"], started, result["status"] == 200, said)
+        testimony, *output = result["stdout"].splitlines()
+        told = json.loads(testimony)
+        well = result["exit_status"] == 0 and told["pid"] == result["pid"]
+        return Evidence(told["nonce_sha256"], started | {told["pid"]}, well, (output or [""])[-1])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DemoFailed(f"Task {task.get('task_id')} returned no evidence ({error!r}): {task.get('result')}") from None
+
+
+def _witness(nonce: Path) -> list[str]:
+    return [sys.executable, "-I", witness.__file__, str(nonce)]
+
+
+def _packages() -> list[str]:
+    files = (file for top in ("howl", "workers", "tests", "alembic") for file in (ROOT / top).rglob("*.py"))
+    return sorted({str(file.parent.relative_to(ROOT)) for file in files})
+
+
+def _linting() -> Iterator[tuple[str, str, list[str]]]:
+    """Without a cache, which would be a file left behind."""
+    ruff = str(Path(sys.executable).with_name("ruff"))
+    for folder in _packages():
+        yield LINTER, f"ruff check {folder}", [ruff, "check", "--no-cache", folder]
+
+
+def _testing(home: Path) -> Iterator[tuple[str, str, list[str]]]:
+    for number, shard in enumerate(SHARDS):
+        line = [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        yield TESTS, f"pytest {shard}", [*line, f"--basetemp={home / f'shard-{number}'}", shard]
+
+
+def _command(kind: str, title: str, argv: list[str], digest: str) -> Work:
+    call = {"argv": argv, "cwd": str(ROOT), "timeout": 120}
+    return Work(kind, title, "submit_task", {"name": "command.run", "arguments": call, "description": title}, digest)
+
+
+def _fetch(url: str, digest: str) -> Work:
+    return Work(PAGES, url, "submit_task", {"name": "web.fetch", "arguments": {"url": url}}, digest)
+
+
+def _assigned(folders: list[str], digest: str, workers: list[str]) -> Iterator[Work]:
+    for number, folder in enumerate(folders):
+        prompt = f"Count the lines of the Python files in {folder}."
+        to = {"worker_id": workers[number]} if number < len(workers) else {}
+        yield Work(AGENT, prompt, "assign_task", {"description": prompt, **to}, digest)
