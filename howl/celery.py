@@ -37,6 +37,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "socket_connect_timeout": CONNECT_TIMEOUT,
             "socket_timeout": ANSWER_TIMEOUT,
             "socket_keepalive": True,
+            # For clients that publish: an absent Redis is said within a second. Workers wait by their own rules.
+            "max_retries": 3,
+            "interval_start": 0,
+            "interval_step": 0.2,
+            "interval_max": 0.5,
         },
         "broker_connection_retry_on_startup": False,
         # A worker outlives an absent Redis; its deadline, not a count of attempts, ends its patience.

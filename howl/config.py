@@ -3,13 +3,13 @@
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import quote, urlsplit
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from howl.errors import NotConfigured, SettingsError
@@ -26,6 +26,22 @@ def _split_list(value: Any) -> Any:
 
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
+
+
+def _of(*schemes: str) -> Callable[[str | None], str | None]:
+    """A check that an address, when given, is a URL of one of the schemes; it never shows the address."""
+
+    def check(url: str | None) -> str | None:
+        try:
+            parts = urlsplit(url or f"{schemes[0]}://host")
+            complete = parts.scheme in schemes and parts.hostname and (parts.port or True)
+        except ValueError:  # no number for a port, half a bracket
+            complete = False
+        if not complete:
+            raise ValueError(f"not an address of the form {schemes[0]}://user:password@host:port")
+        return url
+
+    return check
 
 
 def _plain(name: str) -> Any:
@@ -45,9 +61,9 @@ class Settings(BaseSettings):
         populate_by_name=True,
     )
 
-    redis_url: str | None = Field(None, repr=False)
-    nats_url: str | None = Field(None, repr=False)
-    database_url: str | None = Field(None, repr=False)
+    redis_url: Annotated[str | None, AfterValidator(_of("redis", "rediss"))] = Field(None, repr=False)
+    nats_url: Annotated[str | None, AfterValidator(_of("nats", "tls"))] = Field(None, repr=False)
+    database_url: Annotated[str | None, AfterValidator(_of("postgresql"))] = Field(None, repr=False)
 
     manager_host: str | None = Field(None, validation_alias=_plain("MANAGER_HOST"))
     redis_host: str | None = Field(None, validation_alias=_plain("REDIS_HOST"))
@@ -143,7 +159,7 @@ class Settings(BaseSettings):
         for field in ("redis_url", "nats_url", "database_url"):
             url = getattr(self, field)
             if url and urlsplit(url).hostname not in LOOPBACK_HOSTS:
-                raise ValueError(f"{field} names a host that is not loopback, and HOWL_LOOPBACK_ONLY is set")
+                raise ValueError(f"HOWL_{field.upper()} names another machine, and HOWL_LOOPBACK_ONLY is set")
 
     def redis(self) -> str:
         """Redis's URL; raises NotConfigured."""
@@ -173,8 +189,7 @@ def load_settings(**given: Any) -> Settings:
     try:
         return Settings(_env_file=os.environ.get("HOWL_ENV_FILE", ".env") or None, **given)
     except ValidationError as error:
-        wrong = "; ".join(f"{_variable(problem)}: {problem['msg']}" for problem in error.errors(include_url=False))
-        raise SettingsError(f"Wrong setting: {wrong}.") from None
+        raise SettingsError(f"Wrong setting: {'; '.join(map(_explain, error.errors(include_url=False)))}.") from None
 
 
 def default_home() -> Path:
@@ -212,6 +227,9 @@ def _host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _variable(problem: Mapping[str, Any]) -> str:
-    name = str(problem["loc"][0]) if problem["loc"] else "settings"
-    return name if name.isupper() else f"HOWL_{name.upper()}"
+def _explain(problem: Mapping[str, Any]) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name = str(problem["loc"][0])
+    return f"{name if name.isupper() else f'HOWL_{name.upper()}'}: {message}"

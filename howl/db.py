@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from functools import cache
 from urllib.parse import urlsplit
 
+from psycopg.errors import UndefinedColumn, UndefinedTable
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
 from howl.errors import DatabaseUnavailable
@@ -40,6 +41,13 @@ def session(url: str) -> Iterator[Session]:
         if str(getattr(error.orig, "sqlstate", None)).startswith(PROGRAM_LIMIT):
             raise  # this statement is too much for PostgreSQL, which is well
         raise DatabaseUnavailable(f"PostgreSQL at {_address(url)} does not answer: {_reason(error)}.") from error
+    except ProgrammingError as error:
+        if not isinstance(error.orig, UndefinedTable | UndefinedColumn):
+            raise
+        raise DatabaseUnavailable(
+            f"The database at {_address(url)} has no tables of HOWL's, or an older version's: "
+            "run `alembic upgrade head`."
+        ) from error
 
 
 def _address(url: str) -> str:
@@ -47,5 +55,5 @@ def _address(url: str) -> str:
     return f"{parts.hostname}:{parts.port or 5432}"
 
 
-def _reason(error: OperationalError | InterfaceError) -> str:
+def _reason(error: DBAPIError) -> str:
     return str(error.orig).strip().splitlines()[0].rstrip(".") if str(error.orig).strip() else "the connection was lost"

@@ -1,8 +1,6 @@
 """`howl burst`: start workers for a limited time."""
 
-import getpass
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +19,7 @@ from howl.burst.local import BurstRequest, BurstState, LocalBurst
 from howl.cli import words
 from howl.cli.options import DURATION, NAMES
 from howl.cli.output import Column, emit
+from howl.cli.person import person
 from howl.config import Settings, load_settings
 from howl.errors import BurstFailed
 
@@ -70,19 +69,12 @@ def start(on_this_machine: bool, detach: bool, burst_id: str | None, **asked: An
         raise click.UsageError("Bursts on GitHub are not available yet: add --local for workers on this machine.")
     if burst_id:
         asked["burst_id"] = burst_id
-    request = BurstRequest(requested_by=_person(), **asked)
+    request = BurstRequest(requested_by=person(), **asked)
     settings = load_settings()
     if detach:
         _start_detached(request, settings)
     else:
         _run(request, settings)
-
-
-def _person() -> str:
-    try:
-        return f"cli:{getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):
-        return f"cli:unknown@{socket.gethostname()}"  # a container's user may have a number and no name
 
 
 # --- in the foreground -------------------------------------------------------------------------------------------

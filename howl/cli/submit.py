@@ -1,9 +1,7 @@
 """`howl submit`: put a task on the queue, and wait for it if asked to."""
 
-import getpass
 import inspect
 import json
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import click
 from howl.celery import app
 from howl.cli.options import DURATION, as_json
 from howl.cli.output import Column, emit
+from howl.cli.person import person
 from howl.cli.waiting import wait_for
 from howl.config import load_settings
 from howl.db import session
@@ -104,16 +103,9 @@ def _request(name: str, arguments: Any, given: dict[str, Any]) -> TaskRequest:
         name=name,
         args=[] if by_name else arguments,
         kwargs=arguments if by_name else {},
-        submitted_by=f"cli:{_user()}@{socket.gethostname()}",
+        submitted_by=person(),
         **given,
     )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"  # a container's user may have a number and no name
 
 
 def _described(name: str, task: Any) -> dict[str, Any]:

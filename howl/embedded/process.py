@@ -105,7 +105,7 @@ class Child:
                     # Ctrl-C in a terminal is for us, who stop the servers after their clients.
                     start_new_session=True,
                     # After the change of user, which would clear the request.
-                    preexec_fn=partial(_die_with, os.getpid(), self._death_signal),
+                    preexec_fn=partial(die_with, os.getpid(), self._death_signal),
                     **identity,
                 )
         except (OSError, subprocess.SubprocessError) as error:
@@ -128,7 +128,7 @@ def _new_log(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb")
 
 
-def _die_with(parent: int, death_signal: signal.Signals) -> None:
+def die_with(parent: int, death_signal: signal.Signals) -> None:
     """In the child, between fork and exec: ask the kernel to end it with its parent, who may be gone by now."""
     if _prctl is None:
         return

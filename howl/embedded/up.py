@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from howl.embedded.process import _die_with
+from howl.embedded.process import die_with
 from howl.embedded.stack import Stack, StackUrls
 from howl.errors import EmbeddedServerError
 from howl.server import migrate
@@ -62,7 +62,7 @@ def _howl_server(urls: StackUrls, *, verbose: bool) -> Iterator[subprocess.Popen
         stdin=subprocess.DEVNULL,
         # Ctrl-C in a terminal is for us, who stop it before the servers it talks to.
         start_new_session=True,
-        preexec_fn=partial(_die_with, os.getpid(), signal.SIGKILL),
+        preexec_fn=partial(die_with, os.getpid(), signal.SIGKILL),
     )
     try:
         yield server

@@ -65,7 +65,7 @@ def test_a_parent_killed_during_initdb_leaves_nothing_that_hinders_the_next_star
 
 
 def test_a_child_whose_parent_died_between_fork_and_exec_does_not_go_on() -> None:
-    code = "import signal; from howl.embedded.process import _die_with; _die_with({}, signal.SIGQUIT); print('went on')"
+    code = "import signal; from howl.embedded.process import die_with; die_with({}, signal.SIGQUIT); print('went on')"
     somebody_else, me = os.getpid() + 1, os.getpid()
     assert _output(code.format(somebody_else)) == (1, "")
     assert _output(code.format(me)) == (0, "went on\n")

@@ -42,7 +42,7 @@ class Site:
         class Handler(BaseHTTPRequestHandler):
             timeout = 10  # seconds a client may keep a thread waiting
 
-            def do_GET(self) -> None:  # noqa: N802  # http.server's name for it
+            def do_GET(self) -> None:
                 page = pages.get(urlsplit(self.path).path)
                 body = b"There is no such page." if page is None else page
                 self.send_response(404 if page is None else 200)

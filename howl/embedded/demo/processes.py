@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from howl.embedded.process import _die_with
+from howl.embedded.process import die_with
 from howl.errors import DemoFailed
 
 HOWL = str(Path(sys.executable).with_name("howl"))
@@ -40,7 +40,7 @@ class Command:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in a terminal is for us, who end the commands in order
-                preexec_fn=partial(_die_with, os.getpid(), death_signal),
+                preexec_fn=partial(die_with, os.getpid(), death_signal),
             )
 
     def running(self) -> bool:
@@ -57,9 +57,9 @@ class Command:
     def tail(self) -> str:
         return "\n".join(self.output().splitlines()[-8:])
 
-    def end(self, *, asks: int = 1) -> None:
-        """Ask it to end so many times, a while apart, then insist."""
-        for patience in [2.0] * (asks - 1) + [STOP_PATIENCE]:
+    def end(self, *patiences: float) -> None:
+        """Ask it to end, and again after each of so many seconds (once, when none are given), then insist."""
+        for patience in patiences or (STOP_PATIENCE,):
             self.popen.terminate()
             try:
                 self.popen.wait(patience)

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,7 +17,7 @@ from howl.embedded.demo.work import Work
 #: Seconds between two lines of progress where there is no terminal.
 PLAIN_PAUSE = 3.0
 
-Task = dict[str, object]
+Task = dict[str, Any]
 
 
 class Screen:
@@ -52,7 +53,7 @@ class Screen:
             self._print(f"   [green]ok[/green]      {claim}")
         else:
             self._print("   [red bold]FAILED[/red bold]  ", end="")
-            self.console.print(f"{claim} {otherwise}".rstrip(), markup=False, soft_wrap=True)
+            self.console.print(f"{claim}: {otherwise}" if otherwise else claim, markup=False, soft_wrap=True)
 
     def verdict(self) -> bool:
         """The last line; whether everything held."""
@@ -60,6 +61,7 @@ class Screen:
         took = f"{time.monotonic() - self.began:.0f} s"
         if failed:
             self._print(f"\n[red bold]{failed} of {len(self.checks)} checks FAILED[/red bold] in {took}.")
+            self._print("To see every log: python -m howl.embedded.demo --keep")
         else:
             self._print(f"\n[bold green]All {len(self.checks)} checks are ok[/bold green], in {took}.")
         return not failed

@@ -67,7 +67,7 @@ def agent_command(nonce: Path) -> str:
 
 def planned(nonce: Path, digest: str, pages: dict[str, str], workers: list[str]) -> list[Work]:
     """All tasks; `pages` are digests by URL. Each worker is assigned one by name."""
-    commands = [*_linting(), *_testing(nonce.parent)]
+    commands = [*_testing(nonce.parent), *_linting()]
     folders = [folder for folder in _packages() if "/" in folder]
     return [
         *_assigned(folders, digest, workers),

@@ -1,0 +1,1 @@
+"""HOWL beside stock Celery, in one run."""

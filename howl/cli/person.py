@@ -1,0 +1,13 @@
+"""Who is at the command line, for the record."""
+
+import getpass
+import socket
+
+
+def person() -> str:
+    """`cli:<user>@<host>`."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"  # a container's user may have a number and no name
+    return f"cli:{user}@{socket.gethostname()}"
