@@ -1,10 +1,11 @@
 """What tests share beside fixtures: patience, processes, and servers that go away."""
 
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ class Process:
     def __init__(self, argv: list[str], env: dict[str, str], log: Path) -> None:
         self.log = log
         with log.open("wb") as output:
-            self.popen = subprocess.Popen(argv, env=env, stdout=output, stderr=subprocess.STDOUT)
+            self.popen = subprocess.Popen(
+                argv, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     @property
     def output(self) -> str:
@@ -44,15 +47,10 @@ class Process:
         return self.popen.wait(timeout)
 
     def end(self) -> None:
-        """SIGTERM, and SIGKILL for what does not heed it."""
-        if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGCONT)
-            self.popen.terminate()
-            try:
-                self.popen.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                self.popen.kill()
-                self.popen.wait(PATIENCE)
+        """SIGKILL for it and its children: a test that wants a good end asks for it itself."""
+        with suppress(ProcessLookupError):  # all of them have ended
+            os.killpg(self.pid, signal.SIGKILL)
+        self.popen.wait(PATIENCE)
 
 
 @contextmanager

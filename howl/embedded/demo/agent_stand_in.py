@@ -14,7 +14,7 @@ def main(folder: str, prompt: str) -> int:
     named = [word for word in words if "/" in word and (Path(folder) / word).is_dir()]
     for name in named:
         files = list((Path(folder) / name).glob("*.py"))
-        lines = sum(len(file.read_text().splitlines()) for file in files)
+        lines = sum(len(file.read_text("utf-8").splitlines()) for file in files)
         sys.stdout.write(f"The stand-in for an agent counted {lines:,} lines in {len(files)} files of {name}.\n")
     return 0 if named else 1
 

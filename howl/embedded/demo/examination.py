@@ -12,7 +12,7 @@ def examine(work: dict[str, Work], reports: dict[str, dict[str, Any]], screen: S
     failed = [f"{work[task_id].title}: {it['error_message']}" for task_id, it in reports.items() if _failed(it)]
     found = [(work[task_id], evidence(work[task_id].kind, it)) for task_id, it in reports.items() if not _failed(it)]
     for item, returned in {item.kind: (item, returned) for item, returned in found}.values():
-        screen.show(f"{item.kind}: {item.title}\n    {returned.said}")
+        screen.show(f"{item.kind}: {item.title} -> {returned.said}")
     screen.check(f"all {len(work)} tasks succeeded", not failed, failed)
     if found:
         _check_evidence(found, screen)

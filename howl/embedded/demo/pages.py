@@ -58,5 +58,5 @@ class Site:
 
 
 def _page(file: Path, nonce: bytes) -> bytes:
-    text = html.escape(file.read_text())
+    text = html.escape(file.read_text("utf-8"))
     return f"<!doctype html><title>{file.name}</title><p>{nonce.decode()}</p><pre>{text}</pre>\n".encode()

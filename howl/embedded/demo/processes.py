@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -107,6 +107,15 @@ def interruptible() -> Iterator[None]:
         # What is being put away now must be put away whole.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+
+
+def environment_of(word: str) -> str:
+    """The variables that a process was started with, by a word of its command line; raises DemoFailed without one."""
+    for entry in Path("/proc").glob("[1-9]*"):
+        with suppress(OSError):  # it ended while we looked, or is another user's
+            if word.encode() in (entry / "cmdline").read_bytes().split(b"\0"):
+                return (entry / "environ").read_bytes().decode(errors="replace")
+    raise DemoFailed(f"No process has {word!r} on its command line.")
 
 
 def adopt_orphans() -> None:

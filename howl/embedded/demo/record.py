@@ -12,7 +12,6 @@ SELECT name AS task, status, count(*) AS tasks, count(DISTINCT worker_id) AS wor
 FROM tasks GROUP BY name, status ORDER BY name
 """
 WORKERS = "SELECT worker_id, manager_host, status, offline_at - registered_at AS stayed FROM workers ORDER BY worker_id"
-EVENTS = "SELECT kind AS event, count(*) FROM task_events GROUP BY kind ORDER BY kind"
 
 ENTRIES = """
 SELECT task_id, status, (SELECT count(*) FROM task_events AS e WHERE e.task_id = t.task_id AND e.kind = 'succeeded'),

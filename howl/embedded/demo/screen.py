@@ -74,7 +74,6 @@ class Screen:
             return
         with Live(console=self.console, auto_refresh=False) as live:
             yield lambda tasks: live.update(_bars(work, tasks), refresh=True)
-        self.last = time.monotonic()
 
     def _print(self, text: str, end: str = "\n") -> None:
         self.console.print(text, soft_wrap=True, end=end)
