@@ -1,5 +1,7 @@
 """Real servers for every test: one stack a session; a namespace (database, key and subject prefix) a test."""
 
+import asyncio
+import contextlib
 import shutil
 import sys
 import tempfile
@@ -8,9 +10,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import nats
 import psycopg
 import pytest
 from celery import Celery
+from nats.js.errors import NotFoundError
 from psycopg import sql
 from sqlalchemy.orm import Session
 
@@ -65,6 +69,7 @@ def settings(stack: Stack) -> Iterator[Settings]:
     )
     db.engine(url).dispose()
     _execute(stack.urls.database_url, "DROP DATABASE {} WITH (FORCE)", name)
+    asyncio.run(_delete_events(stack.urls.nats_url, name))
 
 
 @pytest.fixture
@@ -154,6 +159,16 @@ def task_row(settings: Settings) -> Callable[[str], Task | None]:
 def _fresh(settings: Settings, model: Any, key: str) -> Any:
     with db.session(settings.database()) as opened:
         return opened.get(model, key)
+
+
+async def _delete_events(url: str, subject_prefix: str) -> None:
+    """Each stream reserves its largest size, of which the server has no end."""
+    client = await nats.connect(url, connect_timeout=5)
+    try:
+        with contextlib.suppress(NotFoundError):  # a test without a server has no stream
+            await client.jetstream().delete_stream(f"{subject_prefix}-events")
+    finally:
+        await client.close()
 
 
 def _database_url(stack: Stack, name: str) -> str:

@@ -32,7 +32,8 @@ def celery(env):
 
 def test_worker_ping_status_inspect_and_call_work(start, worker_env, server, celery, task_row, worker_row):
     worker = start("-A", "howl", "worker", "-n", "plain", "-c", "1", env=worker_env, program="celery")
-    eventually(lambda: worker_row("plain"))
+    eventually(lambda: worker_row("plain") or worker.popen.poll() is not None)
+    assert worker.popen.poll() is None, worker.output
     assert "celery@plain: OK" in celery("inspect", "ping").stdout
     assert "1 node online" in celery("status").stdout
     assert "tests.add" in celery("inspect", "registered").stdout

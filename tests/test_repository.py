@@ -23,7 +23,7 @@ LOCKS = ("requirements.lock", "requirements-server.lock", "requirements-worker.l
 #: `name==version`, perhaps a marker, and at least one hash: nothing else may stand in a lock.
 PIN = re.compile(r"(?P<name>[a-z0-9.-]+)==(?P<version>[^ ;]+)( ; [^\\]+?)?( +--hash=sha256:[0-9a-f]{64})+")
 #: Folders in which people keep their clones.
-HOME_FOLDER = re.compile(r"/(?:home|Users)/[A-Za-z]|/roo[t]/")
+HOME_FOLDER = re.compile(r"/(?:home|Users)/(?!you/)[A-Za-z]|/roo[t]/")
 #: Settings that are not a person's to choose: demo, tests and `howl worker` set them.
 NOT_FOR_PEOPLE = {"loopback_only", "worker_deadline"}
 COMPOSE: dict[str, Any] = YAML(typ="safe").load(ROOT / "docker-compose.yml")
