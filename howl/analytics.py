@@ -324,3 +324,10 @@ def _moment_before_now(span: str) -> datetime:
         return datetime.now(UTC) - timedelta(seconds=parse_duration(span))
     except ValueError as error:
         raise InvalidRequest(f"{error}.") from None
+
+
+def longest_waits(session: Session) -> dict[str, float]:
+    """Seconds that the oldest queued task of each queue has waited."""
+    waited = func.extract("epoch", func.now() - func.min(Task.queued_at))
+    found = session.execute(select(Task.queue, waited).where(Task.rank == 0).group_by(Task.queue))
+    return {queue: float(seconds) for queue, seconds in found if queue is not None}

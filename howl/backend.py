@@ -1,13 +1,16 @@
 """The Celery result backend: a run's outcome goes into Redis's outcomes stream, results are read from PostgreSQL."""
 
 import importlib
+import os
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
 import redis
 from celery import states
+from celery._state import get_current_task
 from celery.backends.base import BaseBackend, SyncBackendMixin
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import result_from_tuple
@@ -75,20 +78,29 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **_: Any
     ) -> None:
-        self.append(self._outcome(task_id, result, state, traceback, request))
+        self.append(self._outcome(task_id, result, state, traceback, request), _tag_of(request))
 
-    def append(self, entry: Entry) -> None:
-        """Append to the outcomes stream; raises OutcomeTooLarge, EncodeError or redis's errors."""
+    def append(self, entry: Entry, tag: str = "") -> None:
+        """Hand an entry to this worker's outbox, `tag` naming the message it belongs to; elsewhere append it to Redis.
+
+        Raises OutcomeTooLarge, EncodeError or redis's errors.
+        """
         document = encode(entry)
+        if len(document) > self.settings.outcome_limit and isinstance(entry, Outcome) and entry.args is not None:
+            # Arguments are told with the start, for the record alone: the task is not to fail for them.
+            document = encode(replace(entry, args=None, kwargs=None))
         if len(document) > self.settings.outcome_limit:
             raise OutcomeTooLarge(
                 f"The outcome has {len(document):,} bytes and {self.settings.outcome_limit:,} are allowed: "
                 "return less, or write a file and return where it is."
             )
-        self.redis.xadd(self.settings.key("outcomes"), {ENTRY_FIELD: document})
+        outbox = getattr(self.app, "howl_outbox", None)
+        if outbox is not None:
+            outbox(entry, document, tag)
+        else:
+            self.redis.xadd(self.settings.key("outcomes"), {ENTRY_FIELD: document})
 
     def _outcome(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> Outcome:
-        begun = state == states.STARTED
         return Outcome(
             task_id=task_id,
             state=state,
@@ -97,8 +109,8 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
             result=result,
             traceback=str(traceback)[-TRACEBACK_LIMIT:] if traceback else None,
             name=getattr(request, "task", None),
-            args=_as(list, request, "args") if begun else None,
-            kwargs=_as(dict, request, "kwargs") if begun else None,
+            args=_as(list, request, "args"),
+            kwargs=_as(dict, request, "kwargs"),
             queue=(getattr(request, "delivery_info", None) or {}).get("routing_key"),
             worker_id=_worker_id(request),
             parent_id=getattr(request, "parent_id", None),
@@ -106,6 +118,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
             group_id=getattr(request, "group", None),
             children=self.current_task_children(request) if state in states.READY_STATES else None,
             runtime=self._runtime(task_id, state),
+            pid=os.getpid(),
         )
 
     def _runtime(self, task_id: str, state: str) -> float | None:
@@ -131,6 +144,14 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         """Record every failure, whatever `ignore_result` says."""
         stored = not _is_eager(request, store_result)
         super().mark_as_failure(task_id, exc, traceback, request, stored, call_errbacks, state)
+
+    def mark_as_revoked(
+        self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True,
+        state: str = states.REVOKED,
+    ) -> None:  # fmt: skip
+        """A revoke reaches every worker, and only the one that holds the task may say that it ended so."""
+        if request is not None:
+            super().mark_as_revoked(task_id, reason, request, store_result, state)
 
     def encode_result(self, result: Any, state: str) -> Any:
         """An exception's own message may be too large for an outcome, or be no JSON: then its text, cut, remains."""
@@ -221,7 +242,16 @@ def _is_eager(request: Any, store_result: bool) -> bool:
 
 def _as(kind: type, request: Any, name: str) -> Any:
     value = getattr(request, name, None)
-    return kind(value) if value else kind()
+    return None if value is None else kind(value)
+
+
+def _tag_of(request: Any) -> str:
+    """The message's tag: the request's own, or that of the task which stores something for another."""
+    for known in (request, getattr(get_current_task(), "request", None)):
+        tag = (getattr(known, "properties", None) or {}).get("delivery_tag")
+        if tag:
+            return str(tag)
+    return ""
 
 
 def _worker_id(request: Any) -> str | None:

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import celery
 from celery import Celery
 from celery.signals import celeryd_after_setup
 from kombu.entity import Exchange, Queue
@@ -17,13 +18,22 @@ CONNECT_TIMEOUT = 5
 ANSWER_TIMEOUT = 30
 
 
+class Task(celery.Task):
+    """Every task's base: its messages are claims."""
+
+    abstract = True
+    Request = "howl.worker.request:ClaimedRequest"
+
+
 def create_app(settings: Settings | None = None) -> Celery:
     """A Celery application on the given settings; without any, they are loaded when the first one is needed."""
-    made = Celery("howl", set_as_current=settings is None)
+    made = Celery("howl", task_cls=Task, set_as_current=settings is None)
     made.add_defaults(lambda: configuration(settings or load_settings()))
     # By name: only a worker loads them.
     made.steps["worker"].add("howl.worker.boot:Preflight")
+    made.steps["worker"].add("howl.worker.outbox:Outbox")
     made.steps["worker"].add("howl.worker.beacon:Beacon")
+    made.steps["consumer"].add("howl.worker.claims:Claims")
     return made
 
 

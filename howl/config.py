@@ -99,6 +99,8 @@ class Settings(BaseSettings):
     #: Seconds between two heartbeats of a worker, and of silence after which it counts as lost.
     heartbeat_interval: float = Field(5.0, gt=0)
     lost_after: float = Field(25.0, gt=0)
+    #: Seconds that a worker's right to what it holds lasts; renewed three times as often.
+    lease: float = Field(30.0, gt=0)
     #: Seconds after which a submitted task that Redis does not know is pushed again.
     push_again_after: float = Field(60.0, gt=0)
     #: Largest outcome in bytes; a larger result fails its task with a clear error.

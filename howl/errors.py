@@ -48,6 +48,10 @@ class BurstFailed(HowlError):
     """Burst workers could not be started."""
 
 
+class OutcomeRefused(HowlError):
+    """A task ended with values that PostgreSQL cannot hold; its end is recorded without them."""
+
+
 class OutcomeTooLarge(HowlError, EncodeError):
     """A result is larger than an outcome may be; as an EncodeError, Celery makes it the task's failure."""
 
@@ -86,3 +90,11 @@ class WorkerGone(HowlError):
 
 class DemoFailed(HowlError):
     """The demo could not be shown to its end."""
+
+
+class MessageRefused(HowlError):
+    """A message on a task queue could not be read, or was refused: its task never ran."""
+
+
+class TaskDied(HowlError):
+    """A task's process died with it too often: it is kept for replay, and not started again by itself."""

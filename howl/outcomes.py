@@ -4,10 +4,12 @@ Workers write it, the server's recorder reads it. It comes from machines nobody 
 everything: field names, types, lengths.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
+from kombu.exceptions import EncodeError
 from kombu.utils import json
 
 from howl.errors import UnreadableOutcome
@@ -16,14 +18,17 @@ from howl.errors import UnreadableOutcome
 ENTRY_FIELD = b"outcome"
 
 #: Celery's state to a task's status and its rank: within one attempt a row only moves to a higher rank. A state that
-#: is not here is a custom one: progress.
+#: is not here is a custom one, or Celery's PENDING, which is no step: progress. A row that an outcome could make
+#: "queued" would be pushed by the keeper, whoever had written it.
 STATUSES: dict[str, tuple[str, int]] = {
-    "PENDING": ("queued", 0),
     "STARTED": ("started", 1),
+    # A message was dealt with and its run stored nothing: it was ignored, or replaced by another of the same id.
+    "ENDED": ("started", 1),
     "RETRY": ("retrying", 2),
     "SUCCESS": ("succeeded", 3),
     "FAILURE": ("failed", 3),
     "REVOKED": ("cancelled", 3),
+    "DEAD": ("dead", 3),
 }
 FINAL_STATUSES = ("succeeded", "failed", "cancelled", "expired", "dead")
 FINAL_RANK = 3
@@ -66,11 +71,13 @@ class Outcome:
     children: list[Any] | None = None
     #: Seconds by the worker's clock.
     runtime: float | None = None
+    #: The process that ran it, on the worker's machine.
+    pid: int | None = None
 
     @property
     def status(self) -> str | None:
         """The task's status in the record; None for a custom state, which is progress."""
-        if self.state == "REVOKED" and _message(self.result) == "expired":
+        if self.state == "REVOKED" and _reason(self.result) == "expired":
             return "expired"
         return STATUSES[self.state][0] if self.state in STATUSES else None
 
@@ -103,7 +110,10 @@ def encode(entry: Entry) -> bytes:
     """The entry as the stream holds it; raises kombu's EncodeError when a value is no JSON."""
     kind = "chord" if isinstance(entry, ChordCreated) else "outcome"
     document = {key: value for key, value in asdict_shallow(entry).items() if value is not None}
-    return json.dumps({"kind": kind, **document}).encode()
+    try:
+        return json.dumps({"kind": kind, **document}).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EncodeError(f"The outcome is not JSON: {error}") from None
 
 
 def asdict_shallow(entry: Entry) -> dict[str, Any]:
@@ -131,10 +141,12 @@ def decode(document: Any) -> Entry:
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "task_id": str, "state": str, "at": str, "attempt": int, "traceback": str, "name": str, "args": list,
     "kwargs": dict, "queue": str, "worker_id": str, "parent_id": str, "root_id": str, "group_id": str,
-    "children": list, "runtime": (int, float), "parts": list, "header": list, "body": dict,
+    "children": list, "runtime": (int, float), "pid": int, "parts": list, "header": list, "body": dict,
 }  # fmt: skip
 _REQUIRED = ("task_id", "state", "at", "attempt", "parts", "header", "body")
 _NAMES = ("task_id", "state", "name", "queue", "worker_id", "parent_id", "root_id", "group_id")
+#: NUL and halves of characters: in an id they are refused, because replacing them could make two ids one.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def _check(entry: Entry) -> None:
@@ -143,10 +155,16 @@ def _check(entry: Entry) -> None:
             raise UnreadableOutcome(f"its field {name} has a wrong type")
         if name in _NAMES and value is not None and not 0 < len(value) <= NAME_LIMIT:
             raise UnreadableOutcome(f"its field {name} is empty or longer than {NAME_LIMIT} characters")
+        if name in _NAMES and value is not None and _UNSTORABLE.search(value):
+            raise UnreadableOutcome(f"its field {name} has characters that PostgreSQL cannot hold")
     if isinstance(entry, Outcome):
         _check_numbers(entry)
-    elif not all(isinstance(part, str) and 0 < len(part) <= NAME_LIMIT for part in entry.parts):
+    elif not all(map(_is_id, entry.parts)):
         raise UnreadableOutcome("its parts are not all ids of tasks")
+
+
+def _is_id(part: Any) -> bool:
+    return isinstance(part, str) and 0 < len(part) <= NAME_LIMIT and not _UNSTORABLE.search(part)
 
 
 def _fits(name: str, value: Any) -> bool:
@@ -166,15 +184,15 @@ def _check_numbers(outcome: Outcome) -> None:
         raise UnreadableOutcome("its time has no zone")
 
 
-def _message(result: Any) -> str:
+def _reason(result: Any) -> Any:
     """The first argument of an exception as Celery prepares it."""
     arguments = result.get("exc_message") if isinstance(result, dict) else None
-    return str(arguments[0]) if isinstance(arguments, list | tuple) and arguments else str(arguments or "")
+    return arguments[0] if isinstance(arguments, list | tuple) and arguments else arguments
 
 
 def error_of(outcome: Outcome) -> tuple[str, str] | None:
     """(type, message) of a failed, retried or revoked run, from the exception as Celery prepares it."""
-    if outcome.state not in ("FAILURE", "RETRY", "REVOKED") or not isinstance(outcome.result, dict):
+    if outcome.state not in ("FAILURE", "RETRY", "REVOKED", "DEAD") or not isinstance(outcome.result, dict):
         return None
     module, name = outcome.result.get("exc_module"), outcome.result.get("exc_type")
     qualified = f"{module}.{name}" if module and module != "builtins" else str(name)

@@ -3,17 +3,19 @@
 import difflib
 import inspect
 import json
+import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 from kombu.exceptions import OperationalError
 from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 from redis.exceptions import RedisError
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -31,9 +33,20 @@ ARGUMENTS_LIMIT = 1 << 20
 NEST_LIMIT = 100
 #: Most characters of a description or an idempotency key.
 TEXT_LIMIT = 20_000
-#: kombu's lists of one queue, by priority; and how many messages of each are searched for one to take off.
+#: kombu's lists of one queue, by priority; how many messages of each are searched for one to take off, and how many
+#: of them, of a megabyte each at worst, are fetched at once.
 PRIORITY_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
-SEARCHED = 10_000
+SEARCHED, FETCHED = 10_000, 50
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+#: Ids of cancelled tasks that workers who start later are told, about.
+REVOKED_KEPT = 50_000
+#: How a task may have ended to be retried, and what its row says then.
+RETRIABLE = ("failed", "dead", "expired")
+AS_NEW: dict[str, Any] = {
+    "status": "queued", "rank": 0, "attempts": 0, "worker_id": None, "pushed_at": None, "started_at": None,
+    "finished_at": None, "runtime": None, "result": None, "error": None, "error_type": None, "error_message": None,
+    "traceback": None, "children": None, "expires_at": None, "target_worker_id": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +90,12 @@ def submit(request: TaskRequest, session: Session, app: Celery) -> str:
 def push(task: Task, app: Celery) -> None:
     """Put a recorded task on its queue unless it is in flight already; raises QueueUnavailable."""
     queue = worker_queue(task.target_worker_id) if task.target_worker_id else task.queue
+    # The server need not know every task that its clients and workers do.
+    known = app.tasks.get(task.name)
+    publish = known.apply_async if known else partial(app.send_task, task.name)
     try:
         with publishing_once():
-            app.tasks[task.name].apply_async(
+            publish(
                 task.args, task.kwargs, task_id=task.task_id, priority=task.priority, time_limit=task.time_limit,
                 queue=queue, expires=task.expires_at, retry=False,
             )  # fmt: skip
@@ -95,12 +111,13 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
 
     Raises UnknownTask, or QueueUnavailable when Redis is away: then nothing is cancelled.
     """
-    task = session.get(Task, task_id, populate_existing=True)
+    task = None if _UNSTORABLE.search(task_id) else session.get(Task, task_id, populate_existing=True)
     if task is None:
         raise UnknownTask(f"No task {task_id!r} is recorded; `howl tasks list` shows the newest.")
     if task.rank == FINAL_RANK:
         return task.status
     try:
+        _revoke_for_good(task_id, app)
         if task.rank == 0 and take_off_queue(task, app):
             app.backend.append(ended_unstarted(task, "REVOKED", TaskRevokedError("cancelled")))
         else:
@@ -112,16 +129,69 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
     return task.status
 
 
+def _revoke_for_good(task_id: str, app: Celery) -> None:
+    """Workers that start later hear of it too: a broadcast reaches only those who listen."""
+    client: Any = app.backend.redis
+    client.xadd(settings_of(app).key("revoked"), {"task_id": task_id}, maxlen=REVOKED_KEPT, approximate=True)
+
+
+def retry(task_id: str, session: Session, app: Celery) -> None:
+    """Queue a task again that failed, died or expired, as the same task, from its first attempt.
+
+    Raises UnknownTask, InvalidRequest when it has not ended or cannot be submitted here, or QueueUnavailable.
+    """
+    task = None if _UNSTORABLE.search(task_id) else session.get(Task, task_id, populate_existing=True)
+    if task is None:
+        raise UnknownTask(f"No task {task_id!r} is recorded; `howl tasks list` shows the newest.")
+    if task.status not in RETRIABLE:
+        raise InvalidRequest(
+            f"Task {task_id} is {task.status}: only one that is {', '.join(RETRIABLE)} can be retried."
+        )
+    request = TaskRequest(name=task.name or "", args=task.args or [], kwargs=task.kwargs or {})
+    check(request, app)
+    try:
+        _forget_the_past(task_id, app)
+    except RedisError as error:
+        raise QueueUnavailable(f"Task {task_id} is not retried: Redis does not answer ({error}). Try again.") from error
+    queue = task.queue or _queue_name(request, app)
+    session.execute(update(Task).where(Task.task_id == task_id).values(queue=queue, **AS_NEW))
+    session.commit()
+    push(session.get_one(Task, task_id, populate_existing=True), app)
+    session.execute(update(Task).where(Task.task_id == task_id).values(pushed_at=func.now()))
+    session.commit()
+
+
+def _forget_the_past(task_id: str, app: Celery) -> None:
+    settings = settings_of(app)
+    client: Any = app.backend.redis
+    with client.pipeline(transaction=True) as together:
+        together.hdel(settings.key("dead"), task_id)
+        together.hdel(settings.key("deaths"), task_id, f"back:{task_id}")
+        together.hdel(settings.key("inflight"), task_id)
+        together.execute()
+
+
 def take_off_queue(task: Task, app: Celery) -> bool:
     """Remove the message of a task that waits; False if a worker has it, or it waits far down a long queue."""
     settings = settings_of(app)
     client: Any = app.backend.redis
+    sought = task.task_id.encode()
     for suffix in PRIORITY_SUFFIXES:
         key = settings.key(f"{task.queue}{suffix}")
-        for message in client.lrange(key, -SEARCHED, -1):
-            if _id_in(message) == task.task_id and client.lrem(key, -1, message):
+        for message in _waiting(client, key):
+            # Parsing each of 10,000 messages takes a second.
+            if sought in message and _id_in(message) == task.task_id and client.lrem(key, -1, message):
                 return True
     return False
+
+
+def _waiting(client: Any, key: str) -> Iterable[bytes]:
+    """A queue's messages, the next ones first."""
+    for passed in range(0, SEARCHED, FETCHED):
+        messages = client.lrange(key, -passed - FETCHED, -passed - 1)
+        yield from reversed(messages)
+        if len(messages) < FETCHED:
+            return
 
 
 def ended_unstarted(task: Task, state: str, error: Exception) -> Outcome:
@@ -172,8 +242,8 @@ def _check_texts(request: TaskRequest) -> None:
             continue
         if not isinstance(value, str) or not value.strip():
             raise InvalidRequest(f"{name} must be a text that is not empty.")
-        if len(value) > limit or "\x00" in value:
-            raise InvalidRequest(f"{name} may have {limit:,} characters and no NUL.")
+        if len(value) > limit or _UNSTORABLE.search(value):
+            raise InvalidRequest(f"{name} may have {limit:,} characters, and no NUL or half of one among them.")
 
 
 def _check_numbers(request: TaskRequest) -> None:
@@ -239,7 +309,7 @@ def _check_type(task_name: str, parameter: inspect.Parameter, value: Any) -> Non
         return
     try:
         TypeAdapter(parameter.annotation).validate_json(json.dumps(value), strict=True)
-    except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
+    except (PydanticUserError, PydanticUndefinedAnnotation):
         return  # a type of the task's own, which only the task can judge
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]

@@ -92,3 +92,20 @@ def report(self: Any, path: str) -> str:
     while not Path(path).exists():
         time.sleep(0.05)
     return "done"
+
+
+@shared_task(name="tests.length")
+def length(value: str) -> int:
+    """Tell how long a text is."""
+    return len(value)
+
+
+@shared_task(name="tests.strange")
+def strange(what: str) -> Any:
+    """Return what no outcome can hold."""
+    endless: list[Any] = []
+    endless.append(endless)
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    return {"an object": object(), "a deep nest": deep, "itself": endless, "a huge number": 10**5000}[what]

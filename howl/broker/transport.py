@@ -1,22 +1,27 @@
-"""HOWL's kombu transport: kombu's Redis transport, whose publishing can be told to push a task once."""
+"""HOWL's kombu transport: kombu's Redis transport, but for two things.
 
-import hashlib
+Publishing rings a doorbell, and can be told to push a task once. And in a booted worker a channel's task queues are
+consumed through a ledger (howl.broker.ledger) instead of BRPOP. All else is kombu's own: queues, message format,
+fanout, priorities, remote control, and the consuming of everybody who is not a booted worker.
+"""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import redis
 from kombu.connection import Connection
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
-PUSH = Path(__file__).with_name("push.lua").read_text()
-PUSH_SHA = hashlib.sha1(PUSH.encode(), usedforsecurity=False).hexdigest()
+from howl.broker.ledger import doorbell
+from howl.broker.scripts import PUSH
 
 #: What Celery's `broker_transport` says.
 NAME = "howl.broker.transport:Transport"
+#: Milliseconds after which a doorbell that nobody answers falls silent.
+RINGING = 60_000
 
 # Where kombu shows an address, it is Redis's: Flower looks up queues by the scheme it sees there.
 Connection.resolve_aliases[NAME] = "redis"
@@ -38,31 +43,106 @@ def publishing_once() -> Iterator[None]:
         _once.reset(token)
 
 
+class Claims(Protocol):
+    """Who holds a channel's messages: howl.worker.claims in a booted worker."""
+
+    def holds(self, tag: str) -> bool: ...
+    def listen(self, priorities: list[list[str]]) -> None: ...
+    def acknowledged(self, tag: str) -> None: ...
+    def rejected(self, tag: str, *, requeue: bool) -> None: ...
+
+
+class QoS(kombu_redis.QoS):
+    """Acknowledging what the ledger holds is the ledger's affair; the rest is kombu's."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        if not self._is_claim(delivery_tag):
+            super().append(message, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def ack(self, delivery_tag: str) -> None:
+        if self._is_claim(delivery_tag):
+            self.channel.claims.acknowledged(delivery_tag)
+        else:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if self._is_claim(delivery_tag):
+            self.channel.claims.rejected(delivery_tag, requeue=requeue)
+        else:
+            super().reject(delivery_tag, requeue)  # type: ignore[no-untyped-call]
+
+    def can_consume(self) -> bool:
+        """The ledger knows its own room; what this channel reads beside it is never held up."""
+        return self.channel.claims is not None or super().can_consume()  # type: ignore[no-untyped-call]
+
+    def _is_claim(self, tag: str) -> bool:
+        # Not "whether it is held": a stale claim must not fall through to kombu's own bookkeeping.
+        return self.channel.claims is not None and isinstance(tag, str) and tag.startswith(self.channel.claims.mark)
+
+
 class Channel(kombu_redis.Channel):
-    """Queues, message format, fanout and consuming are kombu's own."""
+    """Queues, message format and fanout are kombu's own."""
+
+    QoS = QoS
+    #: Set in a booted worker, before it consumes.
+    claims: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._claimed_queues: list[str] = []
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
+        """Task queues go to the ledger; a queue without acknowledgements, such as for replies, stays."""
+        answer = super().basic_consume(queue, *args, **kwargs)  # type: ignore[no-untyped-call]
+        if self.claims is not None and queue not in self.active_fanout_queues:
+            while queue in self._active_queues:
+                self._active_queues.remove(queue)
+            self._update_queue_cycle()
+            self._claimed_queues.append(queue)
+            self._listen()
+        return answer
+
+    def basic_cancel(self, consumer_tag: str) -> Any:
+        queue = self._tag_to_queue.get(consumer_tag)
+        answer = super().basic_cancel(consumer_tag)  # type: ignore[no-untyped-call]
+        if queue in self._claimed_queues:
+            self._claimed_queues.remove(queue)
+            self._listen()
+        return answer
+
+    def _listen(self) -> None:
+        lists = [[self._q_for_pri(queue, step) for queue in self._claimed_queues] for step in self.priority_steps]
+        self.claims.listen(lists)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        task_id = message.get("headers", {}).get("id")
-        if not (_once.get() and task_id):
-            super()._put(queue, message, **kwargs)  # type: ignore[no-untyped-call]
+        task_id = (message.get("headers") or {}).get("id")
+        if task_id and _once.get():
+            self._put_once(queue, message, task_id)
             return
+        super()._put(queue, message, **kwargs)  # type: ignore[no-untyped-call]
+        if task_id:
+            self._ring(queue, kwargs.get("_publish_batch"))
+
+    def _put_once(self, queue: str, message: dict[str, Any], task_id: str) -> None:
         key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+        keys = [f"{self.global_keyprefix}{name}" for name in ("inflight", key, doorbell(queue))]
         with self.conn_or_acquire() as client:
             # A client without kombu's key prefixing, which knows only a script's first key.
-            bare = redis.Redis(connection_pool=client.connection_pool)
-            keys = (f"{self.global_keyprefix}inflight", f"{self.global_keyprefix}{key}")
-            evaluate(bare, PUSH, PUSH_SHA, keys, (task_id, dumps(message)))
+            PUSH.run(redis.Redis(connection_pool=client.connection_pool), keys, [task_id, dumps(message)])
+
+    def _ring(self, queue: str, batch: Any) -> None:
+        """One token, which wakes one idle worker."""
+        if batch is not None:
+            batch.add("lpush", doorbell(queue), 1)
+            batch.add("pexpire", doorbell(queue), RINGING)
+            return
+        with self.conn_or_acquire() as client, client.pipeline() as pipe:
+            pipe.lpush(doorbell(queue), 1)
+            pipe.pexpire(doorbell(queue), RINGING)
+            pipe.execute()
 
 
 class Transport(kombu_redis.Transport):
     """Named by Celery's `broker_transport`; the URL stays redis:// or rediss://."""
 
     Channel = Channel
-
-
-def evaluate(client: Any, script: str, sha: str, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
-    """Run a script by its digest; by its text if Redis has not seen it, or has forgotten it."""
-    try:
-        return client.evalsha(sha, len(keys), *keys, *arguments)
-    except redis.exceptions.NoScriptError:
-        return client.eval(script, len(keys), *keys, *arguments)

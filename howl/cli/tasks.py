@@ -15,7 +15,7 @@ from howl.config import load_settings
 from howl.db import session
 from howl.models import TASK_STATUSES
 from howl.outcomes import FINAL_STATUSES
-from howl.submit import cancel
+from howl.submit import cancel, retry
 
 COLUMNS = (
     Column("task_id", "task"),
@@ -39,7 +39,7 @@ READ: dict[str, Callable[[Any], str]] = {"runtime": words.length, "time_limit": 
 
 @click.group()
 def tasks() -> None:
-    """List, show and cancel tasks.
+    """List, show, cancel and retry tasks.
 
     \b
     Examples:
@@ -142,3 +142,24 @@ def _print_task(task: dict[str, Any]) -> None:
     if events:
         click.echo()
         emit(events, as_json=False, columns=EVENT_COLUMNS)
+
+
+@tasks.command("retry")
+@click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
+@as_json
+def retry_(task_ids: tuple[str, ...], as_json: bool) -> None:
+    """Queue tasks again that failed, died or expired, each as the same task.
+
+    A task is dead when its process died with it more than five times; it is then kept, and not started by itself.
+
+    \b
+    Examples:
+        howl tasks list --status dead
+        howl tasks retry 1f0c9a
+    """
+    with session(load_settings().database()) as opened:
+        found = [analytics.find_task_id(opened, given) for given in task_ids]
+        for task_id in found:
+            retry(task_id, opened, app)
+    rows = [{"task_id": task_id, "status": "queued"} for task_id in found]
+    emit(rows, as_json, columns=(Column("task_id", "task"), Column("status", "status")))

@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 KEPT_SECONDS, KEPT_BYTES = 86_400.0, 256 << 20
 #: Most messages of a batch, and seconds to wait for the first.
 BATCH, WAIT = 500, 1.0
+#: Seconds within which a NATS that can be heard answers.
+ANSWER_TIMEOUT = 2
+#: Characters of a reason that is logged: it may quote what a worker wrote.
+REASON_LIMIT = 200
 
 
 class Described(BaseModel):
@@ -68,6 +72,8 @@ class Bridge:
         self.settings = settings
         #: Monotonic second since which NATS is heard without a gap; None while it is not.
         self.hearing_since: float | None = None
+        #: Monotonic second of the next look for workers that fell silent.
+        self.next_look = 0.0
 
     async def run(self) -> None:
         """Until cancelled; raises NATS's errors or DatabaseUnavailable, and misses nothing by being run again."""
@@ -80,8 +86,8 @@ class Bridge:
                 await asyncio.to_thread(self.record, [*self._sightings(messages)])
                 for message in messages:
                     await message.ack()
-                if not messages:
-                    await asyncio.to_thread(self.mark_lost)
+                if len(messages) < BATCH:  # nothing of what workers said is still unread
+                    await self._look_for_the_silent(client)
         finally:
             self.hearing_since = None
             await client.close()
@@ -93,9 +99,18 @@ class Bridge:
             with session(self.settings.database()) as opened:
                 _upsert(opened, [newest[worker_id] for worker_id in sorted(newest)])
 
+    async def _look_for_the_silent(self, client: Client) -> None:
+        """Once in a while; a NATS that does not answer is not heard, although its connection stands."""
+        if time.monotonic() < self.next_look:
+            return
+        await client.flush(ANSWER_TIMEOUT)
+        await asyncio.to_thread(self.mark_lost)
+        self.next_look = time.monotonic() + WAIT
+
     def mark_lost(self) -> None:
         """Silence counts only while NATS is heard; a row that never had a heartbeat stays as it was written."""
-        if self.hearing_since is None or time.monotonic() - self.hearing_since < self.settings.lost_after:
+        since = self.hearing_since  # the loop may change it meanwhile
+        if since is None or time.monotonic() - since < self.settings.lost_after:
             return
         silent = Worker.last_heartbeat_at < func.now() - timedelta(seconds=self.settings.lost_after)
         present = or_(Worker.status == "active", Worker.status == "draining")
@@ -172,8 +187,10 @@ def _read(message: Msg) -> Iterable[Sighting]:
 def _why(error: Exception) -> str:
     if isinstance(error, ValidationError):
         problem = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(str(part) for part in problem['loc']) or 'worker'}: {problem['msg']}"
-    return str(error) or type(error).__name__
+        reason = f"{'.'.join(str(part) for part in problem['loc']) or 'worker'}: {problem['msg']}"
+    else:
+        reason = str(error) or type(error).__name__
+    return " ".join(reason[:REASON_LIMIT].split())
 
 
 async def _complain(error: Exception) -> None:

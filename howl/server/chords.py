@@ -9,9 +9,12 @@ from celery import Celery
 from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from celery.result import result_from_tuple
-from kombu.exceptions import EncodeError
-from sqlalchemy import Select, Text, bindparam, cast, exists, func, select, update
+from kombu.exceptions import EncodeError, OperationalError
+from redis.exceptions import DataError, RedisError
+from sqlalchemy import Cast, Select, Text, any_, bindparam, cast, exists, func, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.exc import InterfaceError
+from sqlalchemy.exc import OperationalError as DatabaseError
 from sqlalchemy.orm import Session
 
 from howl.backend import leaves
@@ -25,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 #: Most bodies submitted in one go.
 AT_ONCE = 100
+#: Characters of a reason that is logged: it may quote what a worker wrote.
+REASON_LIMIT = 200
 
 
 def record(opened: Session, created: Iterable[ChordCreated]) -> None:
@@ -51,13 +56,37 @@ def submit_due(settings: Settings, app: Celery, ended: set[str] | None = None) -
         return
     with session(settings.database()) as opened:
         for chord in opened.scalars(_due(ended)).all():
-            try:
-                _submit_body(chord, opened, app)
-            except (TypeError, ValueError, LookupError, AttributeError) as error:
-                # Its documents come from a worker, who may have written anything.
-                logger.error("Chord %s has no body that could be submitted: %r.", chord.group_id, error)  # noqa: TRY400
-            opened.execute(update(Chord).where(Chord.group_id == chord.group_id).values(body_submitted_at=func.now()))
+            if _take(chord, opened):
+                _submit_or_drop(chord, opened, app)
+                done = update(Chord).where(Chord.group_id == chord.group_id)
+                opened.execute(done.values(body_submitted_at=func.now()))
             opened.commit()
+
+
+def _take(chord: Chord, opened: Session) -> bool:
+    """Whether it is ours to submit: the recorder and the keeper may have found it due at the same moment."""
+    still_due = select(Chord.group_id).where(Chord.group_id == chord.group_id, Chord.body_submitted_at.is_(None))
+    return opened.scalar(still_due.with_for_update(skip_locked=True)) is not None
+
+
+def _submit_or_drop(chord: Chord, opened: Session, app: Celery) -> None:
+    """Its documents come from a worker, who may have written anything: what cannot be submitted is dropped."""
+    try:
+        with opened.begin_nested():
+            _submit_body(chord, opened, app)
+    except Exception as error:
+        if _passes(error):
+            raise
+        reason = " ".join(repr(error)[:REASON_LIMIT].split())
+        # One line: a traceback of somebody else's garbage tells nothing.
+        logger.error("Chord %s has no body that could be submitted: %s.", chord.group_id, reason)  # noqa: TRY400
+
+
+def _passes(error: Exception) -> bool:
+    """Whether Redis or PostgreSQL is at fault, not the chord, whose body may name a queue that is none."""
+    away = isinstance(error, OperationalError | RedisError | DatabaseError | InterfaceError)
+    unfit = isinstance(error.__cause__ or error, DataError)  # kombu wraps what redis-py refuses to send
+    return away and not unfit and "WRONGTYPE" not in str(error)
 
 
 def _due(ended: set[str] | None) -> Select[Any]:
@@ -71,7 +100,12 @@ def _due(ended: set[str] | None) -> Select[Any]:
     due = select(Chord).where(Chord.body_submitted_at.is_(None), ~exists(open_parts)).limit(AT_ONCE)
     if ended is None:
         return due
-    return due.where(Chord.parts.overlap(cast(bindparam("ended", sorted(ended)), ARRAY(Text))))
+    return due.where(Chord.parts.overlap(_texts(ended)))
+
+
+def _texts(ids: Iterable[str]) -> Cast[Any]:
+    """One parameter, however many they are: PostgreSQL takes 65,535."""
+    return cast(bindparam(None, sorted(set(ids)), unique=True), ARRAY(Text))
 
 
 def _submit_body(chord: Chord, opened: Session, app: Celery) -> None:
@@ -79,7 +113,9 @@ def _submit_body(chord: Chord, opened: Session, app: Celery) -> None:
     header = result_from_tuple(json.loads(chord.header), app=app)
     if body.id and opened.get(Task, body.id) is not None:
         return  # submitted by an earlier life of this server, which ended before it could say so
-    tasks = {task.task_id: task for task in opened.scalars(select(Task).where(Task.task_id.in_(leaves(header))))}
+    tasks = {
+        task.task_id: task for task in opened.scalars(select(Task).where(Task.task_id == any_(_texts(leaves(header)))))
+    }
     failed = next((task for task in tasks.values() if task.status != "succeeded"), None)
     if failed is not None:
         _fail(body, f"Dependency {failed.task_id} raised {failed.error_type}: {failed.error_message}", app)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +16,7 @@ from howl.config import Settings
 from howl.db import session
 from howl.errors import WorkerGone
 from howl.models import Task, Worker
-from howl.server import chords
+from howl.server import chords, claims
 from howl.submit import ended_unstarted, push, take_off_queue
 
 logger = logging.getLogger(__name__)
@@ -36,13 +36,24 @@ class Keeper:
         self.settings = settings
         self.app = app
         self.redis: Any = redis_client(settings)
+        self.names = claims.SharedNames()
 
     async def run(self) -> None:
         """Until cancelled; raises DatabaseUnavailable, QueueUnavailable or Redis's errors."""
+        await asyncio.to_thread(claims.grant_one_more_lease, self.redis, self.settings)
+        self.names = claims.SharedNames()  # it must not take what was granted for a renewal
         while True:
-            for duty in (self.push_what_is_missing, self.fail_what_nobody_can_start, self.expire, self.submit_bodies):
+            for duty in self._duties():
                 await asyncio.to_thread(duty)
-            await asyncio.sleep(ROUND * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, no secret
+            await asyncio.sleep(self._pause())
+
+    def _duties(self) -> tuple[Callable[[], None], ...]:
+        told = (self.put_back, self.push_what_is_missing)
+        return (*told, self.fail_what_nobody_can_start, self.expire, self.submit_bodies)
+
+    def _pause(self) -> float:
+        """Seconds to the next round: often enough to notice a lease that ran out."""
+        return min(ROUND, self.settings.lease / 3) * random.uniform(0.8, 1.2)  # noqa: S311  # jitter, no secret
 
     def push_what_is_missing(self) -> None:
         """Push submitted tasks that never reached Redis, and those it has lost since."""
@@ -67,6 +78,12 @@ class Keeper:
         """End tasks whose time is over although no worker came to see it."""
         for task in self._queued(Task.expires_at < func.now() - timedelta(seconds=PATIENCE)):
             self._end(task, "REVOKED", TaskRevokedError("expired"))
+
+    def put_back(self) -> None:
+        """Give the messages of dead owners, and those whose time is near, back to their queues."""
+        claims.put_back_what_the_dead_held(self.redis, self.settings)
+        self.names.look(self.redis, self.settings)
+        claims.feed_what_is_due(self.redis, self.settings)
 
     def submit_bodies(self) -> None:
         """Submit the bodies of finished chords that the recorder could not submit at once."""

@@ -3,7 +3,11 @@
 import asyncio
 import json
 import logging
+import math
+import re
 from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from celery import Celery
@@ -13,13 +17,19 @@ from sqlalchemy.orm import Session
 
 from howl.config import Settings
 from howl.db import session
-from howl.outcomes import ChordCreated, Outcome, encode, error_of
+from howl.outcomes import ChordCreated, Outcome, error_of
 from howl.server import chords
 from howl.server.storable import storable
-from howl.server.stream import Batch, OutcomeStream, Received
+from howl.server.stream import REASON_LIMIT, Batch, OutcomeStream, Received
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between two batches: what comes meanwhile is recorded in one transaction, which costs as much as one row's.
+PACE = 0.01
+#: NUL, or half a character: so JSON writes them, and whole characters of two halves as well.
+SUSPICIOUS = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
+#: Seconds that a run can be believed to have taken.
+LONGEST = 30 * 86_400
 #: PostgreSQL, being well, does not take an entry. An OperationalError that gets here is a limit: see howl.db.session.
 REFUSED = (DataError, IntegrityError, OperationalError, RecursionError)
 
@@ -39,6 +49,7 @@ class Recorder:
                 await self._record_or_set_aside(batch)
                 await self.outcomes.confirm(batch)
                 await asyncio.to_thread(chords.submit_due, self.settings, self.app, batch.ended)
+                await asyncio.sleep(PACE)
         finally:
             await self.outcomes.close()
 
@@ -51,8 +62,17 @@ class Recorder:
                 try:
                     await asyncio.to_thread(self.record, [item])
                 except REFUSED as error:
-                    reason = str(getattr(error, "orig", error)).splitlines()[0]
-                    await self.outcomes.set_aside(item.entry_id, encode(item.entry), f"PostgreSQL refuses it: {reason}")
+                    await self._set_aside(item, str(getattr(error, "orig", error)).splitlines()[0][:REASON_LIMIT])
+
+    async def _set_aside(self, item: Received, reason: str) -> None:
+        """Its task has ended all the same: whoever waits for it is told, and the keeper must not push it again."""
+        if isinstance(item.entry, Outcome) and item.entry.is_final:
+            try:
+                await asyncio.to_thread(self.record, [replace(item, entry=_without_its_values(item.entry, reason))])
+            except REFUSED:
+                logger.error("The end of task %s cannot be recorded at all.", item.entry.task_id)  # noqa: TRY400
+        document = await self.outcomes.document(item.entry_id)
+        await self.outcomes.set_aside(item.entry_id, document, f"PostgreSQL refuses it: {reason}")
 
     def record(self, received: list[Received]) -> None:
         """Write entries in one transaction; repeating it changes nothing."""
@@ -60,14 +80,31 @@ class Recorder:
         created = [item.entry for item in received if isinstance(item.entry, ChordCreated)]
         with session(self.settings.database()) as opened:
             chords.record(opened, created)
-            _write(opened, UPSERT_TASKS, _task_rows(outcomes))
-            _write(opened, APPEND_EVENTS, [_event_row(item, outcome) for item, outcome in outcomes])
+            walk = any(item.may_be_deep for item in received)
+            _write(opened, UPSERT_TASKS, _task_rows(outcomes), walk)
+            _write(opened, APPEND_EVENTS, [_event_row(item, outcome) for item, outcome in outcomes], walk)
 
 
-def _write(opened: Session, statement: str, rows: list[dict[str, Any]]) -> None:
+def _without_its_values(outcome: Outcome, reason: str) -> Outcome:
+    message = f"The task ended as {outcome.status}, but what it left cannot be stored: {reason}."
+    error = {"exc_type": "OutcomeRefused", "exc_module": "howl.errors", "exc_message": [message]}
+    state = outcome.state if outcome.state == "REVOKED" else "FAILURE"
+    return replace(outcome, state=state, result=error, traceback=None, args=None, kwargs=None, children=None)
+
+
+def _write(opened: Session, statement: str, rows: list[dict[str, Any]], walk: bool) -> None:
     """Rows travel as one JSON document: one statement however many they are, and no temporary table."""
     if rows:
-        opened.execute(text(statement), {"rows": json.dumps(storable(rows))})
+        opened.execute(text(statement), {"rows": json.dumps(storable(rows)) if walk else _as_json(rows)})
+
+
+def _as_json(rows: list[dict[str, Any]]) -> str:
+    """Most rows hold nothing that PostgreSQL cannot: a look at their text is cheaper than a walk through them."""
+    try:
+        written = json.dumps(rows, allow_nan=False)
+    except ValueError:
+        return json.dumps(storable(rows))
+    return json.dumps(storable(rows)) if SUSPICIOUS.search(written) else written
 
 
 def _task_rows(outcomes: list[tuple[Received, Outcome]]) -> list[dict[str, Any]]:
@@ -86,7 +123,9 @@ def _merge(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     first, last = (old, new) if _supersedes(new, old) else (new, old)
     known = {name: value for name, value in last.items() if value is not None}
     begun = min(filter(None, (old["started_at"], new["started_at"])), default=None)
-    return {**first, **known, **{name: last[name] for name in _OF_THE_END}, "started_at": begun}
+    queued = min(old["queued_at"], new["queued_at"])
+    ending = {name: last[name] for name in _OF_THE_END}
+    return {**first, **known, **ending, "started_at": begun, "queued_at": queued}
 
 
 #: Columns that speak of how a run ended: nothing of an earlier attempt may shine through.
@@ -116,7 +155,7 @@ def _task_row(item: Received, outcome: Outcome) -> dict[str, Any]:
         "root_id": outcome.root_id,
         "group_id": outcome.group_id,
         "queued_at": at,
-        "started_at": at if outcome.state == "STARTED" else None,
+        "started_at": _began(item, outcome),
         "finished_at": at if outcome.is_final else None,
         "runtime": outcome.runtime if outcome.is_final else None,
         "result": outcome.result if outcome.state == "SUCCESS" else None,
@@ -128,19 +167,27 @@ def _task_row(item: Received, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _began(item: Received, outcome: Outcome) -> str | None:
+    """A short run is told by its end alone: it began its runtime before."""
+    if outcome.state == "STARTED":
+        return item.at.isoformat()
+    if outcome.runtime is None or not math.isfinite(outcome.runtime):
+        return None
+    return (item.at - timedelta(seconds=min(max(outcome.runtime, 0), LONGEST))).isoformat()
+
+
 def _event_row(item: Received, outcome: Outcome) -> dict[str, Any]:
     data: dict[str, Any] = {"attempt": outcome.attempt}
     if outcome.status is None:
         data |= {"state": outcome.state, "result": outcome.result}
     elif failure := error_of(outcome):
         data |= {"error_type": failure[0], "error_message": failure[1]}
-    elif outcome.state == "STARTED" and isinstance(outcome.result, dict):
-        # Celery's own note of who runs it, as the worker tells it: the host and the process id there.
-        data |= {name: outcome.result[name] for name in ("pid", "hostname") if name in outcome.result}
+    if outcome.pid is not None:
+        data["pid"] = outcome.pid
     return {
         "task_id": outcome.task_id,
         "worker_id": outcome.worker_id,
-        "kind": outcome.status or "progress",
+        "kind": "ended" if outcome.state == "ENDED" else outcome.status or "progress",
         "at": item.at.isoformat(),
         "data": data,
         "source": f"outcome:{item.entry_id}",

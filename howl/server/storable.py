@@ -10,16 +10,20 @@ from typing import Any
 
 #: Half a character, as a program writes that cuts UTF-16 in the middle; or none.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+#: Most levels of lists and objects within each other: what is stored must also be read, with Python's own limit.
+NEST_LIMIT = 200
 
 
-def storable(value: Any) -> Any:
-    """The value, or its like that PostgreSQL can hold; raises RecursionError for hundreds of levels."""
+def storable(value: Any, levels: int = NEST_LIMIT) -> Any:
+    """The value, or its like that PostgreSQL can hold; raises RecursionError for more levels than that."""
+    if levels == 0:
+        raise RecursionError(f"it is nested more than {NEST_LIMIT} levels deep")
     if isinstance(value, str):
         return _UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
-        return {storable(key): storable(item) for key, item in value.items()}
+        return {storable(key): storable(item, levels - 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [storable(item) for item in value]
+        return [storable(item, levels - 1) for item in value]
     return value

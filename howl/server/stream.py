@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,12 +16,17 @@ from redis.exceptions import ResponseError
 from howl.config import Settings
 from howl.errors import UnreadableOutcome
 from howl.outcomes import ENTRY_FIELD, Entry, Outcome, decode
+from howl.server.storable import NEST_LIMIT
 
 logger = logging.getLogger(__name__)
 
 GROUP, CONSUMER = "recorder", "recorder"
 #: Most entries of a batch, and milliseconds to wait for the first.
 BATCH, WAIT = 500, 2000
+#: Entries of the first batch, and bytes that a batch shall have, about: see `_next_count`.
+FIRST_BATCH, BATCH_BYTES = 8, 8 << 20
+#: Characters of a reason that is logged: it may quote what a worker wrote.
+REASON_LIMIT = 200
 #: Of what could not be read: entries kept, and bytes of each.
 UNREADABLE_KEPT, UNREADABLE_BYTES = 1000, 65_536
 
@@ -31,11 +37,14 @@ class Received:
 
     entry_id: str
     entry: Entry
+    #: Whether it has as many lists and objects as may at most be within each other.
+    may_be_deep: bool = False
 
     @property
     def at(self) -> datetime:
         milliseconds = int(self.entry_id.partition("-")[0])
-        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+        # A worker may give its entry an id of its own, of the year 500,000, and Redis's own ids go on from there.
+        return datetime.fromtimestamp(min(milliseconds / 1000, time.time()), UTC)
 
 
 @dataclass(frozen=True)
@@ -66,13 +75,14 @@ class OutcomeStream:
     async def batches(self) -> AsyncIterator[Batch]:
         """First what an earlier life read and did not confirm, then what comes."""
         await self._make_group()
-        after = "0"
+        after, count = "0", FIRST_BATCH
         while True:
-            answer = await self.redis.xreadgroup(GROUP, CONSUMER, {self.key: after}, count=BATCH, block=WAIT)
+            answer = await self.redis.xreadgroup(GROUP, CONSUMER, {self.key: after}, count=count, block=WAIT)
             entries = answer[0][1] if answer else []
             if not entries:
-                after = ">"
+                after, count = ">", FIRST_BATCH
                 continue
+            count = _next_count(entries, count)
             if after != ">":
                 after = entries[-1][0].decode()
             yield await self._read(entries)
@@ -89,13 +99,22 @@ class OutcomeStream:
             await together.execute()
 
     async def set_aside(self, entry_id: bytes | str, document: bytes, reason: str) -> None:
-        """Keep what cannot be read or recorded, for a person to look at, and say so in one line."""
+        """Take what cannot be read or recorded out of the stream, keep it for a person to look at, say so in a line."""
         name = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
-        logger.error("Outcome %s set aside in %s: %s.", name, self.settings.key("unreadable"), reason)
+        unreadable = self.settings.key("unreadable")
         async with self.redis.pipeline(transaction=True) as together:
-            together.lpush(self.settings.key("unreadable"), document[:UNREADABLE_BYTES])
-            together.ltrim(self.settings.key("unreadable"), 0, UNREADABLE_KEPT - 1)
+            together.lpush(unreadable, document[:UNREADABLE_BYTES])
+            together.ltrim(unreadable, 0, UNREADABLE_KEPT - 1)
+            together.xack(self.key, GROUP, entry_id)
+            together.xdel(self.key, entry_id)
             await together.execute()
+        # Cut first: what a worker wrote may have megabytes.
+        logger.error("Outcome %s set aside in %s: %s.", name, unreadable, " ".join(reason[:REASON_LIMIT].split()))
+
+    async def document(self, entry_id: str) -> bytes:
+        """An entry as it was written: what is nested too deeply to be recorded cannot be written again either."""
+        found = await self.redis.xrange(self.key, entry_id, entry_id)
+        return next(iter(found[0][1].values()), b"") if found else b""
 
     async def close(self) -> None:
         await self.redis.aclose()
@@ -111,7 +130,8 @@ class OutcomeStream:
         received = []
         for entry_id, fields in entries:
             try:
-                received.append(Received(entry_id.decode(), self._parse(fields or {})))
+                entry = self._parse(fields or {})
+                received.append(Received(entry_id.decode(), entry, _may_be_deep(fields[ENTRY_FIELD])))
             except UnreadableOutcome as error:
                 await self.set_aside(entry_id, next(iter((fields or {}).values()), b""), error.message)
         return Batch(received, [entry_id for entry_id, _ in entries])
@@ -124,6 +144,20 @@ class OutcomeStream:
         if len(document) > 2 * self.settings.outcome_limit:
             raise UnreadableOutcome(f"it has {len(document):,} bytes")
         return decode(_json(document))
+
+
+def _next_count(entries: list[tuple[bytes, dict[bytes, bytes]]], count: int) -> int:
+    """Twice as many while there is more to read, but no more than would fit if all were as large as the largest.
+
+    Redis cannot be asked for so many bytes, and 500 outcomes of a megabyte are more than this process may take.
+    """
+    largest = max(sum(map(len, (fields or {}).values())) for _, fields in entries)
+    return max(1, min(2 * count, BATCH, BATCH_BYTES // max(largest, 1)))
+
+
+def _may_be_deep(document: bytes) -> bool:
+    """Cheaper than a walk through its values, which is needed only then."""
+    return document.count(b"[") + document.count(b"{") >= NEST_LIMIT // 2
 
 
 def _json(document: bytes) -> Any:

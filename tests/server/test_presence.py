@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import time
 from datetime import UTC, datetime, timedelta
@@ -90,6 +91,12 @@ GARBAGE = {
     "no object": b"[1, 2]",
     "no worker": b'{"type": "worker-heartbeat"}',
     "wrong types": b'{"type": "worker-online", "worker": {"worker_id": 7, "boot_id": [], "status": "king"}}',
+    "a name of many lines": json.dumps(
+        {
+            "type": "worker-online",
+            "worker": {"worker_id": "w", "boot_id": "b", "status": "active", "run": {"evil\nevil " * 10_000: 5}},
+        }
+    ).encode(),
     "huge": json.dumps({"type": "worker-online", "worker": {"worker_id": "x" * 500_000}}).encode(),
 }
 
@@ -142,3 +149,39 @@ def test_a_late_word_of_an_earlier_life_changes_nothing(settings, worker_row):
     bridge.record([Sighting(Described(**life | {"status": "offline"}), now + timedelta(seconds=1))])
     bridge.record([Sighting(Described(**life), now + timedelta(seconds=2))])
     assert worker_row("w1").status == "offline"
+
+
+def test_a_silent_worker_is_lost_although_others_never_stop_talking(server, worker_row, settings):
+    asyncio.run(_until_lost(settings, worker_row))
+
+
+async def _until_lost(settings, worker_row) -> None:
+    """One worker speaks once, another thirty times a second."""
+    client = await nats.connect(settings.nats())
+    deadline = time.monotonic() + 5 * settings.lost_after
+    try:
+        await _until_stored(client.jetstream(), *_heartbeat(settings, "quiet"))
+        while (row := worker_row("quiet")) is None or row.status != "lost":
+            assert time.monotonic() < deadline, "never lost"
+            await client.publish(*_heartbeat(settings, "talkative"))
+            await asyncio.sleep(0.03)
+    finally:
+        await client.close()
+    assert worker_row("talkative").status == "active"
+
+
+def _heartbeat(settings, worker_id: str) -> tuple[str, bytes]:
+    event = {"type": "worker-heartbeat", "worker": {"worker_id": worker_id, "boot_id": "b", "status": "active"}}
+    return f"{settings.subject_prefix}.events.{worker_id}.worker-heartbeat", json.dumps(event).encode()
+
+
+def test_silence_does_not_count_while_nats_hangs(server, start_worker, worker_row, stack, settings):
+    start_worker("w1")
+    before = eventually(lambda: worker_row("w1")).last_heartbeat_at
+    os.kill(stack.nats.pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: datetime.now(UTC) - before > 2 * timedelta(seconds=settings.lost_after))
+        assert worker_row("w1").status == "active"
+    finally:
+        os.kill(stack.nats.pid, signal.SIGCONT)
+    eventually(lambda: worker_row("w1").last_heartbeat_at > before)

@@ -1,0 +1,53 @@
+#!lua
+-- Put back what a dead owner held.
+--
+-- KEYS[1..4]  claims:<owner>, leases, deaths, outcomes
+-- KEYS[5..6]  turns:<owner>, dead
+-- ARGV[1]     owner
+-- ARGV[2..]   words in the order in which the messages were taken, last taken first: kind, tag, count, values
+--               back    counter              to the end the queue is taken from, adding one to the counter
+--               dead    task id, outcome     kept for replay, with the outcome appended
+-- Answer      how many messages were moved; -1 if the owner's lease still runs (it spoke since the keeper looked)
+--
+-- Promise: nothing is moved while the lease runs, and nothing twice. What the owner says later of what it held is stale,
+-- and its next turn is refused until it has said what it holds. Its number stays: what it said before was heard.
+
+local claims, leases, deaths, outcomes, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[6]
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local deadline = tonumber(redis.call('ZSCORE', leases, ARGV[1]) or '0')
+if deadline > now then
+  return -1
+end
+
+local prefix = string.sub(leases, 1, -#'leases' - 1)
+local moved, at = 0, 2
+if #ARGV > 1 and redis.call('EXISTS', KEYS[5]) == 1 then
+  redis.call('HSET', KEYS[5], 'fenced', 1)
+end
+while at <= #ARGV do
+  local kind, tag, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  local claim = redis.call('HGET', claims, tag)
+  if claim then
+    if kind == 'dead' then
+      redis.call('XADD', outcomes, '*', 'outcome', ARGV[at + 4])
+      redis.call('HSET', dead, ARGV[at + 3], claim)
+      redis.call('HDEL', deaths, ARGV[at + 3])
+    else
+      local cut = string.find(claim, '\n', 1, true)
+      local list = string.sub(claim, 1, cut - 1)
+      local bell = prefix .. 'doorbell:' .. string.match(string.sub(list, #prefix + 1), '^[^\6]*')
+      redis.call('RPUSH', list, string.sub(claim, cut + 1))
+      redis.call('LPUSH', bell, 1)
+      redis.call('PEXPIRE', bell, 60000)
+      redis.call('HINCRBY', deaths, ARGV[at + 3], 1)
+    end
+    redis.call('HDEL', claims, tag, 'began:' .. tag)
+    moved = moved + 1
+  end
+  at = at + 3 + count
+end
+if redis.call('HLEN', claims) == 0 then
+  redis.call('ZREM', leases, ARGV[1])
+end
+return moved

@@ -1,0 +1,480 @@
+"""A worker's side of the turn: one thread owns the conversation with Redis, and knows what is held.
+
+Celery's loop takes messages from it and any thread tells it how they ended. A cut connection is the ledger's own
+affair: it repeats the turn, within the lease and beyond, and nothing of Celery's ever sees it.
+"""
+
+import contextlib
+import logging
+import os
+import random
+import select
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from howl.backend import redis_client
+from howl.broker.room import Room
+from howl.broker.scripts import TURN
+from howl.config import Settings
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at empty queues: stock clients ring no doorbell.
+LOOK = 1.0
+#: Seconds between two turns under load: what ends meanwhile is said in one.
+PACE = 0.005
+#: Most messages and bytes of one turn, in either direction.
+MOST, MOST_BYTES = 1000, 8 << 20
+#: Seconds after which a run that still goes on is said to have begun.
+BEGINNING = 0.25
+#: Entries of the outcomes stream above which Redis gives nothing out: the recorder must catch up first.
+BACKLOG = 100_000
+#: Seconds a message may wait here for a free slot before another worker shall have it.
+STALE_WAIT = 0.5
+#: Seconds that what was said is remembered, should Redis lose its last second.
+MEMORY = 5.0
+#: Seconds without a tick of Celery's loop after which an idle worker no longer renews its lease.
+STUCK = 60.0
+
+
+@dataclass(slots=True)
+class Claim:
+    """A message this worker holds."""
+
+    tag: str
+    #: The queue's list, with its prefix.
+    key: bytes
+    message: bytes
+    taken_at: float
+    #: When its run began; None before.
+    began_at: float | None = None
+    #: It waits by itself (for its time), and takes no slot.
+    waiting: bool = False
+
+
+@dataclass(slots=True)
+class Word:
+    """One thing to say in the next turn."""
+
+    kind: str
+    tag: str
+    values: list[bytes | str | int] = field(default_factory=list)
+
+
+class Ledger(threading.Thread):
+    """The conversation of one owner about its queues."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        owner: str,
+        slots: Callable[[], int],
+        on_stale: Callable[[str], None],
+        on_revoked: Callable[[list[str]], None],
+    ) -> None:
+        super().__init__(name="howl-ledger", daemon=True)
+        self.settings = settings
+        self.owner = owner
+        self.room = Room(slots)
+        self._on_stale = on_stale
+        self._on_revoked = on_revoked
+        self._lock = threading.Lock()
+        self._priorities: list[list[str]] = []
+        self._claims: OrderedDict[str, Claim] = OrderedDict()
+        #: Those of the claims that Celery has not been handed, in order.
+        self._buffer: deque[Claim] = deque()
+        #: How many of the claims wait for their time.
+        self._waiting = 0
+        self._words: deque[Word] = deque()
+        #: What is said of a run's beginning, by tag, unless its end comes first.
+        self._beginnings: dict[str, list[Word]] = {}
+        self._said: deque[tuple[float, int, list[Word]]] = deque()
+        self._number = 0
+        self._known_revoked = b"0-0"
+        self._closing: float | None = None
+        self._claiming = True
+        self._empty = False
+        self._ticked_at = time.monotonic()
+        self._asleep = False
+        self._ready = False
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        #: Readable when Celery's loop should call `take`.
+        self.ready_reader, self._ready_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._client: Any = redis_client(settings, timeout=settings.lease / 3)
+        self._bell: Any = None
+
+    # --- said by Celery's loop and by pool threads ------------------------------------------------------------------
+
+    def listen(self, priorities: list[list[str]]) -> None:
+        """Take from these lists (without the prefix), those of one priority in turn; from none: put back what waits."""
+        with self._lock:
+            self._priorities = priorities
+            known = {self.settings.key(name).encode() for names in priorities for name in names}
+            unwanted = [claim for claim in self._buffer if claim.key not in known]
+            for claim in reversed(unwanted):
+                self._buffer.remove(claim)
+                del self._claims[claim.tag]
+                self._words.append(Word("back", claim.tag))
+            self._empty = False
+        self._wake()
+
+    def take(self) -> list[Claim]:
+        """Messages for free slots, in order; the loop calls it when `ready_reader` is readable, and when one ends."""
+        _drain(self.ready_reader)
+        with self._lock:
+            self._ticked_at = time.monotonic()
+            self._ready = False
+            free = self.room.hand_out - (len(self._claims) - len(self._buffer) - self._waiting)
+            return [self._buffer.popleft() for _ in range(min(free, len(self._buffer)))]
+
+    def tick(self) -> None:
+        """Celery's loop is alive."""
+        self._ticked_at = time.monotonic()
+
+    def holds(self, tag: str) -> bool:
+        return tag in self._claims
+
+    def began(self, tag: str, task_id: str) -> None:
+        """The message's run has begun."""
+        with self._lock:
+            claim = self._claims.get(tag)
+            if claim is None or claim.began_at is not None:
+                return
+            claim.began_at = time.monotonic()
+            self._no_longer_waits(claim)
+            self._begin(tag, Word("began", tag, [task_id]))
+
+    def note_beginning(self, tag: str, outcome: bytes) -> None:
+        """Append that it began, unless its end comes first and tells as much."""
+        with self._lock:
+            if tag in self._claims:
+                self._begin(tag, Word("note", tag, [outcome]))
+
+    def _begin(self, tag: str, word: Word) -> None:
+        if not self._beginnings:
+            self._wake()  # somebody may sleep for long
+        self._beginnings.setdefault(tag, []).append(word)
+
+    def waits(self, tag: str) -> None:
+        """The message waits for its time, and takes no slot."""
+        with self._lock:
+            claim = self._claims.get(tag)
+            if claim is not None and not claim.waiting:
+                claim.waiting = True
+                self._waiting += 1
+        self._signal_ready()
+
+    def _no_longer_waits(self, claim: Claim) -> None:
+        self._waiting -= claim.waiting
+        claim.waiting = False
+
+    def note(self, tag: str, outcome: bytes) -> None:
+        """Append progress while the claim is held."""
+        self._say(Word("note", tag, [outcome]))
+
+    def append(self, outcome: bytes) -> None:
+        """Append an outcome that belongs to no claim."""
+        self._say(Word("loose", "", [outcome]))
+
+    def settle(self, tag: str, task_id: str, outcomes: list[bytes]) -> None:
+        """The message ended like this."""
+        self._let_go(tag, Word("settle", tag, [task_id, *outcomes]))
+
+    def put_back(self, tag: str) -> None:
+        """To the end the queue is taken from."""
+        self._let_go(tag, Word("back", tag))
+
+    def requeue(self, tag: str) -> None:
+        """To the end producers push to, behind what waits."""
+        self._let_go(tag, Word("requeue", tag))
+
+    def lost(self, tag: str, task_id: str, limit: int, outcome: bytes) -> None:
+        """Its run died with its process."""
+        self._let_go(tag, Word("lost", tag, [task_id, limit, outcome]))
+
+    def set_aside(self, tag: str) -> None:
+        """It cannot be read: out of its neighbours' way, for a person to look at."""
+        self._let_go(tag, Word("aside", tag))
+
+    def park(self, tag: str, due: float) -> None:
+        """Until `due` (seconds since 1970) nobody need hold it."""
+        self._let_go(tag, Word("park", tag, [int(due * 1000)]))
+
+    def close(self) -> None:
+        """Say what is left to say, put back what did not end, and end; a third of the lease at most."""
+        timeout = self.settings.lease / 3
+        with self._lock:
+            self._claiming = False
+            self._buffer.clear()
+            for tag in reversed(self._claims):
+                self._words.append(Word("back", tag))
+            self._claims.clear()
+            self._waiting = 0
+            self._closing = time.monotonic() + timeout
+        self._wake()
+        if self.is_alive():
+            self.join(timeout + 1)
+
+    def _say(self, word: Word) -> None:
+        with self._lock:
+            self._words.append(word)
+        self._wake()
+
+    def _let_go(self, tag: str, word: Word) -> None:
+        with self._lock:
+            claim = self._claims.pop(tag, None)
+            if claim is None:
+                return  # settled already, or stale
+            if claim.began_at is not None:
+                self.room.ended(time.monotonic() - claim.began_at)
+            self._no_longer_waits(claim)
+            self._beginnings.pop(tag, None)
+            self._words.append(word)
+            ready = bool(self._buffer)
+        if ready:
+            self._signal_ready()
+        self._wake()
+
+    def _put_back_buffer(self) -> None:
+        while self._buffer:
+            claim = self._buffer.pop()
+            del self._claims[claim.tag]
+            self._words.append(Word("back", claim.tag))
+
+    # --- the thread -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Turn after turn, until closed and all is said."""
+        try:
+            while not self._is_done():
+                self._wait()
+                self._give_up_stale_waits()
+                self._turn()
+        finally:
+            self._client.close()
+            self._hang_up()
+
+    def _is_done(self) -> bool:
+        if self._closing is None:
+            return False
+        return not self._words or time.monotonic() > self._closing
+
+    def _wait(self) -> None:
+        """Until there is something to say, room to fill, or a lease to renew."""
+        with self._lock:
+            timeout = 0.0 if self._words else self._idle_time()
+            self._asleep = timeout > 0
+            listening = not self._words and self._wants() > 0 and self._empty
+        if timeout <= 0:
+            time.sleep(PACE)
+        else:
+            self._sleep(timeout, self._ring_up() if listening else None)
+            self._asleep = False
+
+    def _idle_time(self) -> float:
+        """Seconds for which nothing need be said."""
+        if self._beginnings:
+            return BEGINNING
+        if self._wants() <= 0:
+            renewal = self.settings.lease / 3
+            return min(renewal, STALE_WAIT) if self._buffer else renewal
+        return LOOK if self._empty else 0.0
+
+    def _sleep(self, timeout: float, bell: Any) -> None:
+        descriptors = [self._wake_reader, *([bell] if bell is not None else [])]
+        readable, _, _ = select.select(descriptors, [], [], timeout)
+        if self._wake_reader in readable:
+            _drain(self._wake_reader)
+        if bell is not None and bell in readable:
+            self._answer_bell()
+
+    def _wants(self) -> int:
+        """How many messages there is room for."""
+        if not self._claiming or self._closing is not None or not any(self._priorities):
+            return 0
+        return max(0, min(MOST, self.room.hold - (len(self._claims) - self._waiting)))
+
+    def _give_up_stale_waits(self) -> None:
+        """No message waits here behind a long task while another worker might be idle."""
+        with self._lock:
+            if self._buffer and time.monotonic() - self._buffer[0].taken_at > STALE_WAIT:
+                self._put_back_buffer()
+                self.room.too_much()
+
+    def _turn(self) -> None:
+        with self._lock:
+            if self._closing is None and self._is_stuck():
+                return
+            if not self._words or self._beginnings_are_old():
+                self._words.extend(word for words in self._beginnings.values() for word in words)
+                self._beginnings.clear()
+            words = [self._words.popleft() for _ in range(min(MOST, len(self._words)))]
+            wanted = self._wants()
+            self._number += 1
+        self._said.append((time.monotonic(), self._number, words))
+        began = time.monotonic()
+        answer = self._ask(words, wanted)
+        if answer is not None:
+            self.room.turned(time.monotonic() - began)
+            self._hear(answer, wanted)
+        while self._said and self._said[0][0] < time.monotonic() - MEMORY:
+            self._said.popleft()
+
+    def _beginnings_are_old(self) -> bool:
+        claim = self._claims.get(next(iter(self._beginnings), ""))
+        return claim is not None and time.monotonic() - (claim.began_at or claim.taken_at) > BEGINNING
+
+    def _is_stuck(self) -> bool:
+        if time.monotonic() - self._ticked_at < STUCK or any(claim.began_at for claim in self._claims.values()):
+            return False
+        logger.error("Celery's loop has not moved for %g s and nothing runs: the lease is not renewed.", STUCK)
+        return True
+
+    def _ask(self, words: list[Word], wanted: int) -> Any:
+        """Say a turn until it is heard: the number makes repeating safe. None if closing ends it first."""
+        failures = 0
+        while True:
+            try:
+                answer = TURN.run(self._client, self._keys(), self._arguments(words, wanted))
+            except redis.RedisError as error:
+                failures += 1
+                self._client.connection_pool.disconnect()
+                if self._closing is not None and time.monotonic() > self._closing:
+                    logger.error("Redis cannot be told what ended (%s): it runs again elsewhere.", error)  # noqa: TRY400
+                    return None
+                if failures in (2, 20, 200):
+                    logger.warning("Redis does not answer (%s): trying again.", error)
+                time.sleep(min(2.0, 0.05 * 2 ** min(failures, 6)) * random.uniform(0.5, 1.0))  # noqa: S311  # jitter
+                continue
+            if answer[0] == b"ok":
+                return answer
+            words, wanted = self._after_gap(int(answer[1])), 0
+
+    def _after_gap(self, last: int) -> list[Word]:
+        """Redis lost turns: say what is held, and again what was said since."""
+        logger.warning("Redis has lost the turns after %d of %d: saying again what they said.", last, self._number)
+        again = [word for _, number, words in self._said if number > last for word in words if word.kind != "hold"]
+        # They are remembered as part of the turn that says them again, not twice.
+        self._said = deque(said for said in self._said if said[1] <= last)
+        with self._lock:
+            self._number = max(self._number, last) + 1
+            # What waits to be said next is held too, until it is said.
+            spoken = {word.tag for word in (*again, *self._words)}
+            held = [Word("hold", tag) for tag in (*self._claims, *spoken) if tag]
+            self._known_revoked = b"0-0"
+        words = [Word("hold", ""), *held, *again]
+        self._said.append((time.monotonic(), self._number, words))
+        return words
+
+    def _keys(self) -> list[str]:
+        key, owner = self.settings.key, self.owner
+        own = [key(f"claims:{owner}"), key("leases"), key(f"turns:{owner}")]
+        shared = [key(name) for name in ("outcomes", "deaths", "parked", "revoked", "dead", "unreadable")]
+        return [*own, *shared, *map(key, self._lists()), *map(key, self._bells())]
+
+    def _lists(self) -> list[str]:
+        """The more urgent first; within a priority each queue is the first in its turn."""
+        first = self._number
+        return [names[(first + at) % len(names)] for names in self._priorities for at in range(len(names))]
+
+    def _bells(self) -> list[str]:
+        return sorted({doorbell(name) for names in self._priorities for name in names})
+
+    def _arguments(self, words: list[Word], wanted: int) -> list[Any]:
+        said: list[Any] = []
+        for word in words:
+            said += [word.kind, word.tag, len(word.values), *word.values]
+        numbers = [self._number, int(self.settings.lease * 1000), wanted, MOST_BYTES]
+        return [self.owner, *numbers, self._known_revoked, len(self._lists()), BACKLOG, *said]
+
+    def _hear(self, answer: Any, wanted: int) -> None:
+        _, given, stale, revoked = answer
+        now = time.monotonic()
+        with self._lock:
+            for tag, key, message in zip(given[::3], given[1::3], given[2::3], strict=True):
+                claim = Claim(tag.decode(), key, message, now)
+                self._claims[claim.tag] = claim
+                self._buffer.append(claim)
+            if stale:
+                self._forget([tag.decode() for tag in stale])
+            self._empty = len(given) // 3 < wanted
+            if not any(self._priorities) or not self._claiming:
+                self._put_back_buffer()
+            self._known_revoked = revoked[0]
+        for tag in stale:
+            self._on_stale(tag.decode())
+        if revoked[1:]:
+            self._on_revoked([task_id.decode() for task_id in revoked[1:]])
+        if given:
+            self._signal_ready()
+
+    def _forget(self, tags: list[str]) -> None:
+        """Others hold these now."""
+        for tag in tags:
+            claim = self._claims.pop(tag, None)
+            if claim is not None:
+                self._no_longer_waits(claim)
+        self._buffer = deque(claim for claim in self._buffer if claim.tag in self._claims)
+
+    # --- the doorbell -----------------------------------------------------------------------------------------------
+
+    def _ring_up(self) -> Any:
+        """Wait for a ring on a connection of its own; its socket, or None when Redis is away."""
+        try:
+            if self._bell is None:
+                self._bell = self._client.connection_pool.make_connection()
+                self._bell.connect()
+                self._bell.howl_asked = False
+            if not self._bell.howl_asked:
+                self._bell.send_command("BRPOP", *(self.settings.key(bell) for bell in self._bells()), LOOK * 5)
+                self._bell.howl_asked = True
+        except (redis.RedisError, OSError):
+            self._hang_up()
+            return None
+        return self._bell._sock  # noqa: SLF001  # redis-py gives no other way to wait for it
+
+    def _answer_bell(self) -> None:
+        try:
+            self._bell.read_response()
+            self._bell.howl_asked = False
+        except (redis.RedisError, OSError):
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._bell is not None:
+            self._bell.disconnect()
+            self._bell = None
+
+    # --- waking -----------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        # A word put down before the thread looks is seen without a poke, which costs more than the word.
+        if self._asleep:
+            _poke(self._wake_writer)
+
+    def _signal_ready(self) -> None:
+        if not self._ready:
+            self._ready = True
+            _poke(self._ready_writer)
+
+
+def doorbell(list_name: str) -> str:
+    """The doorbell of a queue, by any of its priorities' lists."""
+    return f"doorbell:{list_name.partition(chr(6))[0]}"
+
+
+def _poke(descriptor: int) -> None:
+    with contextlib.suppress(BlockingIOError):  # it is full of pokes already
+        os.write(descriptor, b".")
+
+
+def _drain(descriptor: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while len(os.read(descriptor, 4096)) == 4096:
+            pass

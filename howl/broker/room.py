@@ -1,0 +1,48 @@
+"""How many messages a worker should hold: enough to stay busy through a turn's round trip, and no more."""
+
+from collections.abc import Callable
+
+#: Seconds of work to hold beside what covers the round trip: a turn waits for its thread and for others.
+SPARE = 0.02
+#: Most messages held beyond the free slots.
+MOST = 1000
+#: Seconds a task may take for Celery to be handed one more than it has slots: below, handing over costs as much.
+SHORT = 0.02
+#: Weight of the newest measurement.
+WEIGHT = 0.1
+
+
+class Room:
+    """Learns from how long tasks and turns take."""
+
+    def __init__(self, slots: Callable[[], int]) -> None:
+        self._slots = slots
+        self._task: float | None = None
+        self._turn = 0.0
+
+    def ended(self, seconds: float) -> None:
+        """A task took so long."""
+        self._task = seconds if self._task is None else (1 - WEIGHT) * self._task + WEIGHT * seconds
+
+    def turned(self, seconds: float) -> None:
+        """A turn took so long."""
+        self._turn = (1 - WEIGHT) * self._turn + WEIGHT * seconds if self._turn else seconds
+
+    def too_much(self) -> None:
+        """Messages waited behind a long task: until tasks are short again, hold none ahead."""
+        self._task = max(self._task or 0.0, 1.0)
+
+    @property
+    def hand_out(self) -> int:
+        """Messages that may be in Celery's hands at once."""
+        slots = self._slots()
+        return slots * 3 if self._task is not None and self._task < SHORT else slots
+
+    @property
+    def hold(self) -> int:
+        """Messages to hold in all: those in hand, and what the slots will finish during two turns."""
+        slots = self._slots()
+        if self._task is None:
+            return slots
+        ahead = slots * (2 * self._turn + SPARE) / max(self._task, 0.0002)
+        return self.hand_out + min(MOST, int(ahead))

@@ -1,0 +1,55 @@
+"""`howl queues`: what waits, who holds what, what is set aside."""
+
+from typing import Any
+
+import click
+
+from howl import analytics
+from howl.broker.queues import survey
+from howl.cli import words
+from howl.cli.options import as_json
+from howl.cli.output import Column, emit
+from howl.config import Settings, load_settings
+from howl.db import session
+
+COLUMNS = (
+    Column("queue", "queue", folds=True),
+    Column("waiting", "waiting", str),
+    Column("claimed", "claimed", str),
+    Column("oldest", "oldest", words.length),
+    Column("owners", "by", lambda owners: ", ".join(owners), folds=True),
+)
+#: What is said below the table, in this order, when there is any of it.
+ASIDE = ("parked", "deaths", "dead", "unreadable", "outcomes_waiting", "in_flight")
+
+
+@click.command()
+@as_json
+def queues(as_json: bool) -> None:
+    """Show what waits, who holds what, what is parked or dead.
+
+    `oldest` is how long the longest-waiting submitted task has waited. Dead tasks are kept: `howl tasks retry ID`.
+
+    \b
+    Examples:
+        howl queues
+        howl queues --json
+    """
+    settings = load_settings()
+    found = survey(settings)
+    ages = _oldest(settings)
+    for row in found["queues"]:
+        row["oldest"] = ages.get(row["queue"])
+    if as_json:
+        emit(found, as_json)
+        return
+    emit(found["queues"], as_json, columns=COLUMNS, empty="No queue holds anything.")
+    emit({name: found[name] for name in ASIDE if found[name]}, as_json)
+
+
+def _oldest(settings: Settings) -> dict[str, Any]:
+    """Seconds of waiting, by queue; only submitted tasks have a row before they start."""
+    if not settings.database_url:
+        return {}
+    with session(settings.database()) as opened:
+        return analytics.longest_waits(opened)

@@ -1,0 +1,258 @@
+"""A worker's claims: where the ledger, Celery's loop and the outcomes of its runs meet."""
+
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from datetime import UTC, datetime
+from typing import Any
+
+from celery import bootsteps, states
+from celery.worker import state
+from kombu.utils.json import loads
+
+from howl.broker.ledger import Claim, Ledger
+from howl.celery import settings_of
+from howl.outcomes import Outcome, encode
+from howl.worker.outbox import BEGINNING, END, OTHER, Collector, Parcel
+
+logger = logging.getLogger(__name__)
+
+#: Deaths of a message's run beyond which it is dead.
+DEATHS = 5
+#: Seconds after the end of a run acknowledged early in which it may say more, such as of the rest of its chain.
+LATE = 60.0
+#: Seconds ahead beyond which a task waits in Redis, not here.
+AHEAD = 60.0
+
+
+class Claims(bootsteps.StartStopStep):
+    """Takes the task queues from kombu when the worker has booted."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        parent.howl_claims = None
+
+    def start(self, parent: Any) -> None:
+        """Celery starts its consumer anew after losing its connection; the claims outlive it."""
+        if parent.howl_claims is None:
+            parent.howl_claims = Holder(parent)
+        parent.howl_claims.attach(parent)
+
+    def shutdown(self, parent: Any) -> None:
+        if parent.howl_claims is not None:
+            parent.howl_claims.close()
+
+
+class Holder:
+    """What a worker holds, and what its runs have said of it."""
+
+    def __init__(self, consumer: Any) -> None:
+        app = consumer.app
+        self.owner = f"{consumer.hostname}.{uuid.uuid4().hex[:12]}"
+        #: Every claim's tag begins with this.
+        self.mark = f"{self.owner}:"
+        self.pool = consumer.pool
+        self.ledger = Ledger(settings_of(app), self.owner, self._slots, self._stale, state.revoked.update)
+        self.collector: Collector = consumer.controller.howl_outbox.collector
+        self.collector.deliver = self._received
+        self._lock = threading.Lock()
+        self._channel: Any = None
+        self._hub: Any = None
+        self._loop_thread = threading.current_thread()
+        self._task_ids: dict[str, str] = {}
+        self._ends: dict[str, dict[str, bytes]] = {}
+        self._begun: set[str] = set()
+        self._early: set[str] = set()
+        self._early_over: deque[tuple[float, str]] = deque()
+        self._died: set[str] = set()
+        self.ledger.start()
+        self.collector.start()
+
+    def attach(self, consumer: Any) -> None:
+        """Feed this channel from now on."""
+        self._channel = consumer.task_consumer.channel
+        self._channel.claims = self
+        self._hub = consumer.hub
+        self._loop_thread = threading.current_thread()
+        self._hub.add_reader(self.ledger.ready_reader, self._hand_over)
+        self._hub.on_tick.add(self.ledger.tick)
+
+    def close(self) -> None:
+        """Settle what ended, put back what did not."""
+        self.collector.close()
+        self.ledger.close()
+
+    def _slots(self) -> int:
+        return int(self.pool.num_processes or 1)
+
+    # --- from the ledger to Celery ----------------------------------------------------------------------------------
+
+    def listen(self, priorities: list[list[str]]) -> None:
+        self.ledger.listen(priorities)
+
+    def _hand_over(self) -> None:
+        for claim in self.ledger.take():
+            try:
+                self._deliver(claim)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                self._unreadable(claim, error)
+
+    def _deliver(self, claim: Claim) -> None:
+        message = loads(claim.message)
+        headers = message.get("headers") or {}
+        message["properties"]["delivery_tag"] = claim.tag
+        task_id = headers.get("id")
+        if isinstance(task_id, str):
+            self._task_ids[claim.tag] = task_id
+        due = _due(headers.get("eta"))
+        if due is not None and due > time.time() + AHEAD:
+            self._forget(claim.tag)
+            self.ledger.park(claim.tag, due)
+            return
+        if due is not None and due > time.time():
+            self.ledger.waits(claim.tag)
+        self._channel.connection._deliver(message, self._queue_of(claim))  # noqa: SLF001  # kombu's way in
+
+    def _queue_of(self, claim: Claim) -> str:
+        name = claim.key.decode().removeprefix(self._channel.global_keyprefix)
+        return name.partition("\x06")[0]
+
+    def _unreadable(self, claim: Claim, error: Exception) -> None:
+        logger.error("A message that cannot be read is set aside: %r.", error)
+        self._forget(claim.tag)
+        self.ledger.set_aside(claim.tag)
+
+    # --- from Celery to the ledger ----------------------------------------------------------------------------------
+
+    def holds(self, tag: str) -> bool:
+        return self.ledger.holds(tag)
+
+    def began(self, tag: str, task_id: str, *, early: bool) -> None:
+        """The run has begun; `early` when its message is acknowledged now, before its end."""
+        with self._lock:
+            self._begun.add(tag)
+            if early:
+                self._remember_early(tag)
+        self.ledger.began(tag, task_id)
+
+    def success_of(self, tag: str, task_id: str) -> dict[str, Any] | None:
+        """What the run had said of its success, if its process died after that."""
+        self.collector.read()
+        with self._lock:
+            document = self._ends.get(tag, {}).get(task_id)
+        end = loads(document) if document is not None else {}
+        return {"status": end["state"], "result": end.get("result")} if end.get("state") == states.SUCCESS else None
+
+    def died(self, tag: str) -> None:
+        """The run died with its process."""
+        with self._lock:
+            self._died.add(tag)
+
+    def acknowledged(self, tag: str) -> None:
+        """Some ends are acknowledged first and stored a moment later: within Celery's loop, settle a tick later."""
+        if threading.current_thread() is self._loop_thread and state.should_stop is None:
+            self._hub.call_soon(self._settle, tag)
+        else:
+            self._settle(tag)
+
+    def rejected(self, tag: str, *, requeue: bool) -> None:
+        if not requeue:
+            self.acknowledged(tag)
+            return
+        self.collector.read()
+        task_id, died = self._task_ids.get(tag), tag in self._died
+        self._forget(tag)  # and what the run said of its end: it runs again
+        if died and task_id is not None:
+            self.ledger.lost(tag, task_id, DEATHS, _dead(task_id))
+        else:
+            self.ledger.requeue(tag)
+
+    def _settle(self, tag: str) -> None:
+        self.collector.read()
+        with self._lock:
+            task_id = self._task_ids.get(tag)
+            ends = list(self._ends.get(tag, {}).values())
+            begun = tag in self._begun
+        if task_id is None:
+            self.ledger.set_aside(tag)
+        else:
+            self.ledger.settle(tag, task_id, ends or [_bare(task_id, begun=begun)])
+        self._forget(tag)
+
+    def _forget(self, tag: str) -> None:
+        with self._lock:
+            for known in (self._task_ids, self._ends):
+                known.pop(tag, None)
+            for marked in (self._begun, self._died):
+                marked.discard(tag)
+
+    def _stale(self, tag: str) -> None:
+        logger.warning("The claim %s is stale: another worker has its task now; how it ends here is not kept.", tag)
+        self._forget(tag)
+
+    # --- what runs say ----------------------------------------------------------------------------------------------
+
+    def _received(self, item: Parcel) -> None:
+        tag = item.tag or self._tag_of(item.task_id)
+        if item.kind == OTHER or not tag.startswith(self.mark):
+            self.ledger.append(item.document)
+        elif tag in self._early:
+            self._after_early_acknowledgement(tag, item)
+        elif item.kind == BEGINNING:
+            self.ledger.note_beginning(tag, item.document)
+        elif item.kind == END:
+            self._note_end(tag, item)
+        elif self.ledger.holds(tag):
+            self.ledger.note(tag, item.document)
+
+    def _after_early_acknowledgement(self, tag: str, item: Parcel) -> None:
+        self.ledger.append(item.document)
+        if item.kind == END:
+            self._early_over.append((time.monotonic(), tag))
+
+    def _remember_early(self, tag: str) -> None:
+        self._early.add(tag)
+        while self._early_over and self._early_over[0][0] < time.monotonic() - LATE:
+            self._early.discard(self._early_over.popleft()[1])
+
+    def _note_end(self, tag: str, item: Parcel) -> None:
+        with self._lock:
+            if self.ledger.holds(tag):  # what is told of a claim that is settled or stale comes too late
+                # The first end of a task stands: a hard time limit is stored twice.
+                self._ends.setdefault(tag, {}).setdefault(item.task_id, item.document)
+
+    def _tag_of(self, task_id: str) -> str:
+        """What Celery stores without naming a message, such as an unregistered task's end, belongs to its task's."""
+        with self._lock:
+            return next((tag for tag, known in self._task_ids.items() if known == task_id), "")
+
+
+def _due(eta: Any) -> float | None:
+    """Seconds since 1970; None without a time, or with one that Celery shall judge."""
+    if not isinstance(eta, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(eta)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _bare(task_id: str, *, begun: bool) -> bytes:
+    """The end of a message whose run stored nothing: ignored or replaced; or it never ran, for it could not be read."""
+    at = datetime.now(UTC).isoformat()
+    if begun:
+        return encode(Outcome(task_id=task_id, state="ENDED", at=at))
+    error = {"exc_type": "MessageRefused", "exc_message": ["The message could not be read, or was refused."],
+             "exc_module": "howl.errors"}  # fmt: skip
+    return encode(Outcome(task_id=task_id, state="FAILURE", at=at, result=error))
+
+
+def _dead(task_id: str) -> bytes:
+    error = {"exc_type": "TaskDied", "exc_message": [f"Its process died with it more than {DEATHS} times."],
+             "exc_module": "howl.errors"}  # fmt: skip
+    return encode(Outcome(task_id=task_id, state="DEAD", at=datetime.now(UTC).isoformat(), result=error))

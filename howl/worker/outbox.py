@@ -1,0 +1,203 @@
+"""Outcomes on their way from where a task runs to the ledger: over a socket from a pool's child, directly elsewhere.
+
+A child writes its outcomes before Celery hears that the task ended, so they are here when the message is settled.
+"""
+
+import contextlib
+import os
+import selectors
+import socket
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from celery import bootsteps, states
+
+from howl.errors import HowlError
+from howl.outcomes import Entry, Outcome
+
+#: Lengths of the four parts of a frame: kind, tag, task id, document.
+HEADER = struct.Struct("!BHHI")
+#: Kinds: a run's beginning, its progress, its end (or wish to be retried), what belongs to no task.
+BEGINNING, PROGRESS, END, OTHER = range(4)
+#: Seconds a child waits for its parent to read.
+PATIENCE = 60.0
+CHUNK = 1 << 18
+#: Seconds that frames may wait for somebody to read them.
+PACE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """An outcome, as its run wrote it."""
+
+    kind: int
+    tag: str
+    task_id: str
+    document: bytes
+
+
+def parcel(entry: Entry, document: bytes, tag: str) -> Parcel:
+    """Say what kind of word an entry is."""
+    if not isinstance(entry, Outcome):
+        return Parcel(OTHER, tag, "", document)
+    if entry.state == states.STARTED:
+        kind = BEGINNING
+    elif entry.state in states.READY_STATES or entry.state == states.RETRY:
+        kind = END
+    else:
+        kind = PROGRESS
+    return Parcel(kind, tag, entry.task_id, document)
+
+
+class Outbox(bootsteps.Step):
+    """What the backend hands outcomes to in a worker, whichever of its processes it runs in.
+
+    Made with the worker, before its pool starts children: they inherit it, and find their way back by its address.
+    """
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self.collector = Collector()
+        self._pid = os.getpid()
+        self._sender: tuple[int, Sender] | None = None
+        parent.howl_outbox = self
+        parent.app.howl_outbox = self.put
+
+    def put(self, entry: Entry, document: bytes, tag: str) -> None:
+        """Called by the backend where it writes."""
+        item = parcel(entry, document, tag)
+        if os.getpid() == self._pid:
+            self.collector.deliver(item)
+        else:
+            self._sender_of_this_child().send(item)
+
+    def _sender_of_this_child(self) -> "Sender":
+        if self._sender is None or self._sender[0] != os.getpid():
+            self._sender = (os.getpid(), Sender(self.collector.address))
+        return self._sender[1]
+
+
+class Sender:
+    """A pool child's side: one connection, made when it first has something to say."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def send(self, item: Parcel) -> None:
+        """Write one frame; raises OSError when the parent is gone."""
+        tag, task_id = item.tag.encode(), item.task_id.encode()
+        header = HEADER.pack(item.kind, len(tag), len(task_id), len(item.document))
+        with self._lock:
+            if self._socket is None:
+                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self._socket.settimeout(PATIENCE)
+                self._socket.connect(self.address)
+            self._socket.sendall(b"".join((header, tag, task_id, item.document)))
+
+
+class Collector(threading.Thread):
+    """The parent's side: reads all children, and hands every parcel to `deliver`, under one lock."""
+
+    def __init__(self) -> None:
+        super().__init__(name="howl-outbox", daemon=True)
+        #: Set by who holds the claims, before the thread starts.
+        self.deliver: Callable[[Parcel], None] = _nobody
+        self._lock = threading.RLock()
+        # Private to this user, so that nobody else on the machine speaks for a child.
+        self._folder = tempfile.mkdtemp(prefix="howl-outbox-")
+        self.address = str(Path(self._folder) / "socket")
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(self.address)
+        self._listener.listen(1024)
+        self._listener.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
+        self._closed = False
+
+    def run(self) -> None:
+        while not self._closed:
+            # Wait without the lock, read with it. Whoever settles reads at once; what is left to this thread is
+            # progress, and large outcomes, whose child waits for room: neither is worth waking for every frame.
+            if self._selector.select(timeout=1.0):
+                time.sleep(PACE)
+                self.read()
+
+    def read(self) -> None:
+        """Deliver all that children have written by now; any thread may call it."""
+        with self._lock:
+            while not self._closed and (ready := self._selector.select(timeout=0)):
+                for key, _ in ready:
+                    if key.data is None:
+                        self._accept()
+                    else:
+                        self._receive(key.fileobj, key.data)  # type: ignore[arg-type]  # only sockets are registered
+
+    def close(self) -> None:
+        """Read what is left and stop listening; closing twice does nothing more."""
+        self.read()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for key in list(self._selector.get_map().values()):
+                key.fileobj.close()  # type: ignore[union-attr]
+            self._selector.close()
+            with contextlib.suppress(OSError):
+                os.unlink(self.address)  # noqa: PTH108
+                os.rmdir(self._folder)  # noqa: PTH106
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            child, _ = self._listener.accept()
+            child.setblocking(False)
+            self._selector.register(child, selectors.EVENT_READ, bytearray())
+
+    def _receive(self, child: socket.socket, buffer: bytearray) -> None:
+        try:
+            received = child.recv(CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        if not received:  # the child ended; a frame it had begun is lost with its run
+            self._selector.unregister(child)
+            child.close()
+            return
+        buffer += received
+        for item in _frames(buffer):
+            self.deliver(item)
+
+
+def _nobody(item: Parcel) -> None:
+    raise HowlError(f"The outcome of {item.task_id} came before this worker consumes: start it again.")
+
+
+def _frames(buffer: bytearray) -> list[Parcel]:
+    """Take whole frames off the buffer."""
+    items, at = [], 0
+    while len(buffer) - at >= HEADER.size:
+        kind, tag, task_id, document = HEADER.unpack_from(buffer, at)
+        end = at + HEADER.size + tag + task_id + document
+        if len(buffer) < end:
+            break
+        first = at + HEADER.size
+        middle = first + tag + task_id
+        items.append(
+            Parcel(
+                kind,
+                bytes(buffer[first : first + tag]).decode(errors="replace"),
+                bytes(buffer[first + tag : middle]).decode(errors="replace"),
+                bytes(buffer[middle:end]),
+            )
+        )
+        at = end
+    del buffer[:at]
+    return items
