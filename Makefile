@@ -60,6 +60,10 @@ check-compose: .venv/installed
 bench: .venv/installed ## Measure tasks a second beside stock Celery
 	@$(BIN)/python -m benchmarks.throughput
 
+.PHONY: faults
+faults: .venv/installed ## Break workers, connections and servers under load, and count; in full with ARGS=--full
+	@$(BIN)/python -m benchmarks.faults $(ARGS)
+
 .PHONY: up
 up: .venv/installed ## Run the embedded servers and the HOWL server in the foreground
 	@$(BIN)/howl up

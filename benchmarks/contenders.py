@@ -1,10 +1,12 @@
 """Who is compared: each can start its processes, take tasks, and say how many results are durable."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import redis
@@ -20,6 +22,42 @@ ROOT = Path(__file__).parent.parent
 PATIENCE = 30
 
 
+class Distance:
+    """Proxies that put every address a round trip away; none for no distance."""
+
+    def __init__(self, milliseconds: float) -> None:
+        self.milliseconds = milliseconds
+        self._ports: dict[int, int] = {}
+        self._proxies: list[subprocess.Popen[str]] = []
+
+    def of(self, url: str) -> str:
+        """The same server, farther away."""
+        port = urlsplit(url).port or 0
+        if not self.milliseconds:
+            return url
+        if port not in self._ports:
+            self._ports[port] = _free_port()
+            numbers = (str(self._ports[port]), str(port), str(self.milliseconds))
+            argv = [sys.executable, "-m", "benchmarks.proxy", *numbers]
+            proxy = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            self._proxies.append(proxy)
+            if proxy.stdout is None or proxy.stdout.readline() != "ready\n":
+                raise ClickException("The proxy did not start.")
+        return url.replace(f":{port}", f":{self._ports[port]}")
+
+    def close(self) -> None:
+        """End the proxies."""
+        for proxy in self._proxies:
+            proxy.terminate()
+            proxy.wait(PATIENCE)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Contender:
     """A way to run tasks, in a namespace of its own on the shared servers."""
 
@@ -27,8 +65,9 @@ class Contender:
     #: What `celery -A` is given.
     application: str
 
-    def __init__(self, stack: Stack, number: int) -> None:
+    def __init__(self, stack: Stack, number: int, distance: "Distance") -> None:
         self.stack = stack
+        self.distance = distance
         self.space = f"bench{number}"
         with psycopg.connect(stack.urls.database_url, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {self.space}")
@@ -38,13 +77,14 @@ class Contender:
         self.redis = redis.Redis.from_url(stack.urls.redis_url)
 
     def environment(self) -> dict[str, str]:
-        """What its processes are told."""
+        """What its worker is told: addresses as far away as the distance says."""
         raise NotImplementedError
 
-    def worker_command(self, concurrency: int) -> list[str]:
+    def worker_command(self, name: str, concurrency: int, pool: str) -> list[str]:
         """The same for all but the application."""
-        return ["celery", "-A", self.application, "worker", "--hostname", self.space, "--concurrency",
-                str(concurrency), "--loglevel", "WARNING", "--without-gossip", "--without-mingle"]  # fmt: skip
+        return ["celery", "-A", self.application, "worker", "--hostname", name, "--concurrency",
+                str(concurrency), "--pool", pool, "--loglevel", "WARNING", "--without-gossip",
+                "--without-mingle"]  # fmt: skip
 
     def done(self) -> int:
         """How many tasks have a final, durable result."""
@@ -65,18 +105,20 @@ class Contender:
         client.close()
 
     @contextmanager
-    def working(self, concurrency: int) -> Iterator[None]:
-        """The worker and what it needs, until the block ends."""
+    def working(self, concurrency: int, workers: int = 1, pool: str = "prefork") -> Iterator[None]:
+        """The workers and what it needs, until the block ends."""
         with ExitStack() as running:
             running.enter_context(self.services())
-            running.enter_context(self._process(self.worker_command(concurrency)))
+            for number in range(workers):
+                command = self.worker_command(f"{self.space}-{number}", concurrency, pool)
+                running.enter_context(self._process(command, self.environment()))
             yield
 
     @contextmanager
-    def _process(self, command: list[str]) -> Iterator[None]:
+    def _process(self, command: list[str], environment: dict[str, str]) -> Iterator[None]:
         with self.log.open("ab") as output:
             argv = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
-            process = subprocess.Popen(argv, env=self.environment(), cwd=ROOT, stdout=output, stderr=output)
+            process = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=output, stderr=output)
         self.processes.append(process)
         try:
             yield
@@ -101,25 +143,32 @@ class Howl(Contender):
     name = "HOWL"
     application = "howl"
 
-    def __init__(self, stack: Stack, number: int) -> None:
-        super().__init__(stack, number)
+    def __init__(self, stack: Stack, number: int, distance: "Distance") -> None:
+        super().__init__(stack, number, distance)
         migrate.upgrade(self.database_url)
 
     def environment(self) -> dict[str, str]:
+        redis_url, nats_url = self.distance.of(self.stack.urls.redis_url), self.distance.of(self.stack.urls.nats_url)
+        return self._told(HOWL_REDIS_URL=redis_url, HOWL_NATS_URL=nats_url)
+
+    def _told(self, **addresses: str) -> dict[str, str]:
         return clean_environment(
-            HOWL_REDIS_URL=self.stack.urls.redis_url,
-            HOWL_NATS_URL=self.stack.urls.nats_url,
-            HOWL_DATABASE_URL=self.database_url,
             HOWL_KEY_PREFIX=f"{self.space}:",
             HOWL_SUBJECT_PREFIX=self.space,
             HOWL_TASK_MODULES="benchmarks.tasks",
             HOWL_HOME=str(self.stack.home),
             PYTHONPATH=str(ROOT),
+            **addresses,
         )
 
     @contextmanager
     def services(self) -> Iterator[None]:
-        with self._process(["howl", "server"]):
+        """The server stands beside Redis and PostgreSQL, wherever the worker is."""
+        urls = self.stack.urls
+        near = self._told(
+            HOWL_REDIS_URL=urls.redis_url, HOWL_NATS_URL=urls.nats_url, HOWL_DATABASE_URL=self.database_url
+        )
+        with self._process(["howl", "server"], near):
             yield
 
     def done(self) -> int:
@@ -134,14 +183,14 @@ class StockPostgres(Contender):
 
     def environment(self) -> dict[str, str]:
         return clean_environment(
-            BENCH_BROKER=self.stack.urls.redis_url,
+            BENCH_BROKER=self.distance.of(self.stack.urls.redis_url),
             BENCH_BACKEND=self.backend(),
             BENCH_PREFIX=f"{self.space}:",
             PYTHONPATH=str(ROOT),
         )
 
     def backend(self) -> str:
-        return f"db+{self.database_url.replace('postgresql://', 'postgresql+psycopg://')}"
+        return f"db+{self.distance.of(self.database_url).replace('postgresql://', 'postgresql+psycopg://')}"
 
     def done(self) -> int:
         try:
@@ -156,7 +205,7 @@ class StockRedis(StockPostgres):
     name = "Celery, redis"
 
     def backend(self) -> str:
-        return self.stack.urls.redis_url
+        return self.distance.of(self.stack.urls.redis_url)
 
     def done(self) -> int:
         pattern = f"{self.space}:celery-task-meta-*"

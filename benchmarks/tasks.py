@@ -1,6 +1,8 @@
 """What the benchmarks run: the same plain Celery tasks for every contender."""
 
+import os
 import time
+from typing import Any
 
 from celery import shared_task
 
@@ -14,3 +16,20 @@ def noop() -> None:
 def sleep(seconds: float) -> None:
     """Take some time without using the processor."""
     time.sleep(seconds)
+
+
+@shared_task(name="bench.diary", bind=True)
+def diary(self: Any, path: str, seconds: float) -> None:
+    """Take some time, and write down one's beginning and end."""
+    _write_down(path, f"began {self.request.id} {os.getpid()}\n")
+    time.sleep(seconds)
+    _write_down(path, f"ended {self.request.id} {os.getpid()}\n")
+
+
+def _write_down(path: str, line: str) -> None:
+    # One write at the file's end: lines of many processes do not mix.
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)

@@ -1,7 +1,8 @@
 """Tasks a second, HOWL beside stock Celery: alternating rounds in one run, medians, results durable before they count.
 
 Tasks wait on the queue before a worker starts; the clock runs from a tenth of them done to all of them done, so that
-neither publishing nor starting counts. `python -m benchmarks.throughput --help` shows the knobs.
+neither publishing nor starting counts. Distance is a proxy that delays both ways (benchmarks/proxy.py), between workers
+and everything they talk to. `python -m benchmarks.throughput --help` shows the knobs.
 """
 
 import json
@@ -16,56 +17,97 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.contenders import CONTENDERS, Contender, Distance
 from howl.embedded.isolation import isolate
 from howl.embedded.stack import Stack
 
 #: Seconds after which a round is given up.
 LIMIT = 300.0
+#: Stock Celery far away does a few tasks a second: it is measured on fewer.
+FAR_TASKS = 60
 
 
 @click.command()
-@click.option("--tasks", default=2000, show_default=True, help="Tasks a round.")
+@click.option("--tasks", default=4000, show_default=True, help="Tasks a round.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds; contenders alternate within each.")
-@click.option("--concurrency", default=4, show_default=True, help="Children of the worker (prefork).")
+@click.option("--concurrency", default=4, show_default=True, help="Children or threads of a worker.")
+@click.option("--workers", default=1, show_default=True, help="Workers.")
+@click.option("--pool", default="prefork", show_default=True, type=click.Choice(["prefork", "threads"]), help="Pool.")
+@click.option("--sleep", default=0.0, help="Milliseconds each task sleeps; 0: a task that does nothing.")
+@click.option(
+    "--distance",
+    multiple=True,
+    type=float,
+    default=(0.0, 50.0),
+    show_default=True,
+    help="Milliseconds of a round trip between workers and servers; more than once for more than one.",
+)
 @click.option("--only", multiple=True, type=click.Choice(list(CONTENDERS)), help="Compare these alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def main(tasks: int, rounds: int, concurrency: int, only: tuple[str, ...], as_json: bool) -> None:
-    """Measure no-op tasks a second, beside the server."""
+def main(
+    tasks: int, rounds: int, concurrency: int, workers: int, pool: str, sleep: float, distance: tuple[float, ...],
+    only: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
+    """Measure tasks a second, near and far."""
     isolate()
     home = Path(tempfile.mkdtemp(prefix="howl-bench-", dir="/tmp"))
     home.chmod(0o711)  # PostgreSQL runs as another user when this runs as root
+    setting = {"concurrency": concurrency, "workers": workers, "pool": pool}
     try:
         with Stack(home / "state") as stack:
-            rates = _race(stack, only or tuple(CONTENDERS), tasks, rounds, concurrency, quiet=as_json)
+            race = Race(stack, only or tuple(CONTENDERS), tasks, sleep / 1000, setting, quiet=as_json)
+            results = {far: race.run(rounds, far) for far in distance}
     finally:
         shutil.rmtree(home)
-    _show(rates, as_json=as_json)
+    _show(results, as_json=as_json)
 
 
-def _race(
-    stack: Stack, names: tuple[str, ...], tasks: int, rounds: int, concurrency: int, *, quiet: bool
-) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {CONTENDERS[name].name: [] for name in names}
-    number = 0
-    for lap in range(1, rounds + 1):
-        for name in names:
-            number += 1
-            contender = CONTENDERS[name](stack, number)
-            rate = measure(contender, tasks, concurrency)
-            rates[contender.name].append(rate)
-            if not quiet:
-                click.echo(f"round {lap}: {contender.name:24} {rate:8,.0f} tasks/s", err=True)
-    return rates
+class Race:
+    """Contenders on one stack, each lap in a namespace of its own."""
 
+    def __init__(
+        self,
+        stack: Stack,
+        names: tuple[str, ...],
+        tasks: int,
+        seconds: float,
+        setting: dict[str, object],
+        *,
+        quiet: bool,
+    ) -> None:
+        self.stack = stack
+        self.names = names
+        self.tasks = tasks
+        self.work = ("bench.sleep", (seconds,)) if seconds else ("bench.noop", ())
+        self.setting = setting
+        self.quiet = quiet
+        self.laps = 0
 
-def measure(contender: Contender, tasks: int, concurrency: int) -> float:
-    """Tasks a second between a tenth of the tasks being done and all of them."""
-    contender.publish("bench.noop", (), tasks)
-    with contender.working(concurrency):
-        began, first = _when_done(contender, tasks // 10)
-        ended, last = _when_done(contender, tasks)
-    return (last - first) / (ended - began)
+    def run(self, rounds: int, milliseconds: float) -> dict[str, list[float]]:
+        """Tasks a second of every lap, by contender."""
+        rates: dict[str, list[float]] = {CONTENDERS[name].name: [] for name in self.names}
+        distance = Distance(milliseconds)
+        try:
+            for lap in range(1, rounds + 1):
+                for name in self.names:
+                    self.laps += 1
+                    contender = CONTENDERS[name](self.stack, self.laps, distance)
+                    rate = self.measure(contender, FAR_TASKS if milliseconds and name != "howl" else self.tasks)
+                    rates[contender.name].append(rate)
+                    if not self.quiet:
+                        line = f"{milliseconds:g} ms, round {lap}: {contender.name:24} {rate:8,.0f} tasks/s"
+                        click.echo(line, err=True)
+        finally:
+            distance.close()
+        return rates
+
+    def measure(self, contender: Contender, tasks: int) -> float:
+        """Tasks a second between a tenth of the tasks being done and all of them."""
+        contender.publish(*self.work, tasks)
+        with contender.working(**self.setting):  # type: ignore[arg-type]  # as the options say
+            began, first = _when_done(contender, tasks // 10)
+            ended, last = _when_done(contender, tasks)
+        return (last - first) / (ended - began)
 
 
 def _when_done(contender: Contender, count: int) -> tuple[float, int]:
@@ -79,16 +121,18 @@ def _when_done(contender: Contender, count: int) -> tuple[float, int]:
     return time.monotonic(), seen
 
 
-def _show(rates: dict[str, list[float]], *, as_json: bool) -> None:
-    medians = {name: statistics.median(values) for name, values in rates.items()}
+def _show(results: dict[float, dict[str, list[float]]], *, as_json: bool) -> None:
+    medians = {far: {name: statistics.median(laps) for name, laps in rates.items()} for far, rates in results.items()}
     if as_json:
-        click.echo(json.dumps({"cores": os.cpu_count(), "rates": rates, "medians": medians}, indent=2))
+        click.echo(json.dumps({"cores": os.cpu_count(), "rates": results, "medians": medians}, indent=2))
         return
-    table = Table("contender", "tasks/s (median)", "rounds", "HOWL is")
-    reference = next(iter(medians.values()))
-    for name, median in medians.items():
-        laps = ", ".join(f"{value:,.0f}" for value in rates[name])
-        table.add_row(name, f"{median:,.0f}", laps, f"{reference / median:.1f} times")
+    table = Table("round trip", "contender", "tasks/s (median)", "rounds", "HOWL is")
+    for far, rates in results.items():
+        reference = next(iter(medians[far].values()))
+        for name, laps in rates.items():
+            shown = ", ".join(f"{value:,.0f}" for value in laps)
+            ratio = f"{reference / medians[far][name]:.1f} times"
+            table.add_row(f"{far:g} ms", name, f"{medians[far][name]:,.0f}", shown, ratio)
     Console().print(table)
 
 

@@ -90,7 +90,10 @@ def worker_queue(worker_id: str) -> Queue:
 def _consume_own_queue(instance: Any, **_: Any) -> None:
     """Every worker of ours also takes what is assigned to it by name."""
     if "howl" in instance.app.conf:
-        instance.app.amqp.queues.select_add(worker_queue(worker_id_of(instance.hostname)))
+        queue = worker_queue(worker_id_of(instance.hostname))
+        instance.app.amqp.queues.select_add(queue)
+        # Celery puts a queue without an exchange on its default one, where its binding would outlive the worker.
+        queue.exchange = Exchange("")
 
 
 def worker_id_of(node_name: str) -> str:

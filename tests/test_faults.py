@@ -50,6 +50,10 @@ def test_cut_connections_are_not_noticed(ground: Ground) -> None:
     assert tried("connection-cut", ground).faults > 0
 
 
+def test_cut_connections_of_a_pool_of_threads_are_not_noticed(ground: Ground) -> None:
+    assert tried("connection-of-threads-cut", ground).faults > 0
+
+
 def test_a_redis_that_lost_its_last_second_loses_no_submitted_task(ground: Ground) -> None:
     assert tried("redis-forgets", ground).faults > 0
 

@@ -170,6 +170,11 @@ class Ledger(threading.Thread):
                 self._waiting += 1
         self._signal_ready()
 
+    def is_waiting(self, tag: str) -> bool:
+        """Whether it waits for its time."""
+        claim = self._claims.get(tag)
+        return claim is not None and claim.waiting
+
     def _no_longer_waits(self, claim: Claim) -> None:
         self._waiting -= claim.waiting
         claim.waiting = False

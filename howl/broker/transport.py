@@ -5,6 +5,9 @@ consumed through a ledger (howl.broker.ledger) instead of BRPOP. All else is kom
 fanout, priorities, remote control, and the consuming of everybody who is not a booted worker.
 """
 
+import logging
+import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +20,8 @@ from kombu.utils.json import dumps
 
 from howl.broker.ledger import doorbell
 from howl.broker.scripts import PUSH
+
+logger = logging.getLogger(__name__)
 
 #: What Celery's `broker_transport` says.
 NAME = "howl.broker.transport:Transport"
@@ -86,6 +91,8 @@ class Channel(kombu_redis.Channel):
     QoS = QoS
     #: Set in a booted worker, before it consumes.
     claims: Any = None
+    #: Monotonic second before which a cut connection for remote control is not made again.
+    listen_again_at = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._claimed_queues: list[str] = []
@@ -114,14 +121,43 @@ class Channel(kombu_redis.Channel):
         lists = [[self._q_for_pri(queue, step) for queue in self._claimed_queues] for step in self.priority_steps]
         self.claims.listen(lists)
 
+    def _receive(self) -> Any:
+        try:
+            return super()._receive()  # type: ignore[no-untyped-call]
+        except self.connection_errors as error:
+            if not self.connection.patient:
+                raise
+            self.rest_from_listening(error)
+
+    def rest_from_listening(self, error: Exception) -> None:
+        """Redis is away: listen again in a moment."""
+        logger.info("Remote control does not hear Redis (%s): listening again in a moment.", error)
+        self.listen_again_at = time.monotonic() + random.uniform(0.5, 1.5)  # noqa: S311  # jitter, no secret
+        self._in_listen = None  # type: ignore[assignment]  # as kombu itself does
+        if self.subclient.connection is not None:
+            self.subclient.connection.disconnect()
+
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         task_id = (message.get("headers") or {}).get("id")
         if task_id and _once.get():
             self._put_once(queue, message, task_id)
             return
+        if task_id and kwargs.get("_publish_batch") is None and queue not in self._expires:
+            self._put_and_ring(queue, message)
+            return
         super()._put(queue, message, **kwargs)  # type: ignore[no-untyped-call]
-        if task_id:
-            self._ring(queue, kwargs.get("_publish_batch"))
+        if task_id and (batch := kwargs.get("_publish_batch")) is not None:
+            batch.add("lpush", doorbell(queue), 1)
+            batch.add("pexpire", doorbell(queue), RINGING)
+
+    def _put_and_ring(self, queue: str, message: dict[str, Any]) -> None:
+        """In one round trip: the message, and a token that wakes one idle worker."""
+        key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+        with self.conn_or_acquire() as client, client.pipeline() as pipe:
+            pipe.lpush(key, dumps(message))
+            pipe.lpush(doorbell(queue), 1)
+            pipe.pexpire(doorbell(queue), RINGING)
+            pipe.execute()
 
     def _put_once(self, queue: str, message: dict[str, Any], task_id: str) -> None:
         key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
@@ -130,19 +166,28 @@ class Channel(kombu_redis.Channel):
             # A client without kombu's key prefixing, which knows only a script's first key.
             PUSH.run(redis.Redis(connection_pool=client.connection_pool), keys, [task_id, dumps(message)])
 
-    def _ring(self, queue: str, batch: Any) -> None:
-        """One token, which wakes one idle worker."""
-        if batch is not None:
-            batch.add("lpush", doorbell(queue), 1)
-            batch.add("pexpire", doorbell(queue), RINGING)
-            return
-        with self.conn_or_acquire() as client, client.pipeline() as pipe:
-            pipe.lpush(doorbell(queue), 1)
-            pipe.pexpire(doorbell(queue), RINGING)
-            pipe.execute()
+
+class Poller(kombu_redis.MultiChannelPoller):
+    """Listening for remote control begins again by itself when its connection was cut."""
+
+    def _register_LISTEN(self, channel: Channel) -> None:  # noqa: N802  # kombu's name
+        if not channel.connection.patient:
+            super()._register_LISTEN(channel)  # type: ignore[no-untyped-call]
+        elif time.monotonic() >= channel.listen_again_at:
+            try:
+                super()._register_LISTEN(channel)  # type: ignore[no-untyped-call]
+            except channel.connection_errors as error:
+                channel.rest_from_listening(error)
 
 
 class Transport(kombu_redis.Transport):
     """Named by Celery's `broker_transport`; the URL stays redis:// or rediss://."""
 
     Channel = Channel
+    #: Set in a booted worker: what is not the ledger's waits for Redis to come back, rather than have Celery drop what
+    #: it has reserved and start its consumer anew.
+    patient = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self.cycle: Any = Poller()

@@ -44,7 +44,9 @@ class Valkey(Server):
     def _is_ready(self) -> bool:
         client = redis.Redis.from_url(self.url, socket_timeout=2, retry=Retry(NoBackoff(), 0))
         try:
-            return bool(client.info("server").get("process_id") == self.pid)
+            told = client.info()
+            # While it reads its data it answers INFO, and nothing else.
+            return bool(told.get("process_id") == self.pid and not told.get("loading"))
         except redis.RedisError:
             return False  # not listening yet, reading its data, or somebody else's server
         finally:

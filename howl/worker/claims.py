@@ -8,7 +8,7 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
-from celery import bootsteps, states
+from celery import Task, bootsteps, states
 from celery.worker import state
 from kombu.utils.json import loads
 
@@ -19,6 +19,8 @@ from howl.worker.outbox import BEGINNING, END, OTHER, Collector, Parcel
 
 logger = logging.getLogger(__name__)
 
+#: Every task's, which tells when its run begins and when it died.
+REQUEST = "howl.worker.request:ClaimedRequest"
 #: Deaths of a message's run beyond which it is dead.
 DEATHS = 5
 #: Seconds after the end of a run acknowledged early in which it may say more, such as of the rest of its chain.
@@ -35,6 +37,9 @@ class Claims(bootsteps.StartStopStep):
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
         parent.howl_claims = None
+        for task in parent.app.tasks.values():
+            if task.Request == Task.Request:  # its base is Celery's own task, not this application's
+                task.Request = REQUEST
 
     def start(self, parent: Any) -> None:
         """Celery starts its consumer anew after losing its connection; the claims outlive it."""
@@ -74,12 +79,29 @@ class Holder:
 
     def attach(self, consumer: Any) -> None:
         """Feed this channel from now on."""
+        if self._channel is not None:
+            self._put_back_what_celery_dropped()
         self._channel = consumer.task_consumer.channel
         self._channel.claims = self
+        self._channel.connection.patient = True
         self._hub = consumer.hub
         self._loop_thread = threading.current_thread()
         self._hub.add_reader(self.ledger.ready_reader, self._hand_over)
         self._hub.on_tick.add(self.ledger.tick)
+
+    def _put_back_what_celery_dropped(self) -> None:
+        """Celery forgets what waits for its time or for a child when it starts its consumer anew."""
+        processes = getattr(self.pool, "_pool", None)
+        waiting = {job.correlation_id for job in getattr(processes, "_cache", {}).values()}
+        with self._lock:
+            dropped = [
+                tag for tag, task_id in self._task_ids.items() if tag not in self._begun and task_id not in waiting
+            ]
+        for tag in reversed(dropped):
+            # Threads run what they were handed, whatever Celery forgets: only what waits for its time is dropped there.
+            if processes is not None or self.ledger.is_waiting(tag):
+                self._forget(tag)
+                self.ledger.put_back(tag)
 
     def close(self) -> None:
         """Settle what ended, put back what did not."""
@@ -99,15 +121,16 @@ class Holder:
             try:
                 self._deliver(claim)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                self._unreadable(claim, error)
+                logger.error("A message that cannot be read is set aside: %r.", error)  # noqa: TRY400
+                self._settle(claim.tag)
 
     def _deliver(self, claim: Claim) -> None:
         message = loads(claim.message)
         headers = message.get("headers") or {}
-        message["properties"]["delivery_tag"] = claim.tag
         task_id = headers.get("id")
         if isinstance(task_id, str):
             self._task_ids[claim.tag] = task_id
+        message["properties"]["delivery_tag"] = claim.tag
         due = _due(headers.get("eta"))
         if due is not None and due > time.time() + AHEAD:
             self._forget(claim.tag)
@@ -121,11 +144,6 @@ class Holder:
         name = claim.key.decode().removeprefix(self._channel.global_keyprefix)
         return name.partition("\x06")[0]
 
-    def _unreadable(self, claim: Claim, error: Exception) -> None:
-        logger.error("A message that cannot be read is set aside: %r.", error)
-        self._forget(claim.tag)
-        self.ledger.set_aside(claim.tag)
-
     # --- from Celery to the ledger ----------------------------------------------------------------------------------
 
     def holds(self, tag: str) -> bool:
@@ -138,6 +156,10 @@ class Holder:
             if early:
                 self._remember_early(tag)
         self.ledger.began(tag, task_id)
+        if early:
+            self._settle(
+                tag
+            )  # at once: Celery's own acknowledgement comes when its loop gets to it, in solo at the end
 
     def success_of(self, tag: str, task_id: str) -> dict[str, Any] | None:
         """What the run had said of its success, if its process died after that."""
@@ -153,11 +175,17 @@ class Holder:
             self._died.add(tag)
 
     def acknowledged(self, tag: str) -> None:
-        """Some ends are acknowledged first and stored a moment later: within Celery's loop, settle a tick later."""
-        if threading.current_thread() is self._loop_thread and state.should_stop is None:
-            self._hub.call_soon(self._settle, tag)
+        """Some ends are acknowledged first and stored a moment later: within Celery's loop, wait for that moment."""
+        in_loop = threading.current_thread() is self._loop_thread and state.should_stop is None
+        if in_loop and not self._has_ended(tag):
+            self._hub.call_later(0, self._settle, tag)  # not call_soon, which may sleep for a second before
         else:
             self._settle(tag)
+
+    def _has_ended(self, tag: str) -> bool:
+        self.collector.read()
+        with self._lock:
+            return self._task_ids.get(tag) in self._ends.get(tag, {})
 
     def rejected(self, tag: str, *, requeue: bool) -> None:
         if not requeue:

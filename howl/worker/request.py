@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
-from billiard.einfo import ExceptionWithTraceback
 from celery.worker.request import Request
 
 #: How a run says that its process ends with it.
@@ -12,6 +12,18 @@ DEATHS = (WorkerLostError, SystemExit, KeyboardInterrupt)
 
 class ClaimedRequest(Request):
     """Named by the application's task class; only a worker loads it."""
+
+    def __init_subclass__(cls) -> None:
+        """Celery makes a class for each task, whose `on_success` cannot take what a thread that was left returns."""
+        super().__init_subclass__()
+        on_success = cls.on_success
+
+        def on_end(self: ClaimedRequest, outcome: Any, **options: Any) -> Any:
+            if isinstance(outcome, ExceptionInfo):
+                return self.on_failure(outcome)
+            return on_success(self, outcome, **options)
+
+        cls.on_success = on_end
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         claims = _claims_of(self)

@@ -1,0 +1,1 @@
+"""What HOWL promises when something breaks, tried with real processes: `make faults`."""

@@ -1,0 +1,30 @@
+"""A recorder that dies, as by kill -9, when its first batch is committed and not yet confirmed."""
+
+import asyncio
+import os
+import signal
+
+from howl.celery import create_app
+from howl.config import load_settings
+from howl.server.recorder import Recorder
+from howl.server.stream import Batch, OutcomeStream
+
+
+class Unconfirmed(OutcomeStream):
+    """Dies where it should confirm."""
+
+    async def confirm(self, batch: Batch) -> None:
+        if batch.entry_ids:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """Record one batch."""
+    settings = load_settings()
+    recorder = Recorder(settings, create_app(settings))
+    recorder.outcomes = Unconfirmed(settings)
+    asyncio.run(recorder.run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Where a scenario happens: real processes in a namespace of their own, and what is counted when all is over."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg
+from celery import Celery
+
+from benchmarks.faults.witness import Diary, Witness
+from howl.backend import redis_client
+from howl.config import Settings
+from howl.embedded.isolation import clean_environment
+from howl.embedded.stack import Stack
+from tests.support import PATIENCE, Process, eventually
+
+ROOT = Path(__file__).parents[2]
+#: Settings that processes are told; a worker is not told the database.
+TOLD = ("redis_url", "nats_url", "database_url", "key_prefix", "subject_prefix", "home", "heartbeat_interval",
+        "lost_after", "lease", "push_again_after")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What came of a scenario's tasks."""
+
+    tasks: int
+    #: How often something was broken.
+    faults: int
+    #: Tasks without a final outcome in the record.
+    lost: int
+    #: Final outcomes accepted beyond the first of a task and attempt.
+    twice: int
+    #: Runs beyond the first of a task, and how many the faults account for: tasks running when they struck.
+    started_again: int
+    running_at_faults: int
+    #: Claims that are still held though every task has ended.
+    stranded: int
+    #: Ends that a worker was told are no longer its to tell.
+    stale: int
+    dead: int
+    #: Entries of the stream that the witness could not read: then `twice` proves nothing.
+    unseen: int
+    #: Whatever a scenario checks beside: what is not as it should be.
+    wrong: int = 0
+    #: Processes of killed workers that outlived them to the end.
+    orphans: int = 0
+    seconds: float = 0.0
+
+    @property
+    def extra(self) -> int:
+        """Runs beyond the first that no fault accounts for."""
+        return max(0, self.started_again - self.running_at_faults)
+
+
+class Ground:
+    """Servers, processes, witnesses; all of it ends with the block."""
+
+    def __init__(self, stack: Stack, settings: Settings, folder: Path, seed: int = 3) -> None:
+        self.stack = stack
+        self.settings = settings
+        self.folder = folder
+        self.random = random.Random(seed)  # noqa: S311  # repeatable, no secret
+        self.redis: Any = redis_client(settings)
+        self.diary = Diary(folder / "diary")
+        self.witness = Witness(settings, folder / "witness")
+        self.client = _client(settings)
+        self.task_ids: list[str] = []
+        self.processes: list[Process] = []
+        self.killed: list[Process] = []
+        self.faults = 0
+        #: For each kill, ids that the killed worker held, and its processes.
+        self._struck: list[tuple[set[str], set[int]]] = []
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        try:
+            reader = self.start("python", "-m", "benchmarks.faults.reader", str(self.folder / "witness"))
+            self.awaited(reader, "reading")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with ExitStack() as closing:
+            closing.callback(self.redis.close)
+            closing.callback(self.client.close)
+            closing.callback(self.witness.close)
+            for process in self.processes:
+                closing.callback(process.end)
+
+    # --- processes --------------------------------------------------------------------------------------------------
+
+    def server(self) -> Process:
+        """A running `howl server`."""
+        return self.awaited(self.start("howl", "server"), "server is up")
+
+    def worker(self, name: str, *arguments: str, redis_url: str | None = None, wait: bool = True) -> Process:
+        """A worker of four children (or as `arguments` say), reaching Redis by `redis_url` if given."""
+        options = arguments or ("--concurrency", "4")
+        told = {"HOWL_REDIS_URL": redis_url} if redis_url else {}
+        process = self.start("howl", "worker", "--name", name, *options, database=False, **told)
+        return self.awaited(process, " ready.") if wait else process
+
+    def start(self, program: str, *arguments: str, database: bool = True, **told: str) -> Process:
+        """Any program beside this interpreter."""
+        given = {f"HOWL_{name.upper()}": str(getattr(self.settings, name)) for name in TOLD}
+        if not database:
+            del given["HOWL_DATABASE_URL"]
+        env = clean_environment(
+            **{**given, **told}, HOWL_TASK_MODULES="benchmarks.tasks,tests.tasks", PYTHONPATH=str(ROOT)
+        )
+        argv = [str(Path(sys.executable).with_name(program)), *arguments]
+        self.processes.append(Process(argv, env, self.folder / f"process-{len(self.processes)}.log"))
+        return self.processes[-1]
+
+    def awaited(self, process: Process, word: str) -> Process:
+        """When its output says so."""
+        eventually(lambda: word in process.output or process.popen.poll() is not None)
+        assert process.popen.poll() is None, process.output
+        return process
+
+    def kill(self, process: Process, name: str) -> None:
+        """SIGKILL for a worker's main process; its children live on."""
+        pids = {process.pid, *children(process.pid)}
+        process.popen.kill()
+        process.popen.wait(PATIENCE)
+        self.struck(name, pids)
+        self.killed.append(process)
+
+    def struck(self, name: str, pids: set[int], held: Iterable[str] = ()) -> None:
+        """A fault happened to these processes: what they run of what this worker holds, or held, may run again."""
+        self.faults += 1
+        self._struck.append(({*self.held(name), *held}, pids))
+
+    def held(self, name: str) -> set[str]:
+        """Ids of the tasks that all lives of this worker hold."""
+        keys = self.redis.keys(self.settings.key(f"claims:celery@{name}.*"))
+        claims = [value for key in keys for tag, value in self.redis.hgetall(key).items() if tag[:6] != b"began:"]
+        return {json.loads(claim.partition(b"\n")[2])["headers"]["id"] for claim in claims}
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    def publish(self, count: int, seconds: float, countdown: float = 0.0) -> None:
+        """Diary-writing tasks of up to twice so many seconds each, published as any Celery client does.
+
+        With a countdown every second one waits up to so many seconds.
+        """
+        with self.client.producer_pool.acquire() as producer:
+            for number in range(count):
+                self.task_ids.append(str(uuid.uuid4()))
+                arguments = (str(self.diary.path), self.random.uniform(0, 2 * seconds))
+                wait = self.random.uniform(0, countdown) if number % 2 and countdown else None
+                self.client.send_task(
+                    "bench.diary", arguments, task_id=self.task_ids[-1], producer=producer, countdown=wait
+                )
+
+    def ended(self) -> int:
+        """How many of the tasks have a final row."""
+        with psycopg.connect(self.settings.database()) as connection:
+            query = "SELECT count(*) FROM tasks WHERE rank = 3 AND task_id = ANY(%s)"
+            row = connection.execute(query, (self.task_ids,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def wait_for_ends(self, patience: float) -> None:
+        """Until every task has ended, or none has for `patience` seconds: who has not is lost."""
+        seen, since = self.ended(), time.monotonic()
+        while seen < len(self.task_ids) and time.monotonic() - since < patience:
+            time.sleep(0.2)
+            now = self.ended()
+            if now > seen:
+                seen, since = now, time.monotonic()
+
+    # --- the account ------------------------------------------------------------------------------------------------
+
+    def account(self, patience: float = 30.0, *, wrong: int = 0) -> Account:
+        """Wait for the ends, then count."""
+        self.wait_for_ends(patience)
+        lost = len(self.task_ids) - self.ended()
+        stranded = self.stranded()
+        starts = self.diary.starts()
+        return Account(
+            tasks=len(self.task_ids),
+            faults=self.faults,
+            lost=lost,
+            twice=sum(count - 1 for count in self.witness.finals.values()),
+            started_again=sum(starts.values()) - len(starts),
+            running_at_faults=self._running_at_faults(),
+            stranded=stranded,
+            stale=sum(process.output.count(" is stale: ") for process in self.processes),
+            dead=self.witness.dead,
+            unseen=self.witness.unseen,
+            wrong=wrong,
+            orphans=sum(len(group(process.pid)) for process in self.killed),
+            seconds=round(time.monotonic() - self._began, 1),
+        )
+
+    def stranded(self) -> int:
+        """Claims still held once a settle has had time to arrive, and a dead owner's lease to run out."""
+        deadline = time.monotonic() + 2 * self.settings.lease + 2
+        while (held := self._claims()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return held
+
+    def _claims(self) -> int:
+        keys = self.redis.keys(self.settings.key("claims:*"))
+        return sum(1 for key in keys for tag in self.redis.hkeys(key) if tag[:6] != b"began:")
+
+    def _running_at_faults(self) -> int:
+        runs = {(line.task_id, line.pid) for line in self.diary.lines() if line.kind == "began"}
+        return sum(1 for ids, pids in self._struck for task_id, pid in runs if task_id in ids and pid in pids)
+
+
+def children(pid: int) -> list[int]:
+    """A process's children now, the oldest first."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def group(pid: int) -> list[int]:
+    """Processes of a group that still run."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, number = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue  # it ended
+        if int(number) == pid and state != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+def strike(pids: list[int]) -> None:
+    """SIGKILL, whether they still run or not."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _client(settings: Settings) -> Celery:
+    made = Celery("client", broker=settings.redis(), set_as_current=False)
+    made.conf.broker_transport_options = {"global_keyprefix": settings.key_prefix}
+    return made

@@ -1,0 +1,44 @@
+"""A process that copies every entry of the outcomes stream to a file, before the recorder deletes it.
+
+A process of its own, and an urgent one where that is allowed: it must read while the recorder writes to PostgreSQL.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from howl.backend import redis_client
+from howl.config import load_settings
+
+GROUP = "witness"
+
+
+def main(path: Path) -> None:
+    """Until killed: a line an entry, its id and what it says."""
+    with contextlib.suppress(PermissionError):
+        os.nice(-10)
+    settings = load_settings()
+    client: Any = redis_client(settings)
+    key = settings.key("outcomes")
+    client.xgroup_create(key, GROUP, id="0", mkstream=True)
+    print("reading", flush=True)
+    with path.open("ab", buffering=0) as file:
+        while True:
+            try:
+                answer = client.xreadgroup(GROUP, GROUP, {key: ">"}, count=10_000, block=5000, noack=True)
+            except redis.RedisError:
+                time.sleep(0.005)  # Redis is away, as this scenario wants
+                continue
+            for _, entries in answer or ():
+                file.write(
+                    b"".join(b"%b %b\n" % (entry_id, fields.get(b"outcome", b"")) for entry_id, fields in entries)
+                )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,281 @@
+"""What is broken, how, and what HOWL promises of it: each scenario breaks things and hands in an account."""
+
+import base64
+import json
+import os
+import re
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from benchmarks.faults.ground import Account, Ground, children, strike
+from benchmarks.faults.proxy import ANSWERS, REQUESTS, Proxy
+from howl import db
+from howl.celery import create_app
+from howl.submit import TaskRequest, submit
+from tests.support import Process, eventually
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A way to break things, its short and its full measure, and which counts must be zero."""
+
+    run: Callable[..., Account]
+    short: dict[str, int]
+    full: dict[str, int]
+    zero: tuple[str, ...]
+
+    def broken_promises(self, account: Account) -> dict[str, int]:
+        """Counts that should be zero and are not."""
+        return {name: getattr(account, name) for name in self.zero if getattr(account, name)}
+
+
+def mains_killed(ground: Ground, *, tasks: int, kills: int) -> Account:
+    """kill -9 of worker mains at random instants under load; the same name is started again at once."""
+    ground.server()
+    workers = {name: ground.worker(name) for name in ("w1", "w2")}
+    for _ in range(kills):
+        ground.publish(tasks // kills, 0.1)
+        name = ground.random.choice(list(workers))
+        ground.awaited(workers[name], " ready.")
+        time.sleep(ground.random.uniform(0, 1))
+        ground.kill(workers[name], name)
+        workers[name] = ground.worker(name, wait=False)
+    return ground.account()
+
+
+def children_killed(ground: Ground, *, tasks: int, kills: int) -> Account:
+    """kill -9 of one pool child, of all, of a main whose children live on, in turn."""
+    ground.server()
+    worker = ground.worker("w1")
+    for number in range(kills):
+        ground.publish(tasks // kills, 0.1)
+        time.sleep(ground.random.uniform(0.5, 1.0))  # until those killed before have been replaced
+        worker = _kill_some(ground, worker, number % 3)
+    return ground.account()
+
+
+def _kill_some(ground: Ground, worker: Process, whom: int) -> Process:
+    if whom == 2:
+        ground.kill(worker, "w1")
+        return ground.worker("w1")
+    pids = children(worker.pid)
+    chosen = [ground.random.choice(pids)] if whom == 0 else pids
+    held = ground.held("w1")  # looked at before as well: their parent, which lives, puts back what they ran
+    strike(chosen)
+    ground.struck("w1", set(chosen), held)
+    return worker
+
+
+def worker_stopped(ground: Ground, *, tasks: int, stops: int) -> Account:
+    """SIGSTOP for longer than the lease, then SIGCONT: what it says late must not count."""
+    ground.server()
+    stopped, _ = ground.worker("w1"), ground.worker("w2")
+    for _ in range(stops):
+        ground.publish(tasks // stops, ground.settings.lease / 2)
+        eventually(lambda: ground.held("w1"))
+        time.sleep(0.5)
+        stopped.signal(signal.SIGSTOP)
+        ground.struck("w1", set(children(stopped.pid)))
+        time.sleep(2 * ground.settings.lease + 1)
+        stopped.signal(signal.SIGCONT)
+    return ground.account()
+
+
+def task_outlasts_lease(ground: Ground, *, tasks: int) -> Account:
+    """Tasks three times longer than the lease, with an idle worker beside."""
+    ground.server()
+    ground.worker("w1"), ground.worker("w2")
+    ground.publish(tasks, 0)
+    for _ in range(tasks):
+        ground.task_ids.append(str(uuid.uuid4()))
+        arguments = (str(ground.diary.path), 3 * ground.settings.lease)
+        ground.client.send_task("bench.diary", arguments, task_id=ground.task_ids[-1])
+    return ground.account(patience=6 * ground.settings.lease + 10)
+
+
+def connection_cut(ground: Ground, *, tasks: int, cuts: int, pool: str = "prefork") -> Account:
+    """Every connection of a worker cut under load, what goes to Redis or comes from it lost just before, in turn."""
+    ground.server()
+    with Proxy(ground.settings.redis()) as proxy:
+        ground.worker("w1", "--pool", pool, "--concurrency", "4", redis_url=proxy.url)
+        for number in range(cuts):
+            ground.publish(tasks // cuts, 0.05, countdown=3.0)
+            time.sleep(ground.random.uniform(0.05, 0.5))
+            ground.faults += bool(proxy.cut((REQUESTS, ANSWERS)[number % 2], ground.random.uniform(0.002, 0.05)))
+        return ground.account()
+
+
+def connection_of_threads_cut(ground: Ground, *, tasks: int, cuts: int) -> Account:
+    """The same for a pool of threads, which run what they were handed whatever Celery forgets."""
+    return connection_cut(ground, tasks=tasks, cuts=cuts, pool="threads")
+
+
+def redis_forgets(ground: Ground, *, tasks: int, times: int) -> Account:
+    """Redis killed, its last second lost, away for longer than the lease; submitted tasks must all end."""
+    ground.server()
+    ground.worker("w1"), ground.worker("w2")
+    for _ in range(times):
+        _submit(ground, tasks // times)
+        kept = _log_size(ground)
+        time.sleep(1.0)
+        ground.faults += 1
+        _lose_what_came_after(ground, kept, away=ground.settings.lease + 1)
+    # What ran in the lost second runs again, and so may what began then: no fault counts them one by one.
+    return ground.account(patience=30 + 3 * ground.settings.push_again_after)
+
+
+def _submit(ground: Ground, count: int) -> None:
+    app = create_app(ground.settings.model_copy(update={"task_modules": ("benchmarks.tasks",)}))
+    app.loader.import_default_modules()
+    with db.session(ground.settings.database()) as session:
+        for _ in range(count):
+            arguments = [str(ground.diary.path), ground.random.uniform(0, 0.3)]
+            ground.task_ids.append(submit(TaskRequest(name="bench.diary", args=arguments), session, app))
+    app.close()
+
+
+def _log(ground: Ground) -> Path:
+    return max((ground.stack.redis.folder / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
+
+
+def _log_size(ground: Ground) -> int:
+    return _log(ground).stat().st_size
+
+
+def _lose_what_came_after(ground: Ground, kept: int, away: float) -> None:
+    server = ground.stack.redis
+    os.kill(server.pid, signal.SIGKILL)
+    server.stop()
+    log = _log(ground)
+    with log.open("r+b") as file:
+        file.seek(kept)
+        forgotten = file.read()
+        file.truncate(kept)
+    # An entry's id stands in the log where it was added, and where it was deleted: nothing older is added again.
+    added = re.compile(rb"\r\nXADD\r\n\$\d+\r\n" + re.escape(ground.settings.key("outcomes").encode())
+                       + rb"\r\n\$\d+\r\n(\d+-\d+)\r\n", re.IGNORECASE)  # fmt: skip
+    time.sleep(away)
+    ground.witness.forget(set(added.findall(forgotten)))
+    server.start()
+    eventually(lambda: ground.redis.info("persistence")["loading"] == 0)
+
+
+def scripts_flushed(ground: Ground, *, tasks: int, flushes: int) -> Account:
+    """Redis forgets its scripts under load."""
+    ground.server()
+    ground.worker("w1")
+    for _ in range(flushes):
+        ground.publish(tasks // flushes, 0.02)
+        time.sleep(0.1)
+        ground.redis.script_flush()
+        ground.faults += 1
+    return ground.account()
+
+
+def recorder_killed(ground: Ground, *, tasks: int, kills: int) -> Account:
+    """A recorder dies between the commit of a batch and its confirmation; the next one records each end once."""
+    ground.worker("w1")
+    for _ in range(kills):
+        recorder = ground.start("python", "-m", "benchmarks.faults.dying_recorder")
+        ground.publish(tasks // kills, 0)
+        assert recorder.wait() == -signal.SIGKILL, recorder.output
+        ground.faults += 1
+    ground.server()
+    ground.wait_for_ends(30)
+    with psycopg.connect(ground.settings.database()) as connection:
+        query = "SELECT count(*) - count(DISTINCT task_id) FROM task_events WHERE kind = 'succeeded'"
+        row = connection.execute(query).fetchone()
+    return ground.account(wrong=row[0] if row else 0)
+
+
+def garbage(ground: Ground, *, messages: int, neighbours: int) -> Account:
+    """Messages that nobody can read among sound ones; `wrong` counts what is not set aside and values not unchanged."""
+    queue = ground.settings.key("celery")
+    for number in range(messages):
+        ground.redis.lpush(queue, _garbage(number))
+        ground.faults += 1
+        if number % (messages // neighbours) == 0:
+            ground.task_ids.append(str(uuid.uuid4()))
+            ground.client.send_task("tests.echo", (VALUE,), task_id=ground.task_ids[-1])
+    ground.server()
+    ground.worker("w1")
+    ground.wait_for_ends(30)
+    eventually(lambda: ground.redis.llen(queue) == 0)
+    account_now = ground.account()
+    aside = ground.redis.llen(ground.settings.key("unreadable"))
+    refused = ground.witness.refused
+    with psycopg.connect(ground.settings.database()) as connection:
+        query = "SELECT result::text FROM tasks WHERE task_id = ANY(%s)"
+        results = [json.loads(value) for (value,) in connection.execute(query, (ground.task_ids,)) if value]
+    changed = len(ground.task_ids) - sum(1 for value in results if value == VALUE)
+    return Account(**{**vars(account_now), "wrong": abs(messages - aside - refused) + changed})
+
+
+#: What careless readers of JSON change.
+VALUE = {"big": 2**60 + 1, "none": [], "empty": {}, "text": "\u2603\n"}
+
+
+def _garbage(number: int) -> bytes:
+    body = base64.b64encode(b"[" * 2000 + b"]" * 2000).decode()
+    kinds: tuple[Callable[[], bytes], ...] = (
+        lambda: b"not JSON \xff\x00 %d" % number,
+        lambda: json.dumps({"body": "", "headers": {"id": str(uuid.uuid4())}, "number": number}).encode(),
+        lambda: b"[" * 2000 + b"]" * 2000,
+        lambda: json.dumps({"body": number, "headers": None, "properties": None}).encode(),
+        lambda: b"[%d]" % number,
+        lambda: json.dumps({
+            "body": body, "content-encoding": "utf-8", "content-type": "application/json",
+            "headers": {"id": str(uuid.uuid4()), "task": "tests.echo", "lang": "py"},
+            "properties": {"body_encoding": "base64", "delivery_info": {"exchange": "", "routing_key": "celery"},
+                           "delivery_tag": str(number), "correlation_id": str(number)},
+        }).encode(),
+    )  # fmt: skip
+    if number % 500 == 7:
+        return b"x" * (20 << 20)
+    return kinds[number % len(kinds)]()
+
+
+def same_name(ground: Ground, *, tasks: int) -> Account:
+    """Two workers of one name: both work, and it is said once; `wrong` counts what is not so."""
+    ground.server()
+    first, second = ground.worker("w1"), ground.worker("w1")
+    ground.publish(tasks, 0.1)
+    ground.wait_for_ends(30)
+    time.sleep(ground.settings.lease)  # until both have been seen to renew their leases
+    busy = {line.pid for line in ground.diary.lines()}
+    idle = sum(1 for worker in (first, second) if not busy & set(children(worker.pid)))
+    warnings = sum(process.output.count("the same name") for process in ground.processes)
+    return ground.account(wrong=idle + abs(warnings - 1))
+
+
+NEVER = ("lost", "twice", "stranded", "dead", "unseen", "wrong")
+UNSEEN_BY_CELERY = (*NEVER, "extra", "stale")
+
+SCENARIOS = {
+    "mains-killed": Scenario(mains_killed, {"tasks": 120, "kills": 3}, {"tasks": 10_000, "kills": 200},
+                             (*NEVER, "extra", "stale")),
+    "children-killed": Scenario(children_killed, {"tasks": 60, "kills": 3}, {"tasks": 1500, "kills": 30},
+                                (*NEVER, "extra", "stale")),
+    "worker-stopped": Scenario(worker_stopped, {"tasks": 8, "stops": 1}, {"tasks": 100, "stops": 10},
+                               (*NEVER, "extra")),
+    "task-outlasts-lease": Scenario(task_outlasts_lease, {"tasks": 2}, {"tasks": 8}, UNSEEN_BY_CELERY),
+    "connection-cut": Scenario(connection_cut, {"tasks": 200, "cuts": 10}, {"tasks": 4000, "cuts": 200},
+                               UNSEEN_BY_CELERY),
+    "connection-of-threads-cut": Scenario(
+        connection_of_threads_cut, {"tasks": 200, "cuts": 10}, {"tasks": 4000, "cuts": 200}, UNSEEN_BY_CELERY
+    ),
+    "redis-forgets": Scenario(redis_forgets, {"tasks": 60, "times": 1}, {"tasks": 1000, "times": 10}, NEVER),
+    "scripts-flushed": Scenario(scripts_flushed, {"tasks": 100, "flushes": 5}, {"tasks": 2000, "flushes": 50},
+                                UNSEEN_BY_CELERY),
+    "recorder-killed": Scenario(recorder_killed, {"tasks": 20, "kills": 1}, {"tasks": 500, "kills": 20},
+                                UNSEEN_BY_CELERY),
+    "garbage": Scenario(garbage, {"messages": 60, "neighbours": 10}, {"messages": 1000, "neighbours": 100},
+                        UNSEEN_BY_CELERY),
+    "same-name": Scenario(same_name, {"tasks": 40}, {"tasks": 400}, UNSEEN_BY_CELERY),
+}  # fmt: skip

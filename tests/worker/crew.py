@@ -1,0 +1,146 @@
+"""A server and one worker in a namespace of their own, and what they leave on record."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import nats
+import psycopg
+import redis
+from celery import Celery
+from nats.js.errors import NotFoundError
+from psycopg import sql
+from sqlalchemy import select
+
+from howl import db
+from howl.celery import create_app
+from howl.config import load_settings
+from howl.embedded.isolation import clean_environment
+from howl.embedded.stack import Stack
+from howl.models import Task, TaskEvent
+from tests.support import Process, eventually
+
+ROOT = Path(__file__).parent.parent.parent
+HOWL = str(Path(sys.executable).with_name("howl"))
+TASKS = "tests.worker.tasks"
+
+
+class Crew:
+    """Started for a whole module: a test looks at its own tasks alone."""
+
+    def __init__(self, stack: Stack, name: str, pool: str, folder: Path) -> None:
+        self.stack, self.name, self.pool, self.folder = stack, name, pool, folder
+        self._execute("CREATE DATABASE {} TEMPLATE howl_template")
+        self.settings = load_settings(
+            redis_url=stack.urls.redis_url,
+            nats_url=stack.urls.nats_url,
+            database_url=f"{stack.urls.database_url.rpartition('/')[0]}/{name}",
+            key_prefix=f"{name}:",
+            subject_prefix=name,
+            home=stack.home,
+            task_modules=(TASKS,),
+        )
+        self.redis: Any = redis.Redis.from_url(self.settings.redis())
+        self.app: Celery = create_app(self.settings)
+        self.app.loader.import_default_modules()
+        self.processes: list[Process] = []
+
+    def start(self) -> None:
+        names = ("redis_url", "nats_url", "database_url", "key_prefix", "subject_prefix", "home")
+        given = {f"HOWL_{name.upper()}": str(getattr(self.settings, name)) for name in names}
+        env = clean_environment(**given, HOWL_TASK_MODULES=TASKS, PYTHONPATH=str(ROOT))
+        server = self._run("server", env=env)
+        del env["HOWL_DATABASE_URL"]
+        concurrency = "1" if self.pool == "solo" else "2"
+        self.worker = self._run("worker", "--name", "w1", "--pool", self.pool, "--concurrency", concurrency, env=env)
+        for process, word in ((server, "server is up"), (self.worker, " ready.")):
+            eventually(lambda p=process, w=word: w in p.output or p.popen.poll() is not None)
+            assert process.popen.poll() is None, process.output
+
+    def end(self) -> None:
+        for process in reversed(self.processes):
+            process.end()
+        self.redis.close()
+        self.app.close()
+        db.engine(self.settings.database()).dispose()
+        eventually(self._dropped)
+        asyncio.run(self._delete_events())
+
+    # --- sending ----------------------------------------------------------------------------------------------------
+
+    def send(self, name: str, *args: Any, **options: Any) -> str:
+        """Send one of tests/worker/tasks.py, and return its id."""
+        return str(self.app.tasks[f"endings.{name}"].apply_async(args, **options).id)
+
+    def push(self, message: bytes) -> None:
+        """Put bytes on the queue, whatever they are."""
+        self.redis.lpush(self.key("celery"), message)
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    def key(self, name: str) -> str:
+        return self.settings.key(name)
+
+    def row(self, task_id: str) -> Task | None:
+        with db.session(self.settings.database()) as opened:
+            return opened.get(Task, task_id)
+
+    def finished(self, task_id: str) -> Task:
+        """The row when the task has ended."""
+        return eventually(lambda: (row := self.row(task_id)) and row.finished_at and row, timeout=20)
+
+    def ended(self, task_id: str) -> Task:
+        """The row when the task has ended, and its message is nobody's."""
+        row = self.finished(task_id)
+        self.is_not_held(task_id)
+        return row
+
+    def is_not_held(self, task_id: str) -> None:
+        eventually(lambda: not [claim for claim in self.held() if task_id.encode() in claim], timeout=20)
+
+    def events(self, task_id: str) -> list[TaskEvent]:
+        query = select(TaskEvent).where(TaskEvent.task_id == task_id).order_by(TaskEvent.event_id)
+        with db.session(self.settings.database()) as opened:
+            return list(opened.scalars(query))
+
+    def kinds(self, task_id: str) -> list[str]:
+        """What happened to the task, without its beginnings: those of a short run are told with its end."""
+        return [event.kind for event in self.events(task_id) if event.kind != "started"]
+
+    def held(self) -> list[bytes]:
+        """All that owners hold, notes of beginnings included."""
+        keys = self.redis.scan_iter(self.key("claims:*"), count=1000)
+        return [value for claims in keys for value in self.redis.hvals(claims)]
+
+    def leases(self) -> list[tuple[bytes, float]]:
+        """Owners and how many seconds their leases still run."""
+        seconds, _ = self.redis.time()
+        given = self.redis.zrange(self.key("leases"), 0, -1, withscores=True)
+        return [(owner, deadline / 1000 - seconds) for owner, deadline in given]
+
+    # --- the namespace ----------------------------------------------------------------------------------------------
+
+    def _run(self, *arguments: str, env: dict[str, str]) -> Process:
+        self.processes.append(Process([HOWL, *arguments], dict(env), self.folder / f"{arguments[0]}.log"))
+        return self.processes[-1]
+
+    def _dropped(self) -> bool:
+        try:
+            self._execute("DROP DATABASE {} WITH (FORCE)")
+        except psycopg.errors.InsufficientPrivilege:
+            return False  # PostgreSQL's own vacuuming looks in, and only a superuser may send it away
+        return True
+
+    async def _delete_events(self) -> None:
+        client = await nats.connect(self.stack.urls.nats_url, connect_timeout=5)
+        try:
+            await client.jetstream().delete_stream(f"{self.name}-events")
+        except NotFoundError:
+            pass  # the server ended before it had made one
+        finally:
+            await client.close()
+
+    def _execute(self, statement: str) -> None:
+        with psycopg.connect(self.stack.urls.database_url, autocommit=True) as connection:
+            connection.execute(sql.SQL(statement).format(sql.Identifier(self.name)))

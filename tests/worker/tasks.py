@@ -1,0 +1,222 @@
+"""Tasks that end in every way a task can end; those that run more than once count their starts in a file."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import Task, shared_task, states
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+
+
+def _starts(path: str) -> int:
+    """Count one start more."""
+    with Path(path).open("a") as ledger:
+        ledger.write("x")
+    return len(Path(path).read_text())
+
+
+def _wait_for(path: str) -> None:
+    deadline = time.monotonic() + 30
+    while not Path(path).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+@shared_task(name="endings.echo")
+def echo(value: Any = None) -> Any:
+    """Return the value as it came."""
+    return value
+
+
+@shared_task(name="endings.total")
+def total(values: list[int]) -> int:
+    """Add a list of numbers."""
+    return sum(values)
+
+
+@shared_task(name="endings.fail")
+def fail() -> None:
+    """Fail."""
+    raise ValueError("as told")
+
+
+@shared_task(name="endings.wait")
+def wait(begun: str, go_on: str) -> str:
+    """Say that it began, and wait for a file."""
+    _starts(begun)
+    _wait_for(go_on)
+    return "done"
+
+
+@shared_task(name="endings.report", bind=True)
+def report(self: Any) -> str:
+    """Report a state of its own."""
+    self.update_state(state="HALFWAY", meta={"done": 1})
+    return "done"
+
+
+@shared_task(name="endings.retry", bind=True, max_retries=1)
+def retry(self: Any) -> int:
+    """Fail once, then succeed."""
+    if self.request.retries == 0:
+        raise self.retry(countdown=0, exc=ValueError("first"))
+    return int(self.request.retries)
+
+
+@shared_task(name="endings.quiet", ignore_result=True)
+def quiet() -> int:
+    """Return something nobody wants."""
+    return 1
+
+
+@shared_task(name="endings.quiet_failure", ignore_result=True)
+def quiet_failure() -> None:
+    """Fail, though nobody wants to know."""
+    raise ValueError("quietly")
+
+
+@shared_task(name="endings.quiet_retry", bind=True, ignore_result=True, max_retries=1)
+def quiet_retry(self: Any) -> int:
+    """Fail once, then return something nobody wants."""
+    if self.request.retries == 0:
+        raise self.retry(countdown=0, exc=ValueError("first"))
+    return 1
+
+
+@shared_task(name="endings.ignore")
+def ignore() -> None:
+    """End without an outcome."""
+    raise Ignore
+
+
+@shared_task(name="endings.replace", bind=True)
+def replace(self: Any, value: int) -> Any:
+    """Let another task of the same id end in its place."""
+    raise self.replace(echo.s(value))
+
+
+@shared_task(name="endings.fail_by_hand", bind=True)
+def fail_by_hand(self: Any) -> None:
+    """Say that it failed, and end without another outcome."""
+    self.update_state(state=states.FAILURE, meta={"exc_type": "ByHand", "exc_message": ["so"], "exc_module": "tests"})
+    raise Ignore
+
+
+@shared_task(name="endings.reject")
+def reject() -> None:
+    """Reject the message for good."""
+    raise Reject("not mine", requeue=False)
+
+
+@shared_task(name="endings.requeue_once")
+def requeue_once(path: str) -> int:
+    """Reject the message once, for somebody else to take."""
+    starts = _starts(path)
+    if starts == 1:
+        raise Reject("not now", requeue=True)
+    return starts
+
+
+@shared_task(name="endings.soft_limit", soft_time_limit=0.5)
+def soft_limit() -> None:
+    """Take longer than its soft limit."""
+    time.sleep(30)
+
+
+@shared_task(name="endings.soft_limit_caught", soft_time_limit=0.5)
+def soft_limit_caught() -> str:
+    """Take longer than its soft limit, and end well."""
+    try:
+        time.sleep(30)
+    except SoftTimeLimitExceeded:
+        return "in time"
+    return "too late"
+
+
+@shared_task(name="endings.hard_limit", time_limit=1)
+def hard_limit() -> None:
+    """Take longer than its hard limit."""
+    time.sleep(30)
+
+
+@shared_task(name="endings.hard_limit_again", time_limit=1, acks_on_failure_or_timeout=False, acks_on_timeout=False)
+def hard_limit_again(path: str) -> int:
+    """Take longer than its hard limit, once, and run again."""
+    starts = _starts(path)
+    if starts == 1:
+        time.sleep(30)
+    return starts
+
+
+@shared_task(name="endings.lost")
+def lost(path: str, times: int = 1_000) -> int:
+    """Take its process with it, so many times."""
+    starts = _starts(path)
+    if starts <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return starts
+
+
+@shared_task(name="endings.exit")
+def leave(path: str, times: int = 1_000) -> int:
+    """End its process in an orderly way, so many times."""
+    starts = _starts(path)
+    if starts <= times:
+        sys.exit(3)
+    return starts
+
+
+@shared_task(name="endings.lost_for_good", reject_on_worker_lost=False)
+def lost_for_good() -> None:
+    """Take its process with it; it is not to run again."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DiesAfterItsEnd(Task):
+    """Its process dies between the storing of the end and Celery hearing of it; a base of Celery's, as people write."""
+
+    abstract = True
+
+    def on_success(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(name="endings.stored_then_lost", base=DiesAfterItsEnd)
+def stored_then_lost(path: str) -> int:
+    """Succeed, and then take the process along."""
+    return _starts(path)
+
+
+@shared_task(name="endings.early", acks_late=False)
+def early(value: Any) -> Any:
+    """Be acknowledged before it ends."""
+    return value
+
+
+@shared_task(name="endings.early_slow", acks_late=False)
+def early_slow(begun: str, go_on: str) -> str:
+    """Be acknowledged long before it ends."""
+    _starts(begun)
+    _wait_for(go_on)
+    return "done"
+
+
+@shared_task(name="endings.early_failure", acks_late=False)
+def early_failure() -> None:
+    """Be acknowledged before it fails."""
+    raise ValueError("early")
+
+
+@shared_task(name="endings.early_lost", acks_late=False)
+def early_lost() -> None:
+    """Be acknowledged before it takes its process with it."""
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(name="endings.large")
+def large() -> str:
+    """Return more than an outcome may hold."""
+    return "x" * (1 << 21)

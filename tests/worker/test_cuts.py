@@ -1,0 +1,29 @@
+"""Cut connections are the ledger's affair: nothing of Celery's sees a short one."""
+
+import pytest
+import redis
+
+from tests import tasks
+from tests.support import PATIENCE, eventually
+
+
+@pytest.fixture
+def client(settings):
+    """A bare client of the stack's Redis."""
+    with redis.Redis.from_url(settings.redis()) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_celery_does_not_notice_that_all_connections_were_cut(pool, server, start_worker, app, client):
+    worker = start_worker("w1", "--concurrency", "4", "--pool", pool)
+    running = [tasks.sleep.delay(2) for _ in range(4)]
+    eventually(lambda: client.keys("*claims:*"))
+    for _ in range(3):
+        for kind in ("normal", "pubsub"):
+            client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+    more = [tasks.add.apply_async((i, i), retry=True) for i in range(20)]
+    assert [result.get(timeout=PATIENCE) for result in running] == [2] * 4
+    assert [result.get(timeout=PATIENCE) for result in more] == [2 * i for i in range(20)]
+    assert "Connection to broker lost" not in worker.output
+    assert eventually(lambda: app.control.ping(timeout=2)) == [{"celery@w1": {"ok": "pong"}}]

@@ -1,0 +1,178 @@
+"""The outbox: what a pool's child writes arrives whole or not at all, and before its end is known."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from howl.outcomes import ChordCreated, Outcome
+from howl.worker.outbox import BEGINNING, END, HEADER, OTHER, PROGRESS, Collector, Parcel, Sender, parcel
+from tests.support import eventually
+
+ROOT = Path(__file__).parent.parent.parent
+AT = "2026-11-22T12:00:00+00:00"
+
+
+@pytest.fixture
+def collected():
+    """A collector without its thread, and what it has delivered."""
+    parcels: list[Parcel] = []
+    collector = Collector()
+    collector.deliver = parcels.append
+    yield collector, parcels
+    collector.close()
+
+
+@pytest.fixture
+def child(collected):
+    """A connection as a child has one, to write bytes of any kind to."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(collected[0].address)
+        yield connection
+
+
+@pytest.fixture
+def sender(collected):
+    """A child's side."""
+    made = Sender(collected[0].address)
+    yield made
+    if made._socket is not None:
+        made._socket.close()
+
+
+def _parcel(number: int = 0, document: bytes = b"{}") -> Parcel:
+    return Parcel(END, f"owner:1:{number}", f"tâche-{number}", document)
+
+
+def _frame(item: Parcel) -> bytes:
+    tag, task_id = item.tag.encode(), item.task_id.encode()
+    return HEADER.pack(item.kind, len(tag), len(task_id), len(item.document)) + tag + task_id + item.document
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind"),
+    [
+        (Outcome(task_id="t", state="STARTED", at=AT), BEGINNING),
+        (Outcome(task_id="t", state="HALFWAY", at=AT), PROGRESS),
+        (Outcome(task_id="t", state="RETRY", at=AT), END),
+        (Outcome(task_id="t", state="SUCCESS", at=AT), END),
+        (Outcome(task_id="t", state="FAILURE", at=AT), END),
+        (Outcome(task_id="t", state="REVOKED", at=AT), END),
+        (ChordCreated(group_id="g"), OTHER),
+    ],
+    ids=lambda value: getattr(value, "state", None),
+)
+def test_an_entry_is_a_beginning_progress_an_end_or_belongs_to_no_task(entry, kind):
+    assert parcel(entry, b"", "tag").kind == kind
+
+
+def test_a_parcel_arrives_as_it_was_sent_as_soon_as_somebody_reads(collected, sender):
+    collector, parcels = collected
+    sent = _parcel(document=bytes(range(256)))
+    sender.send(sent)
+    collector.read()
+    assert parcels == [sent]
+
+
+def test_a_parcel_of_many_megabytes_arrives_whole(collected, sender):
+    collector, parcels = collected
+    sent = _parcel(document=os.urandom(1 << 20) * 8)
+    sending = threading.Thread(target=sender.send, args=(sent,))
+    sending.start()
+    eventually(lambda: collector.read() or parcels)
+    sending.join()
+    assert parcels == [sent]
+
+
+def test_frames_arrive_in_order_however_they_are_cut(collected, child):
+    collector, parcels = collected
+    sent = [_parcel(number, b"x" * number) for number in range(5)]
+    for byte in b"".join(map(_frame, sent)):
+        child.sendall(bytes([byte]))
+        collector.read()
+    assert parcels == sent
+
+
+def test_frames_that_come_together_are_told_apart(collected, child):
+    collector, parcels = collected
+    sent = [_parcel(number) for number in range(1000)]
+    child.sendall(b"".join(map(_frame, sent)))
+    collector.read()
+    assert parcels == sent
+
+
+def test_children_do_not_mix(collected):
+    collector, parcels = collected
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other,
+    ):
+        one.connect(collector.address)
+        other.connect(collector.address)
+        frame = _frame(_parcel(1))
+        one.sendall(frame[:20])
+        other.sendall(_frame(_parcel(2)))
+        collector.read()
+        one.sendall(frame[20:])
+        collector.read()
+    assert parcels == [_parcel(2), _parcel(1)]
+
+
+def test_a_child_that_dies_within_a_frame_takes_only_that_frame_with_it(collected, sender):
+    collector, parcels = collected
+    script = f"""
+import os, signal
+from howl.worker.outbox import Parcel, Sender
+sender = Sender({collector.address!r})
+sender.send(Parcel(2, "owner:1:1", "whole", b"{{}}"))
+sender._socket.sendall({_frame(_parcel(2))[:-1]!r})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    died = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=30, check=False)
+    assert died.returncode == -signal.SIGKILL
+    collector.read()
+    sender.send(_parcel(3))
+    collector.read()
+    assert [item.task_id for item in parcels] == ["whole", "tâche-3"]
+
+
+def test_names_that_are_no_text_are_replaced_and_their_neighbours_arrive(collected, child):
+    collector, parcels = collected
+    child.sendall(HEADER.pack(END, 2, 2, 2) + b"\xff\xfe" + b"\xff\xfe" + b"{}" + _frame(_parcel(1)))
+    collector.read()
+    assert [item.task_id for item in parcels] == ["\ufffd\ufffd", "tâche-1"]
+
+
+def test_what_was_written_before_the_close_is_delivered_and_the_address_is_gone(collected, sender):
+    collector, parcels = collected
+    sender.send(_parcel())
+    collector.close()
+    assert parcels == [_parcel()]
+    assert not Path(collector.address).parent.exists()
+
+
+def test_a_sender_whose_parent_is_gone_says_so(collected, sender):
+    collector, _ = collected
+    sender.send(_parcel())
+    collector.close()
+    with pytest.raises(OSError, match=r"Broken pipe|Connection reset"):
+        sender.send(_parcel())
+
+
+def test_only_this_user_can_speak_for_a_child(collected):
+    collector, _ = collected
+    assert Path(collector.address).parent.stat().st_mode & 0o077 == 0
+
+
+def test_the_thread_reads_by_itself_and_whoever_settles_does_not_wait_for_it(collected, sender):
+    collector, parcels = collected
+    collector.start()
+    for number in range(200):
+        sender.send(_parcel(number))
+        collector.read()
+        assert parcels[-1] == _parcel(number)
