@@ -19,6 +19,7 @@ from typing import Any
 import redis
 
 from howl.backend import redis_client
+from howl.broker.bell import Bell, doorbell
 from howl.broker.room import Room
 from howl.broker.scripts import TURN
 from howl.config import Settings
@@ -107,7 +108,7 @@ class Ledger(threading.Thread):
         #: Readable when Celery's loop should call `take`.
         self.ready_reader, self._ready_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._client: Any = redis_client(settings, timeout=settings.lease / 3)
-        self._bell: Any = None
+        self._bell = Bell(self._client.connection_pool)
 
     # --- said by Celery's loop and by pool threads ------------------------------------------------------------------
 
@@ -263,7 +264,7 @@ class Ledger(threading.Thread):
                 self._turn()
         finally:
             self._client.close()
-            self._hang_up()
+            self._bell.hang_up()
 
     def _is_done(self) -> bool:
         if self._closing is None:
@@ -279,7 +280,7 @@ class Ledger(threading.Thread):
         if timeout <= 0:
             time.sleep(PACE)
         else:
-            self._sleep(timeout, self._ring_up() if listening else None)
+            self._sleep(timeout, self._bell.listen([*map(self.settings.key, self._bells())]) if listening else None)
             self._asleep = False
 
     def _idle_time(self) -> float:
@@ -297,7 +298,7 @@ class Ledger(threading.Thread):
         if self._wake_reader in readable:
             _drain(self._wake_reader)
         if bell is not None and bell in readable:
-            self._answer_bell()
+            self._bell.answer()
 
     def _wants(self) -> int:
         """How many messages there is room for."""
@@ -427,35 +428,6 @@ class Ledger(threading.Thread):
                 self._no_longer_waits(claim)
         self._buffer = deque(claim for claim in self._buffer if claim.tag in self._claims)
 
-    # --- the doorbell -----------------------------------------------------------------------------------------------
-
-    def _ring_up(self) -> Any:
-        """Wait for a ring on a connection of its own; its socket, or None when Redis is away."""
-        try:
-            if self._bell is None:
-                self._bell = self._client.connection_pool.make_connection()
-                self._bell.connect()
-                self._bell.howl_asked = False
-            if not self._bell.howl_asked:
-                self._bell.send_command("BRPOP", *(self.settings.key(bell) for bell in self._bells()), LOOK * 5)
-                self._bell.howl_asked = True
-        except (redis.RedisError, OSError):
-            self._hang_up()
-            return None
-        return self._bell._sock  # noqa: SLF001  # redis-py gives no other way to wait for it
-
-    def _answer_bell(self) -> None:
-        try:
-            self._bell.read_response()
-            self._bell.howl_asked = False
-        except (redis.RedisError, OSError):
-            self._hang_up()
-
-    def _hang_up(self) -> None:
-        if self._bell is not None:
-            self._bell.disconnect()
-            self._bell = None
-
     # --- waking -----------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
@@ -467,11 +439,6 @@ class Ledger(threading.Thread):
         if not self._ready:
             self._ready = True
             _poke(self._ready_writer)
-
-
-def doorbell(list_name: str) -> str:
-    """The doorbell of a queue, by any of its priorities' lists."""
-    return f"doorbell:{list_name.partition(chr(6))[0]}"
 
 
 def _poke(descriptor: int) -> None:

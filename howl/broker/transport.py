@@ -18,7 +18,7 @@ from kombu.connection import Connection
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
-from howl.broker.ledger import doorbell
+from howl.broker.bell import doorbell
 from howl.broker.scripts import PUSH
 
 logger = logging.getLogger(__name__)
