@@ -1,0 +1,40 @@
+"""However a worker is told to go, what it did not finish is done elsewhere, and nothing is lost or done twice."""
+
+import os
+import signal
+
+import pytest
+import redis
+
+from tests import tasks
+from tests.support import eventually
+
+#: Who gets the signal: the entry process alone, as GitHub does it, or everybody, as a terminal does.
+TARGETS = {"main": os.kill, "group": os.killpg}
+
+
+@pytest.fixture
+def client(settings):
+    """A bare client of the stack's Redis."""
+    with redis.Redis.from_url(settings.redis()) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT], ids=lambda number: number.name)
+def test_what_a_signalled_worker_did_not_finish_is_done_elsewhere(
+    number, target, pool, server, start_worker, app, task_row, client, settings
+):
+    if number == signal.SIGQUIT and pool == "threads":
+        pytest.skip("Celery cannot stop threads: NotImplementedError from its own pool")
+    first = start_worker("w1", "--concurrency", "2", "--pool", pool)
+    sent = [tasks.sleep.delay(1.5) for _ in range(6)]
+    eventually(lambda: sum(bool(task_row(result.id)) for result in sent) == 2)
+    TARGETS[target](first.pid, number)
+    first.wait()
+    held = [key for key in client.keys(f"{settings.key_prefix}claims:*") if client.hlen(key)]
+    assert held == []
+    start_worker("w2", "--concurrency", "4")
+    eventually(lambda: all((row := task_row(result.id)) and row.finished_at for result in sent))
+    assert {task_row(result.id).status for result in sent} == {"succeeded"}
