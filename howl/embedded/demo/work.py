@@ -3,7 +3,7 @@
 A nonce file is made when the demo begins, so nothing prepared beforehand can know its digest. Commands and the agent
 stand-in run behind `witness.py`, which digests the file and names its own process before it becomes them. A page holds
 the nonce, so the digest that web.fetch takes of what it got is one of the nonce too; which process fetched it is told
-by the `started` event of its task.
+by the events of its task.
 """
 
 import json
@@ -79,15 +79,15 @@ def planned(nonce: Path, digest: str, pages: dict[str, str], workers: list[str])
 def evidence(kind: str, task: dict[str, Any]) -> Evidence:
     """From what get_task returned of a task that succeeded; raises DemoFailed when it is none."""
     try:
-        started = frozenset(event["data"]["pid"] for event in task["events"] if event["kind"] == "started")
+        ran = frozenset(event["data"]["pid"] for event in task["events"] if "pid" in event["data"])
         result = task["result"]
         if kind == PAGES:
             said = f"{result['title']}: status {result['status']}, {result['size']:,} bytes"
-            return Evidence(result["sha256"], started, result["status"] == 200, said)
+            return Evidence(result["sha256"], ran, result["status"] == 200, said)
         testimony, *output = result["stdout"].splitlines()
         told = json.loads(testimony)
         well = result["exit_status"] == 0 and told["pid"] == result["pid"]
-        return Evidence(told["nonce_sha256"], started | {told["pid"]}, well, (output or [""])[-1])
+        return Evidence(told["nonce_sha256"], ran | {told["pid"]}, well, (output or [""])[-1])
     except (KeyError, TypeError, ValueError) as error:
         raise DemoFailed(f"Task {task.get('task_id')} returned no evidence ({error!r}): {task.get('result')}") from None
 
