@@ -6,7 +6,7 @@ everything: field names, types, lengths.
 
 import re
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from kombu.exceptions import EncodeError
@@ -146,7 +146,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 _REQUIRED = ("task_id", "state", "at", "attempt", "parts", "header", "body")
 _NAMES = ("task_id", "state", "name", "queue", "worker_id", "parent_id", "root_id", "group_id")
 #: NUL and halves of characters: in an id they are refused, because replacing them could make two ids one.
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def _check(entry: Entry) -> None:
@@ -155,7 +155,7 @@ def _check(entry: Entry) -> None:
             raise UnreadableOutcome(f"its field {name} has a wrong type")
         if name in _NAMES and value is not None and not 0 < len(value) <= NAME_LIMIT:
             raise UnreadableOutcome(f"its field {name} is empty or longer than {NAME_LIMIT} characters")
-        if name in _NAMES and value is not None and _UNSTORABLE.search(value):
+        if name in _NAMES and value is not None and UNSTORABLE.search(value):
             raise UnreadableOutcome(f"its field {name} has characters that PostgreSQL cannot hold")
     if isinstance(entry, Outcome):
         _check_numbers(entry)
@@ -164,7 +164,7 @@ def _check(entry: Entry) -> None:
 
 
 def _is_id(part: Any) -> bool:
-    return isinstance(part, str) and 0 < len(part) <= NAME_LIMIT and not _UNSTORABLE.search(part)
+    return isinstance(part, str) and 0 < len(part) <= NAME_LIMIT and not UNSTORABLE.search(part)
 
 
 def _fits(name: str, value: Any) -> bool:
@@ -188,6 +188,12 @@ def _reason(result: Any) -> Any:
     """The first argument of an exception as Celery prepares it."""
     arguments = result.get("exc_message") if isinstance(result, dict) else None
     return arguments[0] if isinstance(arguments, list | tuple) and arguments else arguments
+
+
+def failure(task_id: str, state: str, error: Exception) -> Outcome:
+    """The end of a task that no run of it could store, with the error as Celery prepares one."""
+    result = {"exc_type": type(error).__name__, "exc_message": list(error.args), "exc_module": type(error).__module__}
+    return Outcome(task_id=task_id, state=state, at=datetime.now(UTC).isoformat(), result=result)
 
 
 def error_of(outcome: Outcome) -> tuple[str, str] | None:

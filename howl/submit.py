@@ -3,7 +3,6 @@
 import difflib
 import inspect
 import json
-import re
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from howl.broker.transport import publishing_once
 from howl.celery import settings_of, worker_queue
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
 from howl.models import Task, Worker
-from howl.outcomes import FINAL_RANK, NAME_LIMIT, Outcome
+from howl.outcomes import FINAL_RANK, NAME_LIMIT, UNSTORABLE, failure
 
 #: Most bytes of a task's arguments, as JSON.
 ARGUMENTS_LIMIT = 1 << 20
@@ -37,7 +36,6 @@ TEXT_LIMIT = 20_000
 #: of them, of a megabyte each at worst, are fetched at once.
 PRIORITY_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 SEARCHED, FETCHED = 10_000, 50
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 #: Ids of cancelled tasks that workers who start later are told, about.
 REVOKED_KEPT = 50_000
 #: How a task may have ended to be retried, and what its row says then.
@@ -81,10 +79,14 @@ def submit(request: TaskRequest, session: Session, app: Celery) -> str:
     task, created = _record(request, session, app)
     session.commit()
     if created:
-        push(task, app)
-        session.execute(update(Task).where(Task.task_id == task.task_id).values(pushed_at=func.now()))
-        session.commit()
+        _push_and_note(task, session, app)
     return task.task_id
+
+
+def _push_and_note(task: Task, session: Session, app: Celery) -> None:
+    push(task, app)
+    session.execute(update(Task).where(Task.task_id == task.task_id).values(pushed_at=func.now()))
+    session.commit()
 
 
 def push(task: Task, app: Celery) -> None:
@@ -111,15 +113,13 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
 
     Raises UnknownTask, or QueueUnavailable when Redis is away: then nothing is cancelled.
     """
-    task = None if _UNSTORABLE.search(task_id) else session.get(Task, task_id, populate_existing=True)
-    if task is None:
-        raise UnknownTask(f"No task {task_id!r} is recorded; `howl tasks list` shows the newest.")
+    task = _recorded(task_id, session)
     if task.rank == FINAL_RANK:
         return task.status
     try:
         _revoke_for_good(task_id, app)
         if task.rank == 0 and take_off_queue(task, app):
-            app.backend.append(ended_unstarted(task, "REVOKED", TaskRevokedError("cancelled")))
+            app.backend.append(failure(task.task_id, "REVOKED", TaskRevokedError("cancelled")))
         else:
             app.control.revoke(task_id, terminate=True)
     except (OperationalError, RedisError) as error:
@@ -127,6 +127,13 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
             f"Task {task_id} is not cancelled: Redis does not answer ({_first_line(error)}). Try again."
         ) from error
     return task.status
+
+
+def _recorded(task_id: str, session: Session) -> Task:
+    task = None if UNSTORABLE.search(task_id) else session.get(Task, task_id, populate_existing=True)
+    if task is None:
+        raise UnknownTask(f"No task {task_id!r} is recorded; `howl tasks list` shows the newest.")
+    return task
 
 
 def _revoke_for_good(task_id: str, app: Celery) -> None:
@@ -140,9 +147,7 @@ def retry(task_id: str, session: Session, app: Celery) -> None:
 
     Raises UnknownTask, InvalidRequest when it has not ended or cannot be submitted here, or QueueUnavailable.
     """
-    task = None if _UNSTORABLE.search(task_id) else session.get(Task, task_id, populate_existing=True)
-    if task is None:
-        raise UnknownTask(f"No task {task_id!r} is recorded; `howl tasks list` shows the newest.")
+    task = _recorded(task_id, session)
     if task.status not in RETRIABLE:
         raise InvalidRequest(
             f"Task {task_id} is {task.status}: only one that is {', '.join(RETRIABLE)} can be retried."
@@ -156,9 +161,7 @@ def retry(task_id: str, session: Session, app: Celery) -> None:
     queue = task.queue or _queue_name(request, app)
     session.execute(update(Task).where(Task.task_id == task_id).values(queue=queue, **AS_NEW))
     session.commit()
-    push(session.get_one(Task, task_id, populate_existing=True), app)
-    session.execute(update(Task).where(Task.task_id == task_id).values(pushed_at=func.now()))
-    session.commit()
+    _push_and_note(session.get_one(Task, task_id, populate_existing=True), session, app)
 
 
 def _forget_the_past(task_id: str, app: Celery) -> None:
@@ -192,12 +195,6 @@ def _waiting(client: Any, key: str) -> Iterable[bytes]:
         yield from reversed(messages)
         if len(messages) < FETCHED:
             return
-
-
-def ended_unstarted(task: Task, state: str, error: Exception) -> Outcome:
-    """The outcome of a task that ends on its queue: recorded as every other, through the stream."""
-    result = {"exc_type": type(error).__name__, "exc_message": list(error.args), "exc_module": type(error).__module__}
-    return Outcome(task_id=task.task_id, state=state, at=datetime.now(UTC).isoformat(), result=result)
 
 
 def _id_in(message: bytes) -> Any:
@@ -242,7 +239,7 @@ def _check_texts(request: TaskRequest) -> None:
             continue
         if not isinstance(value, str) or not value.strip():
             raise InvalidRequest(f"{name} must be a text that is not empty.")
-        if len(value) > limit or _UNSTORABLE.search(value):
+        if len(value) > limit or UNSTORABLE.search(value):
             raise InvalidRequest(f"{name} may have {limit:,} characters, and no NUL or half of one among them.")
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
@@ -12,7 +11,8 @@ import redis
 
 from howl.broker.scripts import FEED, KEEP
 from howl.config import Settings
-from howl.outcomes import Outcome, encode
+from howl.errors import TaskDied
+from howl.outcomes import encode, failure
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +100,7 @@ def _words(client: Any, settings: Settings, tag: bytes, held: dict[bytes, bytes]
     if int(client.hget(settings.key("deaths"), counter) or 0) < limit:
         return ["back", tag, 1, counter]
     reason = f"Its worker died with it more than {DEATHS} times." if begun else "No worker could ever begin it."
-    error = {"exc_type": "TaskDied", "exc_message": [reason], "exc_module": "howl.errors"}
-    at = datetime.now(UTC).isoformat()
-    name = task_id.decode(errors="replace")
-    return ["dead", tag, 2, task_id, encode(Outcome(task_id=name, state="DEAD", at=at, result=error))]
+    return ["dead", tag, 2, task_id, encode(failure(task_id.decode(errors="replace"), "DEAD", TaskDied(reason)))]
 
 
 def _order(tag: bytes) -> tuple[int, int]:

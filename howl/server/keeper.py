@@ -16,8 +16,9 @@ from howl.config import Settings
 from howl.db import session
 from howl.errors import WorkerGone
 from howl.models import Task, Worker
+from howl.outcomes import failure
 from howl.server import chords, claims
-from howl.submit import ended_unstarted, push, take_off_queue
+from howl.submit import push, take_off_queue
 
 logger = logging.getLogger(__name__)
 
@@ -112,4 +113,4 @@ class Keeper:
 
     def _end(self, task: Task, state: str, error: Exception) -> None:
         take_off_queue(task, self.app)  # it must not start after its end is recorded
-        self.app.backend.append(ended_unstarted(task, state, error))
+        self.app.backend.append(failure(task.task_id, state, error))

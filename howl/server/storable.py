@@ -5,11 +5,10 @@ become the texts "NaN", "Infinity", "-Infinity").
 """
 
 import math
-import re
 from typing import Any
 
-#: Half a character, as a program writes that cuts UTF-16 in the middle; or none.
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+from howl.outcomes import UNSTORABLE
+
 #: Most levels of lists and objects within each other: what is stored must also be read, with Python's own limit.
 NEST_LIMIT = 200
 
@@ -19,7 +18,7 @@ def storable(value: Any, levels: int = NEST_LIMIT) -> Any:
     if levels == 0:
         raise RecursionError(f"it is nested more than {NEST_LIMIT} levels deep")
     if isinstance(value, str):
-        return _UNSTORABLE.sub("\ufffd", value)
+        return UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):

@@ -14,7 +14,8 @@ from kombu.utils.json import loads
 
 from howl.broker.ledger import Claim, Ledger
 from howl.celery import settings_of
-from howl.outcomes import Outcome, encode
+from howl.errors import MessageRefused, TaskDied
+from howl.outcomes import Outcome, encode, failure
 from howl.worker.outbox import BEGINNING, END, OTHER, Collector, Parcel
 
 logger = logging.getLogger(__name__)
@@ -272,15 +273,10 @@ def _due(eta: Any) -> float | None:
 
 def _bare(task_id: str, *, begun: bool) -> bytes:
     """The end of a message whose run stored nothing: ignored or replaced; or it never ran, for it could not be read."""
-    at = datetime.now(UTC).isoformat()
     if begun:
-        return encode(Outcome(task_id=task_id, state="ENDED", at=at))
-    error = {"exc_type": "MessageRefused", "exc_message": ["The message could not be read, or was refused."],
-             "exc_module": "howl.errors"}  # fmt: skip
-    return encode(Outcome(task_id=task_id, state="FAILURE", at=at, result=error))
+        return encode(Outcome(task_id=task_id, state="ENDED", at=datetime.now(UTC).isoformat()))
+    return encode(failure(task_id, "FAILURE", MessageRefused("The message could not be read, or was refused.")))
 
 
 def _dead(task_id: str) -> bytes:
-    error = {"exc_type": "TaskDied", "exc_message": [f"Its process died with it more than {DEATHS} times."],
-             "exc_module": "howl.errors"}  # fmt: skip
-    return encode(Outcome(task_id=task_id, state="DEAD", at=datetime.now(UTC).isoformat(), result=error))
+    return encode(failure(task_id, "DEAD", TaskDied(f"Its process died with it more than {DEATHS} times.")))
