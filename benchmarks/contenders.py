@@ -4,8 +4,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -108,6 +110,7 @@ class Contender:
     def working(self, concurrency: int, workers: int = 1, pool: str = "prefork") -> Iterator[None]:
         """The workers and what it needs, until the block ends."""
         with ExitStack() as running:
+            running.enter_context(closing(self._database))
             running.enter_context(self.services())
             for number in range(workers):
                 command = self.worker_command(f"{self.space}-{number}", concurrency, pool)
@@ -131,9 +134,13 @@ class Contender:
         if any(process.poll() is not None for process in self.processes):
             raise ClickException(f"{self.name}: a process ended early.\n{self.log.read_text()[-2000:]}")
 
+    @cached_property
+    def _database(self) -> psycopg.Connection[Any]:
+        """One for the whole lap: logging in costs both sides as much as many tasks."""
+        return psycopg.connect(self.database_url, autocommit=True)
+
     def _count(self, query: str) -> int:
-        with psycopg.connect(self.database_url) as connection:
-            row = connection.execute(query).fetchone()
+        row = self._database.execute(query).fetchone()
         return int(row[0]) if row else 0
 
 
