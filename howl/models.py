@@ -166,6 +166,7 @@ class Chord(Base):
     __tablename__ = "chords"
     __table_args__ = (
         Index("ix_chords_parts", "parts", postgresql_using="gin", postgresql_where="body_submitted_at IS NULL"),
+        Index("ix_chords_waiting", "created_at", postgresql_where="body_submitted_at IS NULL"),
     )
 
     group_id: Mapped[str] = mapped_column(primary_key=True)

@@ -11,7 +11,7 @@ from celery.exceptions import ChordError
 from celery.result import result_from_tuple
 from kombu.exceptions import EncodeError, OperationalError
 from redis.exceptions import DataError, RedisError
-from sqlalchemy import Cast, Select, Text, any_, bindparam, cast, exists, func, select, update
+from sqlalchemy import Cast, Select, Text, any_, bindparam, cast, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import InterfaceError
 from sqlalchemy.exc import OperationalError as DatabaseError
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 #: Most bodies submitted in one go.
 AT_ONCE = 100
+#: Text, because SQLAlchemy takes longer to put a statement together than PostgreSQL to answer this one.
+ANY_WAIT = text("SELECT EXISTS (SELECT FROM chords WHERE body_submitted_at IS NULL)")
 #: Characters of a reason that is logged: it may quote what a worker wrote.
 REASON_LIMIT = 200
 
@@ -45,6 +47,11 @@ def record(opened: Session, created: Iterable[ChordCreated]) -> None:
     ]
     if rows:
         opened.execute(insert(Chord).values(rows).on_conflict_do_nothing())
+
+
+def any_wait(opened: Session) -> bool:
+    """Whether there is a chord whose body is not submitted: mostly there is none, and a look is cheap."""
+    return bool(opened.scalar(ANY_WAIT))
 
 
 def submit_due(settings: Settings, app: Celery, ended: set[str] | None = None) -> None:

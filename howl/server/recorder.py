@@ -25,7 +25,7 @@ from howl.server.stream import REASON_LIMIT, Batch, OutcomeStream, Received
 logger = logging.getLogger(__name__)
 
 #: Seconds between two batches: what comes meanwhile is recorded in one transaction, which costs as much as one row's.
-PACE = 0.01
+PACE = 0.03
 #: NUL, or half a character: so JSON writes them, and whole characters of two halves as well.
 SUSPICIOUS = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
 #: Seconds that a run can be believed to have taken.
@@ -46,23 +46,25 @@ class Recorder:
         """Until cancelled; raises DatabaseUnavailable or Redis's errors, and loses nothing by being run again."""
         try:
             async for batch in self.outcomes.batches():
-                await self._record_or_set_aside(batch)
+                chords_wait = await self._record_or_set_aside(batch)
                 await self.outcomes.confirm(batch)
-                await asyncio.to_thread(chords.submit_due, self.settings, self.app, batch.ended)
+                if chords_wait:
+                    await asyncio.to_thread(chords.submit_due, self.settings, self.app, batch.ended)
                 await asyncio.sleep(PACE)
         finally:
             await self.outcomes.close()
 
-    async def _record_or_set_aside(self, batch: Batch) -> None:
-        """One entry that PostgreSQL refuses must not hold up its neighbours."""
+    async def _record_or_set_aside(self, batch: Batch) -> bool:
+        """One entry that PostgreSQL refuses must not hold up its neighbours. Whether chords may wait for these."""
         try:
-            await asyncio.to_thread(self.record, batch.received)
+            return await asyncio.to_thread(self.record, batch.received)
         except REFUSED:
             for item in batch.received:
                 try:
                     await asyncio.to_thread(self.record, [item])
                 except REFUSED as error:
                     await self._set_aside(item, str(getattr(error, "orig", error)).splitlines()[0][:REASON_LIMIT])
+            return True
 
     async def _set_aside(self, item: Received, reason: str) -> None:
         """Its task has ended all the same: whoever waits for it is told, and the keeper must not push it again."""
@@ -74,8 +76,8 @@ class Recorder:
         document = await self.outcomes.document(item.entry_id)
         await self.outcomes.set_aside(item.entry_id, document, f"PostgreSQL refuses it: {reason}")
 
-    def record(self, received: list[Received]) -> None:
-        """Write entries in one transaction; repeating it changes nothing."""
+    def record(self, received: list[Received]) -> bool:
+        """Write entries in one transaction; repeating it changes nothing. Whether any chord waits for its parts."""
         outcomes = [(item, item.entry) for item in received if isinstance(item.entry, Outcome)]
         created = [item.entry for item in received if isinstance(item.entry, ChordCreated)]
         with session(self.settings.database()) as opened:
@@ -83,6 +85,7 @@ class Recorder:
             walk = any(item.may_be_deep for item in received)
             _write(opened, UPSERT_TASKS, _task_rows(outcomes), walk)
             _write(opened, APPEND_EVENTS, [_event_row(item, outcome) for item, outcome in outcomes], walk)
+            return chords.any_wait(opened)
 
 
 def _without_its_values(outcome: Outcome, reason: str) -> Outcome:

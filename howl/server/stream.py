@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from redis.asyncio import Redis
@@ -40,7 +41,7 @@ class Received:
     #: Whether it has as many lists and objects as may at most be within each other.
     may_be_deep: bool = False
 
-    @property
+    @cached_property
     def at(self) -> datetime:
         milliseconds = int(self.entry_id.partition("-")[0])
         # A worker may give its entry an id of its own, of the year 500,000, and Redis's own ids go on from there.
@@ -54,7 +55,7 @@ class Batch:
     received: list[Received]
     entry_ids: list[bytes]
 
-    @property
+    @cached_property
     def ended(self) -> set[str]:
         """Ids of the tasks that ended in this batch."""
         outcomes = [item.entry for item in self.received if isinstance(item.entry, Outcome)]
