@@ -75,6 +75,25 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
 
     # --- writing -----------------------------------------------------------------------------------------------
 
+    def store_result(
+        self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **options: Any
+    ) -> Any:
+        """Write an outcome; in a worker not that a run began, which its parent process knows and tells."""
+        if state == states.STARTED:
+            self._started[task_id] = time.monotonic()
+            if getattr(self.app, "howl_outbox", None) is not None:
+                return result
+        return super().store_result(task_id, result, state, traceback, request, **options)
+
+    def beginning(self, request: Any, pid: int) -> bytes:
+        """The outcome that says that a run began, in the process `pid`."""
+        outcome = replace(self._outcome(request.id, None, states.STARTED, None, request), pid=pid)
+        try:
+            document = encode(outcome)
+        except EncodeError:  # what could be read can be nested too deeply to be written
+            return encode(_without_arguments(outcome))
+        return document if len(document) <= self.settings.outcome_limit else encode(_without_arguments(outcome))
+
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **_: Any
     ) -> None:
@@ -88,7 +107,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         document = encode(entry)
         if len(document) > self.settings.outcome_limit and isinstance(entry, Outcome) and entry.args is not None:
             # Arguments are told with the start, for the record alone: the task is not to fail for them.
-            document = encode(replace(entry, args=None, kwargs=None))
+            document = encode(_without_arguments(entry))
         if len(document) > self.settings.outcome_limit:
             raise OutcomeTooLarge(
                 f"The outcome has {len(document):,} bytes and {self.settings.outcome_limit:,} are allowed: "
@@ -122,9 +141,6 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         )
 
     def _runtime(self, task_id: str, state: str) -> float | None:
-        if state == states.STARTED:
-            self._started[task_id] = time.monotonic()
-            return None
         begun = self._started.get(task_id)
         if state in states.READY_STATES or state == states.RETRY:
             self._started.pop(task_id, None)
@@ -228,6 +244,10 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
 
     def _delete_group(self, group_id: str) -> None:
         self.redis.delete(self._group_key(group_id))
+
+
+def _without_arguments(outcome: Outcome) -> Outcome:
+    return replace(outcome, args=None, kwargs=None)
 
 
 def leaves(result: Any) -> list[str]:

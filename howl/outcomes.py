@@ -5,7 +5,7 @@ everything: field names, types, lengths.
 """
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -105,20 +105,19 @@ class ChordCreated:
 
 Entry = Outcome | ChordCreated
 
+#: One for all: kombu's `dumps` makes a new one each time.
+_ENCODER = json.JSONEncoder()
+
 
 def encode(entry: Entry) -> bytes:
     """The entry as the stream holds it; raises kombu's EncodeError when a value is no JSON."""
     kind = "chord" if isinstance(entry, ChordCreated) else "outcome"
-    document = {key: value for key, value in asdict_shallow(entry).items() if value is not None}
+    # `vars`, for `dataclasses.asdict` copies deeply, and results may be large.
+    document = {"kind": kind, **{name: value for name, value in vars(entry).items() if value is not None}}
     try:
-        return json.dumps({"kind": kind, **document}).encode()
+        return _ENCODER.encode(document).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise EncodeError(f"The outcome is not JSON: {error}") from None
-
-
-def asdict_shallow(entry: Entry) -> dict[str, Any]:
-    """`dataclasses.asdict` copies deeply, and results may be large."""
-    return {item.name: getattr(entry, item.name) for item in fields(entry)}
 
 
 def decode(document: Any) -> Entry:
@@ -150,12 +149,14 @@ UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def _check(entry: Entry) -> None:
-    for name, value in asdict_shallow(entry).items():
+    for name, value in vars(entry).items():
+        if value is None and name not in _REQUIRED:
+            continue
         if name in _TYPES and not _fits(name, value):
             raise UnreadableOutcome(f"its field {name} has a wrong type")
-        if name in _NAMES and value is not None and not 0 < len(value) <= NAME_LIMIT:
+        if name in _NAMES and not 0 < len(value) <= NAME_LIMIT:
             raise UnreadableOutcome(f"its field {name} is empty or longer than {NAME_LIMIT} characters")
-        if name in _NAMES and value is not None and UNSTORABLE.search(value):
+        if name in _NAMES and UNSTORABLE.search(value):
             raise UnreadableOutcome(f"its field {name} has characters that PostgreSQL cannot hold")
     if isinstance(entry, Outcome):
         _check_numbers(entry)
@@ -168,8 +169,6 @@ def _is_id(part: Any) -> bool:
 
 
 def _fits(name: str, value: Any) -> bool:
-    if value is None:
-        return name not in _REQUIRED
     return isinstance(value, _TYPES[name]) and not isinstance(value, bool)
 
 

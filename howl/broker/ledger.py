@@ -28,8 +28,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at empty queues: stock clients ring no doorbell.
 LOOK = 1.0
-#: Seconds between two turns under load: what ends meanwhile is said in one.
-PACE = 0.005
+#: Seconds between two turns under load, at least and at most: what ends meanwhile is said in one.
+PACE, LONGEST_PACE = 0.002, 0.02
+#: Words of a turn for which that is the longest: the more there is to say, the more one turn should say.
+MANY = 20
 #: Most messages and bytes of one turn, in either direction.
 MOST, MOST_BYTES = 1000, 8 << 20
 #: Seconds after which a run that still goes on is said to have begun.
@@ -75,14 +77,14 @@ class Ledger(threading.Thread):
         self,
         settings: Settings,
         owner: str,
-        slots: Callable[[], int],
+        room: Room,
         on_stale: Callable[[str], None],
         on_revoked: Callable[[list[str]], None],
     ) -> None:
         super().__init__(name="howl-ledger", daemon=True)
         self.settings = settings
         self.owner = owner
-        self.room = Room(slots)
+        self.room = room
         self._on_stale = on_stale
         self._on_revoked = on_revoked
         self._lock = threading.Lock()
@@ -94,7 +96,7 @@ class Ledger(threading.Thread):
         self._waiting = 0
         self._words: deque[Word] = deque()
         #: What is said of a run's beginning, by tag, unless its end comes first.
-        self._beginnings: dict[str, list[Word]] = {}
+        self._beginnings: dict[str, tuple[str, Callable[[], bytes]]] = {}
         self._said: deque[tuple[float, int, list[Word]]] = deque()
         self._number = 0
         self._known_revoked = b"0-0"
@@ -104,6 +106,9 @@ class Ledger(threading.Thread):
         self._ticked_at = time.monotonic()
         self._asleep = False
         self._ready = False
+        self._pace = PACE
+        #: Celery's loop shall put back what it was handed and no process has yet.
+        self.wants_back = False
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         #: Readable when Celery's loop should call `take`.
         self.ready_reader, self._ready_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -131,8 +136,12 @@ class Ledger(threading.Thread):
         with self._lock:
             self._ticked_at = time.monotonic()
             self._ready = False
-            free = self.room.hand_out - (len(self._claims) - len(self._buffer) - self._waiting)
+            free = self.room.hand_out - self._in_hand()
             return [self._buffer.popleft() for _ in range(min(free, len(self._buffer)))]
+
+    def _in_hand(self) -> int:
+        """How many messages Celery has been handed that take a slot, or wait for one."""
+        return len(self._claims) - len(self._buffer) - self._waiting
 
     def tick(self) -> None:
         """Celery's loop is alive."""
@@ -141,26 +150,17 @@ class Ledger(threading.Thread):
     def holds(self, tag: str) -> bool:
         return tag in self._claims
 
-    def began(self, tag: str, task_id: str) -> None:
-        """The message's run has begun."""
+    def began(self, tag: str, task_id: str, told: Callable[[], bytes]) -> None:
+        """The message's run has begun; the outcome `told` says so, unless its end comes first and tells as much."""
         with self._lock:
             claim = self._claims.get(tag)
             if claim is None or claim.began_at is not None:
                 return
             claim.began_at = time.monotonic()
             self._no_longer_waits(claim)
-            self._begin(tag, Word("began", tag, [task_id]))
-
-    def note_beginning(self, tag: str, outcome: bytes) -> None:
-        """Append that it began, unless its end comes first and tells as much."""
-        with self._lock:
-            if tag in self._claims:
-                self._begin(tag, Word("note", tag, [outcome]))
-
-    def _begin(self, tag: str, word: Word) -> None:
-        if not self._beginnings:
-            self._wake()  # somebody may sleep for long
-        self._beginnings.setdefault(tag, []).append(word)
+            if not self._beginnings:
+                self._wake()  # somebody may sleep for long
+            self._beginnings[tag] = (task_id, told)
 
     def waits(self, tag: str) -> None:
         """The message waits for its time, and takes no slot."""
@@ -242,9 +242,8 @@ class Ledger(threading.Thread):
             self._no_longer_waits(claim)
             self._beginnings.pop(tag, None)
             self._words.append(word)
-            ready = bool(self._buffer)
-        if ready:
-            self._signal_ready()
+            if self._buffer and self._in_hand() <= self.room.too_few:
+                self._signal_ready()
         self._wake()
 
     def _put_back_buffer(self) -> None:
@@ -278,7 +277,7 @@ class Ledger(threading.Thread):
             self._asleep = timeout > 0
             listening = not self._words and self._wants() > 0 and self._empty
         if timeout <= 0:
-            time.sleep(PACE)
+            time.sleep(self._pace)
         else:
             self._sleep(timeout, self._bell.listen([*map(self.settings.key, self._bells())]) if listening else None)
             self._asleep = False
@@ -287,10 +286,10 @@ class Ledger(threading.Thread):
         """Seconds for which nothing need be said."""
         if self._beginnings:
             return BEGINNING
+        longest = STALE_WAIT if self._buffer or self._in_hand() > self.room.slots else self.settings.lease / 3
         if self._wants() <= 0:
-            renewal = self.settings.lease / 3
-            return min(renewal, STALE_WAIT) if self._buffer else renewal
-        return LOOK if self._empty else 0.0
+            return min(longest, self.settings.lease / 3)
+        return min(longest, LOOK) if self._empty else 0.0
 
     def _sleep(self, timeout: float, bell: Any) -> None:
         descriptors = [self._wake_reader, *([bell] if bell is not None else [])]
@@ -308,21 +307,32 @@ class Ledger(threading.Thread):
 
     def _give_up_stale_waits(self) -> None:
         """No message waits here behind a long task while another worker might be idle."""
+        late = time.monotonic() - STALE_WAIT
         with self._lock:
-            if self._buffer and time.monotonic() - self._buffer[0].taken_at > STALE_WAIT:
+            if self._buffer and self._buffer[0].taken_at < late:
                 self._put_back_buffer()
                 self.room.too_much()
+            if self._claiming and self._in_hand() > self.room.slots and self._is_kept_waiting(late):
+                self.room.too_much()
+                self.wants_back = True
+                self._signal_ready()
+
+    def _is_kept_waiting(self, late: float) -> bool:
+        claims = self._claims.values()
+        return any(claim.began_at is None and not claim.waiting and claim.taken_at < late for claim in claims)
 
     def _turn(self) -> None:
         with self._lock:
             if self._closing is None and self._is_stuck():
                 return
             if not self._words or self._beginnings_are_old():
-                self._words.extend(word for words in self._beginnings.values() for word in words)
+                for tag, (task_id, told) in self._beginnings.items():
+                    self._words += Word("began", tag, [task_id]), Word("note", tag, [told()])
                 self._beginnings.clear()
             words = [self._words.popleft() for _ in range(min(MOST, len(self._words)))]
             wanted = self._wants()
             self._number += 1
+        self._pace = min(LONGEST_PACE, max(PACE, LONGEST_PACE * len(words) / MANY))
         self._said.append((time.monotonic(), self._number, words))
         began = time.monotonic()
         answer = self._ask(words, wanted)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 #: Seconds of work to hold beside what covers the round trip: a turn waits for its thread and for others.
-SPARE = 0.02
+SPARE = 0.04
 #: Most messages held beyond the free slots.
 MOST = 1000
 #: Seconds a task may take for Celery to be handed one more than it has slots: below, handing over costs as much.
@@ -15,8 +15,10 @@ WEIGHT = 0.1
 class Room:
     """Learns from how long tasks and turns take."""
 
-    def __init__(self, slots: Callable[[], int]) -> None:
+    def __init__(self, slots: Callable[[], int], most_in_hand: int = 1) -> None:
+        """`most_in_hand`: how many short tasks Celery may be handed for each slot."""
         self._slots = slots
+        self._most_in_hand = most_in_hand
         self._task: float | None = None
         self._turn = 0.0
 
@@ -33,15 +35,25 @@ class Room:
         self._task = max(self._task or 0.0, 1.0)
 
     @property
+    def slots(self) -> int:
+        """Tasks that can run at once."""
+        return self._slots()
+
+    @property
     def hand_out(self) -> int:
         """Messages that may be in Celery's hands at once."""
-        slots = self._slots()
-        return slots * 3 if self._task is not None and self._task < SHORT else slots
+        slots = self.slots
+        return slots * self._most_in_hand if self._task is not None and self._task < SHORT else slots
+
+    @property
+    def too_few(self) -> int:
+        """In Celery's hands, so many or fewer: it should be handed more. Short tasks are handed over some at a time."""
+        return self.hand_out - 1 if self.hand_out == self.slots else self.hand_out // 2
 
     @property
     def hold(self) -> int:
         """Messages to hold in all: those in hand, and what the slots will finish during two turns."""
-        slots = self._slots()
+        slots = self.slots
         if self._task is None:
             return slots
         ahead = slots * (2 * self._turn + SPARE) / max(self._task, 0.0002)

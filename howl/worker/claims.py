@@ -1,11 +1,16 @@
 """A worker's claims: where the ledger, Celery's loop and the outcomes of its runs meet."""
 
+import json
 import logging
+import sys
 import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from celery import Task, bootsteps, states
@@ -13,10 +18,12 @@ from celery.worker import state
 from kombu.utils.json import loads
 
 from howl.broker.ledger import Claim, Ledger
+from howl.broker.room import Room
 from howl.celery import settings_of
 from howl.errors import MessageRefused, TaskDied
 from howl.outcomes import Outcome, encode, failure
-from howl.worker.outbox import BEGINNING, END, OTHER, Collector, Parcel
+from howl.worker.outbox import END, LAST, OTHER, Collector, Parcel
+from howl.worker.pool import most_in_hand, slots, withdraw, write_whole_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +35,9 @@ DEATHS = 5
 LATE = 60.0
 #: Seconds ahead beyond which a task waits in Redis, not here.
 AHEAD = 60.0
+#: Seconds for which one of this process's threads may keep another waiting: by Python's own 5 ms, children that have
+#: ended a short task idle while the ledger's thread reads an answer.
+SWITCH = 0.0005
 
 
 class Claims(bootsteps.StartStopStep):
@@ -53,6 +63,21 @@ class Claims(bootsteps.StartStopStep):
             parent.howl_claims.close()
 
 
+@dataclass(slots=True)
+class Run:
+    """What is known of a held message, and of its run."""
+
+    #: None if the message names no task.
+    task_id: str | None
+    #: The ends it has told, by task: its own, and those of others, such as the rest of its chain.
+    ends: dict[str, bytes] = field(default_factory=dict)
+    #: It has told all it will.
+    told_all: bool = False
+    begun: bool = False
+    #: It died with its process.
+    died: bool = False
+
+
 class Holder:
     """What a worker holds, and what its runs have said of it."""
 
@@ -62,19 +87,24 @@ class Holder:
         #: Every claim's tag begins with this.
         self.mark = f"{self.owner}:"
         self.pool = consumer.pool
-        self.ledger = Ledger(settings_of(app), self.owner, self._slots, self._stale, state.revoked.update)
+        self.ledger = Ledger(
+            settings_of(app),
+            self.owner,
+            Room(partial(slots, self.pool), most_in_hand(self.pool)),
+            self._stale,
+            state.revoked.update,
+        )
         self.collector: Collector = consumer.controller.howl_outbox.collector
         self.collector.deliver = self._received
         self._lock = threading.Lock()
         self._channel: Any = None
         self._hub: Any = None
         self._loop_thread = threading.current_thread()
-        self._task_ids: dict[str, str] = {}
-        self._ends: dict[str, dict[str, bytes]] = {}
-        self._begun: set[str] = set()
+        self._runs: dict[str, Run] = {}
         self._early: set[str] = set()
         self._early_over: deque[tuple[float, str]] = deque()
-        self._died: set[str] = set()
+        sys.setswitchinterval(SWITCH)
+        write_whole_jobs(self.pool)
         self.ledger.start()
         self.collector.start()
 
@@ -94,10 +124,8 @@ class Holder:
         """Celery forgets what waits for its time or for a child when it starts its consumer anew."""
         processes = getattr(self.pool, "_pool", None)
         waiting = {job.correlation_id for job in getattr(processes, "_cache", {}).values()}
-        with self._lock:
-            dropped = [
-                tag for tag, task_id in self._task_ids.items() if tag not in self._begun and task_id not in waiting
-            ]
+        runs = list(self._runs.items())
+        dropped = [tag for tag, run in runs if not run.begun and run.task_id not in waiting]
         for tag in reversed(dropped):
             # Threads run what they were handed, whatever Celery forgets: only what waits for its time is dropped there.
             if processes is not None or self.ledger.is_waiting(tag):
@@ -109,15 +137,15 @@ class Holder:
         self.collector.close()
         self.ledger.close()
 
-    def _slots(self) -> int:
-        return int(self.pool.num_processes or 1)
-
     # --- from the ledger to Celery ----------------------------------------------------------------------------------
 
     def listen(self, priorities: list[list[str]]) -> None:
         self.ledger.listen(priorities)
 
     def _hand_over(self) -> None:
+        if self.ledger.wants_back:
+            self.ledger.wants_back = False
+            self._withdraw()
         for claim in self.ledger.take():
             try:
                 self._deliver(claim)
@@ -126,11 +154,10 @@ class Holder:
                 self._settle(claim.tag)
 
     def _deliver(self, claim: Claim) -> None:
-        message = loads(claim.message)
+        message = _read(claim.message)
         headers = message.get("headers") or {}
         task_id = headers.get("id")
-        if isinstance(task_id, str):
-            self._task_ids[claim.tag] = task_id
+        self._runs[claim.tag] = Run(task_id if isinstance(task_id, str) else None)
         message["properties"]["delivery_tag"] = claim.tag
         due = _due(headers.get("eta"))
         if due is not None and due > time.time() + AHEAD:
@@ -141,6 +168,13 @@ class Holder:
             self.ledger.waits(claim.tag)
         self._channel.connection._deliver(message, self._queue_of(claim))  # noqa: SLF001  # kombu's way in
 
+    def _withdraw(self) -> None:
+        """What waits in Celery's hands behind a long task is put back, for a worker that idles."""
+        withdrawn = {withdraw(self.pool, request) for request in list(state.reserved_requests)}
+        for tag in reversed([tag for tag in self._runs if tag in withdrawn]):
+            self._forget(tag)
+            self.ledger.put_back(tag)
+
     def _queue_of(self, claim: Claim) -> str:
         name = claim.key.decode().removeprefix(self._channel.global_keyprefix)
         return name.partition("\x06")[0]
@@ -150,30 +184,30 @@ class Holder:
     def holds(self, tag: str) -> bool:
         return self.ledger.holds(tag)
 
-    def began(self, tag: str, task_id: str, *, early: bool) -> None:
-        """The run has begun; `early` when its message is acknowledged now, before its end."""
-        with self._lock:
-            self._begun.add(tag)
-            if early:
-                self._remember_early(tag)
-        self.ledger.began(tag, task_id)
+    def began(self, tag: str, task_id: str, told: Callable[[], bytes], *, early: bool) -> None:
+        """The run has begun, as `told` says; `early` when its message is acknowledged now, before its end."""
+        if (run := self._runs.get(tag)) is not None:
+            run.begun = True
         if early:
-            self._settle(
-                tag
-            )  # at once: Celery's own acknowledgement comes when its loop gets to it, in solo at the end
+            self._remember_early(tag)
+            self.ledger.append(told())
+            # At once: Celery's own acknowledgement comes when its loop gets to it, in solo at the end.
+            self._settle(tag)
+        else:
+            self.ledger.began(tag, task_id, told)
 
     def success_of(self, tag: str, task_id: str) -> dict[str, Any] | None:
         """What the run had said of its success, if its process died after that."""
         self.collector.read()
-        with self._lock:
-            document = self._ends.get(tag, {}).get(task_id)
+        run = self._runs.get(tag)
+        document = run.ends.get(task_id) if run is not None else None
         end = loads(document) if document is not None else {}
         return {"status": end["state"], "result": end.get("result")} if end.get("state") == states.SUCCESS else None
 
     def died(self, tag: str) -> None:
         """The run died with its process."""
-        with self._lock:
-            self._died.add(tag)
+        if (run := self._runs.get(tag)) is not None:
+            run.died = True
 
     def acknowledged(self, tag: str) -> None:
         """Some ends are acknowledged first and stored a moment later: within Celery's loop, wait for that moment."""
@@ -184,40 +218,38 @@ class Holder:
             self._settle(tag)
 
     def _has_ended(self, tag: str) -> bool:
+        run = self._runs.get(tag)
+        if run is None or run.told_all:
+            return run is not None
         self.collector.read()
-        with self._lock:
-            return self._task_ids.get(tag) in self._ends.get(tag, {})
+        return run.task_id in run.ends
 
     def rejected(self, tag: str, *, requeue: bool) -> None:
         if not requeue:
             self.acknowledged(tag)
             return
         self.collector.read()
-        task_id, died = self._task_ids.get(tag), tag in self._died
+        run = self._runs.get(tag)
         self._forget(tag)  # and what the run said of its end: it runs again
-        if died and task_id is not None:
-            self.ledger.lost(tag, task_id, DEATHS, _dead(task_id))
+        if run is not None and run.died and run.task_id is not None:
+            self.ledger.lost(tag, run.task_id, DEATHS, _dead(run.task_id))
         else:
             self.ledger.requeue(tag)
 
     def _settle(self, tag: str) -> None:
-        self.collector.read()
-        with self._lock:
-            task_id = self._task_ids.get(tag)
-            ends = list(self._ends.get(tag, {}).values())
-            begun = tag in self._begun
-        if task_id is None:
+        run = self._runs.get(tag)
+        if run is None or run.task_id is None:
             self.ledger.set_aside(tag)
         else:
-            self.ledger.settle(tag, task_id, ends or [_bare(task_id, begun=begun)])
+            if not run.told_all:
+                self.collector.read()
+            with self._lock:
+                ends = list(run.ends.values())
+            self.ledger.settle(tag, run.task_id, ends or [_bare(run.task_id, begun=run.begun)])
         self._forget(tag)
 
     def _forget(self, tag: str) -> None:
-        with self._lock:
-            for known in (self._task_ids, self._ends):
-                known.pop(tag, None)
-            for marked in (self._begun, self._died):
-                marked.discard(tag)
+        self._runs.pop(tag, None)
 
     def _stale(self, tag: str) -> None:
         logger.warning("The claim %s is stale: another worker has its task now; how it ends here is not kept.", tag)
@@ -231,16 +263,14 @@ class Holder:
             self.ledger.append(item.document)
         elif tag in self._early:
             self._after_early_acknowledgement(tag, item)
-        elif item.kind == BEGINNING:
-            self.ledger.note_beginning(tag, item.document)
-        elif item.kind == END:
+        elif item.kind in (END, LAST):
             self._note_end(tag, item)
         elif self.ledger.holds(tag):
             self.ledger.note(tag, item.document)
 
     def _after_early_acknowledgement(self, tag: str, item: Parcel) -> None:
         self.ledger.append(item.document)
-        if item.kind == END:
+        if item.kind in (END, LAST):
             self._early_over.append((time.monotonic(), tag))
 
     def _remember_early(self, tag: str) -> None:
@@ -249,15 +279,23 @@ class Holder:
             self._early.discard(self._early_over.popleft()[1])
 
     def _note_end(self, tag: str, item: Parcel) -> None:
+        run = self._runs.get(tag)
+        if run is None:
+            return  # its claim is settled or stale: this comes too late
         with self._lock:
-            if self.ledger.holds(tag):  # what is told of a claim that is settled or stale comes too late
-                # The first end of a task stands: a hard time limit is stored twice.
-                self._ends.setdefault(tag, {}).setdefault(item.task_id, item.document)
+            # The first end of a task stands: a hard time limit is stored twice.
+            run.ends.setdefault(item.task_id, item.document)
+        if item.kind == LAST and item.task_id == run.task_id:
+            run.told_all = True
 
     def _tag_of(self, task_id: str) -> str:
         """What Celery stores without naming a message, such as an unregistered task's end, belongs to its task's."""
-        with self._lock:
-            return next((tag for tag, known in self._task_ids.items() if known == task_id), "")
+        return next((tag for tag, run in list(self._runs.items()) if run.task_id == task_id), "")
+
+
+def _read(message: bytes) -> Any:
+    """As kombu reads it, whose look at every object for a type's name costs more than all the rest."""
+    return loads(message) if b"__type__" in message else json.loads(message)
 
 
 def _due(eta: Any) -> float | None:

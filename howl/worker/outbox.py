@@ -23,8 +23,8 @@ from howl.outcomes import Entry, Outcome
 
 #: Lengths of the four parts of a frame: kind, tag, task id, document.
 HEADER = struct.Struct("!BHHI")
-#: Kinds: a run's beginning, its progress, its end (or wish to be retried), what belongs to no task.
-BEGINNING, PROGRESS, END, OTHER = range(4)
+#: Kinds: a run's progress, its end (or wish to be retried), an end that is its last word, what belongs to no task.
+PROGRESS, END, LAST, OTHER = range(4)
 #: Seconds a child waits for its parent to read.
 PATIENCE = 60.0
 CHUNK = 1 << 18
@@ -46,8 +46,8 @@ def parcel(entry: Entry, document: bytes, tag: str) -> Parcel:
     """Say what kind of word an entry is."""
     if not isinstance(entry, Outcome):
         return Parcel(OTHER, tag, "", document)
-    if entry.state == states.STARTED:
-        kind = BEGINNING
+    if entry.state == states.SUCCESS:
+        kind = LAST
     elif entry.state in states.READY_STATES or entry.state == states.RETRY:
         kind = END
     else:

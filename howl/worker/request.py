@@ -28,8 +28,13 @@ class ClaimedRequest(Request):
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         claims = _claims_of(self)
         if claims is not None:
-            claims.began(self.claim_tag, self.id, early=not self.task.acks_late)
+            claims.began(self.claim_tag, self.id, lambda: self._beginning(pid), early=not self.task.acks_late)
         super().on_accepted(pid, time_accepted)
+
+    def _beginning(self, pid: int) -> bytes:
+        """What is told of a run that has begun: here, because most end before anybody need hear that they began."""
+        document: bytes = self.task.backend.beginning(self._context, pid)
+        return document
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         claims = _claims_of(self)

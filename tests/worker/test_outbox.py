@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from howl.outcomes import ChordCreated, Outcome
-from howl.worker.outbox import BEGINNING, END, HEADER, OTHER, PROGRESS, Collector, Parcel, Sender, parcel
+from howl.worker.outbox import END, HEADER, LAST, OTHER, PROGRESS, Collector, Parcel, Sender, parcel
 from tests.support import eventually
 
 ROOT = Path(__file__).parent.parent.parent
@@ -57,17 +57,16 @@ def _frame(item: Parcel) -> bytes:
 @pytest.mark.parametrize(
     ("entry", "kind"),
     [
-        (Outcome(task_id="t", state="STARTED", at=AT), BEGINNING),
         (Outcome(task_id="t", state="HALFWAY", at=AT), PROGRESS),
         (Outcome(task_id="t", state="RETRY", at=AT), END),
-        (Outcome(task_id="t", state="SUCCESS", at=AT), END),
+        (Outcome(task_id="t", state="SUCCESS", at=AT), LAST),
         (Outcome(task_id="t", state="FAILURE", at=AT), END),
         (Outcome(task_id="t", state="REVOKED", at=AT), END),
         (ChordCreated(group_id="g"), OTHER),
     ],
     ids=lambda value: getattr(value, "state", None),
 )
-def test_an_entry_is_a_beginning_progress_an_end_or_belongs_to_no_task(entry, kind):
+def test_an_entry_is_progress_an_end_a_last_word_or_belongs_to_no_task(entry, kind):
     assert parcel(entry, b"", "tag").kind == kind
 
 

@@ -1,0 +1,72 @@
+"""What HOWL asks of Celery's pools, which prefork alone can give: short ways to its children, and a job back."""
+
+import select
+from typing import Any
+
+from celery.worker import state
+
+#: Bytes that a pipe takes all of or none of (POSIX).
+ATOMIC = select.PIPE_BUF
+NOTHING = memoryview(b"")
+#: Short tasks handed to prefork for each child: one that runs, and two that are there when it has ended.
+AHEAD = 3
+
+
+def slots(pool: Any) -> int:
+    """How many tasks it can run at once; also of a pool that has stopped, while the last is said of its tasks."""
+    processes = _processes(pool)
+    return int(processes._processes if processes is not None else pool.limit or 1)  # noqa: SLF001  # pool_grow changes it
+
+
+def most_in_hand(pool: Any) -> int:
+    """How many short tasks a slot of this pool may be handed: more than one only where they can be taken back."""
+    return AHEAD if _processes(pool) is not None else 1
+
+
+def withdraw(pool: Any, request: Any) -> str | None:
+    """Take a request back that no child has been sent yet; its claim's tag, or None if it is too late."""
+    job = request._apply_result() if request._apply_result is not None else None  # noqa: SLF001  # a weak reference
+    waiting: Any = getattr(_processes(pool), "outbound_buffer", ())
+    if job is None or job not in waiting:
+        return None
+    waiting.remove(job)
+    job.discard()
+    state.task_ready(request)
+    return str(request.claim_tag)
+
+
+def write_whole_jobs(pool: Any) -> None:
+    """Have a prefork pool write a job's length and its body together.
+
+    Apart, the first wakes the child to read four bytes and sleep again: where every core is busy those are two more
+    switches a task.
+    """
+    processes = _processes(pool)
+    if processes is None:
+        return
+    register = processes.register_with_event_loop
+
+    def register_and_join(hub: Any) -> None:  # Celery makes its writer anew each time its consumer starts
+        register(hub)
+        _join(processes)
+
+    processes.register_with_event_loop = register_and_join
+
+
+def _join(processes: Any) -> None:
+    send_job = processes._quick_put  # noqa: SLF001  # Celery has no public way; tests/worker/test_pool.py looks at it
+
+    def send_whole_job(job: Any) -> None:
+        send_job(job)
+        sent = processes._cache[job[1][0]]  # noqa: SLF001
+        header, body, size = sent._payload  # noqa: SLF001
+        if len(header) + size <= ATOMIC:
+            sent._payload = memoryview(bytes(header) + bytes(body)), NOTHING, 0  # noqa: SLF001
+
+    processes._quick_put = send_whole_job  # noqa: SLF001
+
+
+def _processes(pool: Any) -> Any:
+    """Celery's AsynPool; None for threads and solo."""
+    processes = getattr(pool, "_pool", None)
+    return processes if hasattr(processes, "outbound_buffer") else None
