@@ -77,8 +77,8 @@ _store = HowlBackend._store_result
 
 def _store_and_note(self: Any, task_id: str, result: Any, state: str, *args: Any, **options: Any) -> None:
     _store(self, task_id, result, state, *args, **options)
-    tag = options["request"].properties["delivery_tag"]
-    _note("stored", task_id=task_id, state=state, tag=tag)
+    properties = getattr(options.get("request"), "properties", None) or {}
+    _note("stored", task_id=task_id, state=state, tag=properties.get("delivery_tag"))
 
 
 if VARIABLE in os.environ:  # in a worker that a test has started, not in the test itself

@@ -349,8 +349,9 @@ def test_the_message_is_named_alike_in_the_request_where_it_runs_and_where_it_is
     """`request.properties["delivery_tag"]` in the child, `Request.message.delivery_tag` in the parent: the claim's."""
     sent = app.send_task("tests.add", (1, 1))
     eventually(lambda: [note for note in notes(sent.id) if note["what"] == "acknowledge"])
-    (tag,) = {note["tag"] for note in notes(sent.id) if "tag" in note}
-    assert tag.startswith("celery@w1.")
+    tags = {note["what"]: note["tag"] for note in notes(sent.id) if "tag" in note}
+    assert tags["stored"] == tags["acknowledge"]
+    assert tags["stored"].startswith("celery@w1.")
 
 
 def test_a_run_tells_which_tasks_it_started(
