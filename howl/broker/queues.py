@@ -57,7 +57,7 @@ def _survey(client: Any, settings: Settings) -> dict[str, Any]:
 def _waiting(client: Any, settings: Settings) -> Counter[str]:
     """Messages a queue, all priorities together."""
     numbers: Counter[str] = Counter()
-    for key in client.scan_iter(f"{_literal(settings.key_prefix)}*", count=1000, _type="list"):
+    for key in client.scan_iter(f"{literal(settings.key_prefix)}*", count=1000, _type="list"):
         name = key.decode(errors="replace").removeprefix(settings.key_prefix).partition(PRIORITY_MARK)[0]
         if name not in ITS_OWN and not name.startswith(NO_QUEUES) and not name.endswith(".pidbox"):
             numbers[name] += client.llen(key)
@@ -83,5 +83,6 @@ def _numbers(found: dict[bytes, bytes]) -> dict[str, int]:
     return {name.decode(errors="replace"): int(number) for name, number in found.items()}
 
 
-def _literal(prefix: str) -> str:
+def literal(prefix: str) -> str:
+    """A pattern of Redis's that this text alone begins with."""
     return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in prefix)

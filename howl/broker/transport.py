@@ -1,8 +1,9 @@
-"""HOWL's kombu transport: kombu's Redis transport, but for two things.
+"""HOWL's kombu transport: kombu's Redis transport, but for three things.
 
-Publishing rings a doorbell, and can be told to push a task once. And in a booted worker a channel's task queues are
-consumed through a ledger (howl.broker.ledger) instead of BRPOP. All else is kombu's own: queues, message format,
-fanout, priorities, remote control, and the consuming of everybody who is not a booted worker.
+Publishing rings a doorbell, and can be told to push a task once. Purging a queue says how its tasks ended. And in a
+booted worker a channel's task queues are consumed through a ledger (howl.broker.ledger) instead of BRPOP. All else is
+kombu's own: queues, message format, fanout, priorities, remote control, and the consuming of everybody who is not a
+booted worker.
 """
 
 import logging
@@ -19,6 +20,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
 from howl.broker.bell import doorbell
+from howl.broker.purge import purge
 from howl.broker.scripts import PUSH
 
 logger = logging.getLogger(__name__)
@@ -165,6 +167,12 @@ class Channel(kombu_redis.Channel):
         with self.conn_or_acquire() as client:
             # A client without kombu's key prefixing, which knows only a script's first key.
             PUSH.run(redis.Redis(connection_pool=client.connection_pool), keys, [task_id, dumps(message)])
+
+    def _purge(self, queue: str) -> int:
+        """What is purged is recorded as cancelled: else `howl server` would miss it, and push it again."""
+        lists = [self._q_for_pri(queue, step) for step in self.priority_steps]
+        with self.conn_or_acquire() as client:
+            return purge(redis.Redis(connection_pool=client.connection_pool), self.global_keyprefix, lists)
 
 
 class Poller(kombu_redis.MultiChannelPoller):

@@ -1,0 +1,37 @@
+#!lua
+-- Take messages away for good, and say how their tasks ended.
+--
+-- KEYS[1]   a queue's list, or `parked`
+-- KEYS[2]   outcomes
+-- ARGV[1]   how far from the end that a list is taken from a message is looked for
+-- ARGV[2..] pairs: message (in `parked`: list and message), outcome (empty: its task is not known)
+-- Answer    how many were taken away
+--
+-- Promise: a message is where it was, or its outcome is in the stream. One that a worker took in the meantime is left
+-- alone. Outcomes are appended before messages are removed.
+
+local listed = redis.call('TYPE', KEYS[1]).ok == 'list'
+
+local function is_there(message)
+  if listed then
+    return redis.call('LPOS', KEYS[1], message, 'RANK', -1, 'MAXLEN', ARGV[1])
+  end
+  return redis.call('ZSCORE', KEYS[1], message)
+end
+
+local gone = 0
+for at = 2, #ARGV, 2 do
+  local message, outcome = ARGV[at], ARGV[at + 1]
+  if is_there(message) then
+    if outcome ~= '' then
+      redis.call('XADD', KEYS[2], '*', 'outcome', outcome)
+    end
+    if listed then
+      redis.call('LREM', KEYS[1], -1, message)
+    else
+      redis.call('ZREM', KEYS[1], message)
+    end
+    gone = gone + 1
+  end
+end
+return gone

@@ -1,0 +1,82 @@
+"""Purging a queue: its messages are gone for good, and their tasks are recorded as cancelled."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from celery.exceptions import TaskRevokedError
+
+from howl.broker.queues import literal
+from howl.broker.scripts import PURGE
+from howl.outcomes import NAME_LIMIT, UNSTORABLE, encode, failure
+
+#: Messages of a list's first batch, most of any, and bytes that one shall have, about; and parked messages of a batch.
+FIRST, MOST, MOST_BYTES = 8, 500, 8 << 20
+PARKED = 50
+#: Messages from a list's end among which one is looked for that workers or put-backs may have moved since it was read.
+NEAR = 5000
+#: More retries than that are nobody's count.
+MOST_RETRIES = 1 << 30
+
+#: Messages with what stands for them where they are: themselves, or list and message.
+Batch = list[tuple[bytes, bytes]]
+
+
+def purge(client: Any, prefix: str, lists: list[str]) -> int:
+    """Empty a queue, given as its lists by priority, of what it held at the call; answers how many messages it was.
+
+    What waits for its time in `parked` goes too: a stock client's purge takes such tasks, and if they came back an
+    hour later nobody would believe in the purge. What workers hold is theirs. Raises redis's errors; then a part is
+    purged, and recorded.
+    """
+    keys = [f"{prefix}{name}" for name in lists]
+    gone = _remove(client, prefix, f"{prefix}parked", _parked(client, prefix, keys))
+    return gone + sum(_remove(client, prefix, key, _waiting(client, key)) for key in keys)
+
+
+def _parked(client: Any, prefix: str, keys: list[str]) -> Iterator[Batch]:
+    """What is parked of these lists."""
+    wanted = {key.encode() for key in keys}
+    every = client.zscan_iter(f"{prefix}parked", match=f"{literal(keys[0])}*", count=PARKED)
+    split = ((claim, *claim.partition(b"\n")[::2]) for claim, _ in every)
+    ours = ((claim, message) for claim, key, message in split if key in wanted)
+    while batch := list(islice(ours, PARKED)):
+        yield batch
+
+
+def _waiting(client: Any, key: str) -> Iterator[Batch]:
+    """A list's messages, the next ones first; each batch must be removed before the next is asked for."""
+    left, count = client.llen(key), FIRST
+    while left > 0 and (messages := client.lrange(key, -min(count, left), -1)):
+        yield [(message, message) for message in reversed(messages)]
+        left -= len(messages)
+        count = max(1, min(2 * count, MOST, MOST_BYTES // max(map(len, messages))))
+
+
+def _remove(client: Any, prefix: str, container: str, batches: Iterator[Batch]) -> int:
+    gone = 0
+    for batch in batches:
+        pairs = [part for stored, message in batch for part in (stored, _outcome(message))]
+        gone += int(PURGE.run(client, [container, f"{prefix}outcomes"], [NEAR, *pairs]))
+    return gone
+
+
+def _outcome(message: bytes) -> bytes:
+    """How the message's task ended; empty when no task can be made out."""
+    try:
+        headers = json.loads(message)["headers"]
+        task_id, name, retries = headers["id"], headers.get("task"), headers.get("retries")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return b""
+    if not _is_name(task_id):
+        return b""
+    end = failure(task_id, "REVOKED", TaskRevokedError("purged"))
+    # Of the attempt that would have come: the record knows that the one before asked for it.
+    attempt = retries + 1 if isinstance(retries, int) and 0 <= retries < MOST_RETRIES else 1
+    return encode(replace(end, attempt=attempt, name=name if _is_name(name) else None))
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= NAME_LIMIT and not UNSTORABLE.search(value)
