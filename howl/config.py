@@ -105,6 +105,8 @@ class Settings(BaseSettings):
     push_again_after: float = Field(60.0, gt=0)
     #: Largest outcome in bytes; a larger result fails its task with a clear error.
     outcome_limit: int = Field(1 << 20, gt=1024)
+    #: Bytes of outcomes that may wait in Redis to be recorded; above, workers take no more tasks.
+    backlog_limit: int = Field(256 << 20, gt=1024)
     #: Shell-like template of a headless coding agent, e.g. `cursor-agent -p {prompt} --force`.
     agent_command: str | None = None
     #: Names of the worker's own variables that a coding agent is given, e.g. the one with its API key.

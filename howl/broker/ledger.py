@@ -36,8 +36,6 @@ MANY = 20
 MOST, MOST_BYTES = 1000, 8 << 20
 #: Seconds after which a run that still goes on is said to have begun.
 BEGINNING = 0.25
-#: Entries of the outcomes stream above which Redis gives nothing out: the recorder must catch up first.
-BACKLOG = 100_000
 #: Seconds a message may wait here for a free slot before another worker shall have it.
 STALE_WAIT = 0.5
 #: Seconds that what was said is remembered, should Redis lose its last second.
@@ -103,6 +101,8 @@ class Ledger(threading.Thread):
         self._closing: float | None = None
         self._claiming = True
         self._empty = False
+        #: Whether the recorder has so much to do that nothing is given out.
+        self._held_up = False
         self._ticked_at = time.monotonic()
         self._asleep = False
         self._ready = False
@@ -275,7 +275,7 @@ class Ledger(threading.Thread):
         with self._lock:
             timeout = 0.0 if self._words else self._idle_time()
             self._asleep = timeout > 0
-            listening = not self._words and self._wants() > 0 and self._empty
+            listening = not self._words and self._wants() > 0 and self._empty and not self._held_up
         if timeout <= 0:
             time.sleep(self._pace)
         else:
@@ -407,10 +407,10 @@ class Ledger(threading.Thread):
         for word in words:
             said += [word.kind, word.tag, len(word.values), *word.values]
         numbers = [self._number, int(self.settings.lease * 1000), wanted, MOST_BYTES]
-        return [self.owner, *numbers, self._known_revoked, len(self._lists()), BACKLOG, *said]
+        return [self.owner, *numbers, self._known_revoked, len(self._lists()), self.settings.backlog_limit, *said]
 
     def _hear(self, answer: Any, wanted: int) -> None:
-        _, given, stale, revoked = answer
+        _, given, stale, revoked, held_up = answer
         now = time.monotonic()
         with self._lock:
             for tag, key, message in zip(given[::3], given[1::3], given[2::3], strict=True):
@@ -423,12 +423,23 @@ class Ledger(threading.Thread):
             if not any(self._priorities) or not self._claiming:
                 self._put_back_buffer()
             self._known_revoked = revoked[0]
+        if wanted and held_up != self._held_up:
+            self._note_held_up(bool(held_up))
         for tag in stale:
             self._on_stale(tag.decode())
         if revoked[1:]:
             self._on_revoked([task_id.decode() for task_id in revoked[1:]])
         if given:
             self._signal_ready()
+
+    def _note_held_up(self, held_up: bool) -> None:
+        self._held_up = held_up
+        if held_up:
+            limit = self.settings.backlog_limit
+            logger.warning("More than %d bytes of outcomes wait to be recorded: taking no more tasks until fewer do. "
+                           "Does `howl server` run?", limit)  # fmt: skip
+        else:
+            logger.info("Outcomes are being recorded: taking tasks again.")
 
     def _forget(self, tags: list[str]) -> None:
         """Others hold these now."""

@@ -49,8 +49,19 @@ def _survey(client: Any, settings: Settings) -> dict[str, Any]:
         "deaths": _numbers(client.hgetall(settings.key("deaths"))),
         "dead": sorted(task_id.decode(errors="replace") for task_id in client.hkeys(settings.key("dead"))),
         "unreadable": client.llen(settings.key("unreadable")),
-        "outcomes_waiting": client.xlen(settings.key("outcomes")),
+        **_backlog(client, settings),
         "in_flight": client.hlen(settings.key("inflight")),
+    }
+
+
+def _backlog(client: Any, settings: Settings) -> dict[str, Any]:
+    """Outcomes that are not recorded yet: how many, their bytes, and whether workers take no tasks because of them."""
+    size = client.memory_usage(settings.key("outcomes"), samples=0) or 0
+    waiting = client.xlen(settings.key("outcomes"))
+    return {
+        "outcomes_waiting": waiting,
+        "outcomes_bytes": size if waiting else 0,
+        "held_up": size >= settings.backlog_limit,
     }
 
 

@@ -20,7 +20,7 @@ COLUMNS = (
     Column("owners", "by", lambda owners: ", ".join(owners), folds=True),
 )
 #: What is said below the table, in this order, when there is any of it.
-ASIDE = ("parked", "deaths", "dead", "unreadable", "outcomes_waiting", "in_flight")
+ASIDE = ("parked", "deaths", "dead", "unreadable", "outcomes_waiting", "outcomes_bytes", "held_up", "in_flight")
 
 
 @click.command()
@@ -29,6 +29,7 @@ def queues(as_json: bool) -> None:
     """Show what waits, who holds what, what is parked or dead.
 
     `oldest` is how long the longest-waiting submitted task has waited. Dead tasks are kept: `howl tasks retry ID`.
+    `held_up`: so many outcomes wait to be recorded that workers take no tasks; look whether `howl server` runs.
 
     \b
     Examples:

@@ -28,6 +28,7 @@ class Answer:
     stale: list[str]
     revoked: list[bytes]
     last_revoked: bytes
+    held_up: bool
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Owner:
     name: str = "celery@w1.boot1"
     queues: tuple[str, ...] = ("q",)
     lease: int = LEASE
-    backlog: int = 100_000
+    backlog: int = 1 << 30
     number: int = field(default=0)
 
     def turn(self, *words: Any, wanted: int = 0, size: int = 1 << 20, known: bytes = b"0-0", number: int = -1) -> Any:
@@ -55,11 +56,11 @@ class Owner:
 
     def ask(self, *words: Any, **options: Any) -> Answer:
         """The same, for a turn that is heard."""
-        status, given, stale, revoked = self.turn(*words, **options)
+        status, given, stale, revoked, held_up = self.turn(*words, **options)
         assert status == b"ok"
         return Answer(
             [tag.decode() for tag in given[::3]], given[2::3], given[1::3], [tag.decode() for tag in stale],
-            revoked[1:], revoked[0],
+            revoked[1:], revoked[0], bool(held_up),
         )  # fmt: skip
 
     def take(self, wanted: int = 1) -> list[str]:
@@ -112,10 +113,11 @@ def outcomes(owner: Owner) -> list[bytes]:
 
 
 def everything(owner: Owner) -> dict[bytes, Any]:
-    """All of the namespace but the leases, which every word renews."""
+    """All of the namespace but the leases, which every word renews, and a size that is forgotten in a second."""
     found = {}
+    passing = {owner.settings.key(name).encode() for name in ("leases", "outcomes:bytes")}
     for key in owner.client.scan_iter(f"{owner.settings.key_prefix}*", count=1000):
-        if key != owner.settings.key("leases").encode():
+        if key not in passing:
             found[key] = owner.client.dump(key)
     return found
 
@@ -154,11 +156,21 @@ def test_one_message_larger_than_the_byte_limit_is_given_alone(owner: Owner, pub
 
 def test_nothing_is_given_out_while_the_recorder_has_too_much_to_do(owner: Owner, publish: Any) -> None:
     publish()
-    owner.backlog = 2
-    owner.ask(("loose", "", OUTCOME), ("loose", "", OUTCOME))
-    assert owner.take() == []
+    owner.backlog = 1 << 20
+    owner.ask(*[("loose", "", b"x" * 100_000)] * 11)
+    assert owner.ask(wanted=1).held_up
+    assert owner.ask(wanted=1, number=owner.number).held_up
+    assert not owner.ask().held_up, "it asked for nothing"
     owner.client.xtrim(owner.settings.key("outcomes"), maxlen=1, approximate=False)
-    assert len(owner.take()) == 1
+    answer = eventually(lambda: (told := owner.ask(wanted=1)) and not told.held_up and told)
+    assert len(answer.tags) == 1
+
+
+def test_outcomes_of_all_sizes_are_counted_wherever_they_are_in_the_stream(owner: Owner, publish: Any) -> None:
+    publish()
+    owner.backlog = 1 << 20
+    owner.ask(*[("loose", "", OUTCOME)] * 1000, *[("loose", "", b"x" * 500_000)] * 3)
+    assert owner.ask(wanted=1).held_up
 
 
 def test_a_turn_renews_the_lease_by_the_servers_clock(owner: Owner) -> None:
