@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Task, shared_task, states
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import ChordError, Ignore, Reject, SoftTimeLimitExceeded
 
 
 def _starts(path: str) -> int:
@@ -22,6 +22,10 @@ def _wait_for(path: str) -> None:
     deadline = time.monotonic() + 30
     while not Path(path).exists() and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def _miss_a_part() -> None:
+    raise ChordError("a part is missing")
 
 
 @shared_task(name="endings.echo")
@@ -214,6 +218,26 @@ def early_lost() -> None:
     """Be acknowledged before it takes its process with it."""
     time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(name="endings.fail_another", bind=True)
+def fail_another(self: Any, task_id: str, go_on: str | None = None) -> str:
+    """Store another task's failure, as Celery's backend does where it has no request to go by."""
+    if go_on is not None:
+        _starts(f"{go_on}.begun")
+        _wait_for(go_on)
+    self.backend.mark_as_failure(task_id, ValueError("not mine"))
+    return "done"
+
+
+@shared_task(name="endings.fail_a_body", bind=True)
+def fail_a_body(self: Any, task_id: str) -> str:
+    """Say that a chord's body cannot run, as Celery does where it finds out."""
+    try:
+        _miss_a_part()
+    except ChordError as error:
+        self.backend.chord_error_from_stack(total.s().set(task_id=task_id), exc=error)
+    return "done"
 
 
 @shared_task(name="endings.large")

@@ -1,6 +1,7 @@
 """How a task's run ends and who says so: every way, in every pool, as it stands on record afterwards."""
 
 import json
+import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -321,6 +322,24 @@ def test_a_chord_with_a_failing_part_fails_its_body(crew):
     assert crew.ended(body.id).error_type == "celery.exceptions.ChordError"
 
 
+def test_a_chords_body_that_a_worker_finds_cannot_run_fails_once(crew):
+    """Celery stores such an end without a request: it belongs to the task that runs."""
+    finder = crew.send("fail_a_body", body := str(uuid.uuid4()))
+    assert crew.ended(finder).result == "done"
+    row = crew.finished(body)
+    assert (row.status, row.error_type, row.error_message) == (
+        "failed", "celery.exceptions.ChordError", "a part is missing",
+    )  # fmt: skip
+    assert (crew.kinds(finder), crew.kinds(body)) == (["succeeded"], ["failed"])
+
+
+def test_an_end_that_is_stored_without_a_request_is_recorded_with_that_of_the_task_that_runs(crew):
+    runs = crew.send("fail_another", other := str(uuid.uuid4()))
+    assert crew.ended(runs).result == "done"
+    assert (crew.finished(other).status, crew.row(other).error_message) == ("failed", "not mine")
+    assert (crew.kinds(runs), crew.kinds(other)) == (["succeeded"], ["failed"])
+
+
 def test_many_ends_at_once_are_each_recorded_once(crew):
     tasks = crew.app.tasks
     sent = group([tasks["endings.echo"].s(n) for n in range(100)] + [tasks["endings.retry"].s() for _ in range(20)])
@@ -343,6 +362,19 @@ def test_how_a_claim_ends_that_was_taken_away_is_not_recorded(crew, tmp_path):
     eventually(lambda: "is stale" in crew.worker.output)
     crew.ended(crew.send("echo"))
     assert crew.kinds(task_id) == []
+
+
+def test_an_end_that_is_stored_without_a_request_is_fenced_by_the_claim_of_the_task_that_runs(crew, tmp_path):
+    go_on = tmp_path / "go-on"
+    runs = crew.send("fail_another", other := str(uuid.uuid4()), str(go_on))
+    eventually((tmp_path / "go-on.begun").exists)
+    (claims,) = crew.redis.scan_iter(crew.key("claims:*"), count=1000)
+    crew.redis.delete(claims)
+    seen = crew.worker.output.count("is stale")
+    go_on.touch()
+    eventually(lambda: crew.worker.output.count("is stale") > seen)
+    crew.ended(crew.send("echo"))
+    assert (crew.kinds(runs), crew.row(other)) == ([], None)
 
 
 # --- times ahead -----------------------------------------------------------------------------------------------------
