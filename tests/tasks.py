@@ -39,6 +39,15 @@ def sleep(seconds: float) -> float:
     return seconds
 
 
+@shared_task(name="tests.noted")
+def noted(path: str, name: str, seconds: float = 0.0) -> None:
+    """Write down when it began, take some time, and write down when it ended."""
+    began = time.time()
+    time.sleep(seconds)
+    with Path(path).open("a") as notes:
+        notes.write(f"{name} {began} {time.time()}\n")
+
+
 @shared_task(name="tests.noop")
 def noop() -> None:
     """Do nothing."""

@@ -210,6 +210,7 @@ class Ledger(threading.Thread):
 
     def park(self, tag: str, due: float) -> None:
         """Until `due` (seconds since 1970) nobody need hold it."""
+        self.room.parked()
         self._let_go(tag, Word("park", tag, [int(due * 1000)]))
 
     def close(self) -> None:
@@ -331,6 +332,7 @@ class Ledger(threading.Thread):
                 self._beginnings.clear()
             words = [self._words.popleft() for _ in range(min(MOST, len(self._words)))]
             wanted = self._wants()
+            self.room.asked()
             self._number += 1
         self._pace = min(LONGEST_PACE, max(PACE, LONGEST_PACE * len(words) / MANY))
         self._said.append((time.monotonic(), self._number, words))

@@ -21,6 +21,7 @@ class Room:
         self._most_in_hand = most_in_hand
         self._task: float | None = None
         self._turn = 0.0
+        self._parked = 0
 
     def ended(self, seconds: float) -> None:
         """A task took so long."""
@@ -29,6 +30,14 @@ class Room:
     def turned(self, seconds: float) -> None:
         """A turn took so long."""
         self._turn = (1 - WEIGHT) * self._turn + WEIGHT * seconds if self._turn else seconds
+
+    def parked(self) -> None:
+        """A message was for much later: it took no slot and no time, and more like it may stand before what is due."""
+        self._parked += 1
+
+    def asked(self) -> None:
+        """A turn has asked for as many as there was room for."""
+        self._parked = 0
 
     def too_much(self) -> None:
         """Messages waited behind a long task: until tasks are short again, hold none ahead."""
@@ -52,9 +61,7 @@ class Room:
 
     @property
     def hold(self) -> int:
-        """Messages to hold in all: those in hand, and what the slots will finish during two turns."""
+        """Messages to hold in all: those in hand, and what the slots will finish, or what will be parked, meanwhile."""
         slots = self.slots
-        if self._task is None:
-            return slots
-        ahead = slots * (2 * self._turn + SPARE) / max(self._task, 0.0002)
-        return self.hand_out + min(MOST, int(ahead))
+        ahead = 0.0 if self._task is None else slots * (2 * self._turn + SPARE) / max(self._task, 0.0002)
+        return self.hand_out + min(MOST, int(ahead) + 2 * self._parked)
