@@ -30,6 +30,8 @@ PATIENCE = 60.0
 CHUNK = 1 << 18
 #: Seconds that frames may wait for somebody to read them.
 PACE = 0.02
+#: How the folders of outboxes' sockets are called, and how many seconds one lives before it can be a dead worker's.
+PREFIX, SETTLED = "howl-outbox-", 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +113,9 @@ class Collector(threading.Thread):
         #: Set by who holds the claims, before the thread starts.
         self.deliver: Callable[[Parcel], None] = _nobody
         self._lock = threading.RLock()
+        _clear_away_what_the_dead_left()
         # Private to this user, so that nobody else on the machine speaks for a child.
-        self._folder = tempfile.mkdtemp(prefix="howl-outbox-")
+        self._folder = tempfile.mkdtemp(prefix=PREFIX)
         self.address = str(Path(self._folder) / "socket")
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self.address)
@@ -174,6 +177,29 @@ class Collector(threading.Thread):
         buffer += received
         for item in _frames(buffer):
             self.deliver(item)
+
+
+def _clear_away_what_the_dead_left() -> None:
+    """A worker that was killed could not remove its folder."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # somebody else's, or another worker was quicker
+            if _is_left_over(folder):
+                (folder / "socket").unlink(missing_ok=True)
+                folder.rmdir()
+
+
+def _is_left_over(folder: Path) -> bool:
+    """Whether it is this user's, and nobody listens there, nor is about to."""
+    about = folder.lstat()
+    if about.st_uid != os.geteuid() or time.time() - about.st_mtime < SETTLED:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(folder / "socket"))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+    return False
 
 
 def _nobody(item: Parcel) -> None:

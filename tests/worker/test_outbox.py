@@ -5,13 +5,27 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from howl.outcomes import ChordCreated, Outcome
-from howl.worker.outbox import END, HEADER, LAST, OTHER, PROGRESS, Collector, Parcel, Sender, parcel
+from howl.worker.outbox import (
+    END,
+    HEADER,
+    LAST,
+    OTHER,
+    PREFIX,
+    PROGRESS,
+    SETTLED,
+    Collector,
+    Parcel,
+    Sender,
+    parcel,
+)
 from tests.support import eventually
 
 ROOT = Path(__file__).parent.parent.parent
@@ -175,3 +189,53 @@ def test_the_thread_reads_by_itself_and_whoever_settles_does_not_wait_for_it(col
         sender.send(_parcel(number))
         collector.read()
         assert parcels[-1] == _parcel(number)
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """A temporary folder with nobody else's outboxes."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def _aged(folder):
+    """As if it had been made a while ago."""
+    then = time.time() - 2 * SETTLED
+    os.utime(folder, (then, then))
+    return folder
+
+
+def _left_by_a_killed_worker(temporary):
+    script = "import os, signal; from howl.worker.outbox import Collector; "
+    script += "print(Collector().address, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    died = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=os.environ | {"TMPDIR": str(temporary)},
+                          capture_output=True, text=True, timeout=30, check=False)  # fmt: skip
+    assert died.returncode == -signal.SIGKILL
+    return Path(died.stdout.strip()).parent
+
+
+def test_what_a_killed_worker_left_is_cleared_away_by_the_next_and_a_living_ones_is_not(temporary):
+    dead = _aged(_left_by_a_killed_worker(temporary))
+    living = Collector()
+    _aged(Path(living.address).parent)
+    just_made = temporary / f"{PREFIX}without-a-socket-yet"
+    just_made.mkdir()
+    last = Collector()
+    assert sorted(temporary.iterdir()) == sorted([Path(living.address).parent, just_made, Path(last.address).parent])
+    assert not dead.exists()
+    last.close()
+    living.close()
+    just_made.rmdir()
+
+
+def test_what_is_not_an_outboxs_is_left_where_it_is(temporary):
+    for name in ("somebody-elses", f"{PREFIX}with-more-in-it"):
+        (temporary / name).mkdir()
+        (temporary / name / "file").touch()
+        _aged(temporary / name)
+    (temporary / f"{PREFIX}a-link").symlink_to(temporary / "somebody-elses")
+    Collector().close()
+    assert {path.name for path in temporary.iterdir()} == {
+        "somebody-elses", f"{PREFIX}with-more-in-it", f"{PREFIX}a-link"
+    }  # fmt: skip
+    assert (temporary / "somebody-elses" / "file").exists()
