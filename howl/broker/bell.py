@@ -36,13 +36,20 @@ class Bell:
             return None
         return self._connection._sock  # noqa: SLF001  # redis-py gives no other way to wait for it
 
-    def answer(self) -> None:
-        """Take the token off a readable socket."""
+    @property
+    def asked(self) -> Any:
+        """The socket, while Redis owes an answer: it may hand this worker a token that it has no room for by now."""
+        return self._connection._sock if self._connection is not None and self._asked else None  # noqa: SLF001
+
+    def answer(self) -> bytes | None:
+        """Take the answer off a readable socket; the doorbell that rang, None if none did."""
         try:
-            self._connection.read_response()
+            rung = self._connection.read_response()
             self._asked = False
         except (redis.RedisError, OSError):
             self.hang_up()
+            return None
+        return rung[0] if rung else None
 
     def hang_up(self) -> None:
         """Close the connection; listening makes a new one."""

@@ -280,7 +280,8 @@ class Ledger(threading.Thread):
         if timeout <= 0:
             time.sleep(self._pace)
         else:
-            self._sleep(timeout, self._bell.listen([*map(self.settings.key, self._bells())]) if listening else None)
+            bells = [*map(self.settings.key, self._bells())]
+            self._sleep(timeout, self._bell.listen(bells) if listening else self._bell.asked)
             self._asleep = False
 
     def _idle_time(self) -> float:
@@ -298,7 +299,9 @@ class Ledger(threading.Thread):
         if self._wake_reader in readable:
             _drain(self._wake_reader)
         if bell is not None and bell in readable:
-            self._bell.answer()
+            rung = self._bell.answer()
+            if rung is not None and self._wants() <= 0:
+                self._say(Word("ring", "", [rung]))  # it was for somebody with room
 
     def _wants(self) -> int:
         """How many messages there is room for."""

@@ -17,6 +17,7 @@
 --               note     outcome                       progress: append it while the claim is held
 --               settle   task id, outcomes ...         ended like this
 --               loose    outcome                       append it, whoever holds what (the tag is empty)
+--               ring     doorbell                      wake an idle worker (the tag is empty)
 --               back                                   to the end the queue is taken from
 --               requeue                                to the end producers push to
 --               lost     task id, limit, outcome       its run died: back, or after `limit` deaths dead, with the outcome
@@ -52,12 +53,15 @@ local function split(claim)
   return string.sub(claim, 1, at - 1), string.sub(claim, at + 1)
 end
 
+local function wake(bell)
+  redis.call('LPUSH', bell, 1)
+  redis.call('PEXPIRE', bell, 60000)
+end
+
 -- What goes back rings: somebody idle shall come and take it.
 local prefix = string.sub(leases, 1, -#'leases' - 1)
 local function ring(list)
-  local bell = prefix .. 'doorbell:' .. string.match(string.sub(list, #prefix + 1), '^[^\6]*')
-  redis.call('LPUSH', bell, 1)
-  redis.call('PEXPIRE', bell, 60000)
+  wake(prefix .. 'doorbell:' .. string.match(string.sub(list, #prefix + 1), '^[^\6]*'))
 end
 
 local MOST_REVOKED = 1000
@@ -172,6 +176,8 @@ local act = {
 for _, word in ipairs(words) do
   if word.kind == 'loose' then
     append(word, 0)
+  elseif word.kind == 'ring' then
+    wake(ARGV[word.first])
   elseif word.tag ~= '' then
     local claim = redis.call('HGET', claims, word.tag)
     if claim then

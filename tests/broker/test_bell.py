@@ -1,0 +1,54 @@
+"""One push wakes one worker, and one that can do the work."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from howl.backend import redis_client
+from howl.broker.ledger import Ledger
+from howl.config import Settings
+from tests.support import eventually
+
+QUEUE = [["q"]]
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[Any]:
+    with redis_client(settings) as made:
+        yield made
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Iterator[Callable[..., Ledger]]:
+    """Start the ledger of an owner, with as many slots as the list given has entries."""
+    running: list[Ledger] = []
+
+    def _ledger(owner: str, slots: list[None]) -> Ledger:
+        running.append(Ledger(settings, owner, lambda: len(slots), lambda _: None, lambda _: None))
+        running[-1].start()
+        running[-1].listen(QUEUE)
+        return running[-1]
+
+    yield _ledger
+    for each in running:
+        each.close()
+
+
+def listening(client: Any) -> int:
+    """How many wait for a doorbell."""
+    return sum(known["cmd"] == "brpop" and "b" in known["flags"] for known in client.client_list())
+
+
+def test_a_ring_for_a_worker_that_has_no_room_by_now_is_passed_on(
+    ledger: Callable[..., Ledger], client: Any, settings: Settings
+) -> None:
+    slots: list[None] = [None]
+    busy = ledger("busy", slots)
+    eventually(lambda: listening(client) == 1)
+    slots.clear()
+    busy.listen(QUEUE)  # it looks at its room, and sees that it has none
+    assert listening(client) == 1, "it hung up: the bell would stay as it was rung"
+    client.lpush(settings.key("doorbell:q"), 1)
+    assert listening(client) == 0, "it was not the one that was woken"
+    eventually(lambda: client.llen(settings.key("doorbell:q")) == 1, timeout=3)
