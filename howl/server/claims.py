@@ -10,6 +10,7 @@ from typing import Any
 import redis
 
 from howl.broker.scripts import FEED, KEEP
+from howl.celery import worker_id_of
 from howl.config import Settings
 from howl.errors import TaskDied
 from howl.outcomes import encode, failure
@@ -30,6 +31,13 @@ def grant_one_more_lease(client: Any, settings: Settings) -> None:
     seconds, _ = client.time()
     for owner, _deadline in client.zrange(key, 0, -1, withscores=True):
         client.zadd(key, {owner: (seconds + settings.lease) * 1000}, xx=True, gt=True)
+
+
+def living_workers(client: Any, settings: Settings) -> list[str]:
+    """Ids of workers whose leases run; raises redis's errors."""
+    seconds, _ = client.time()
+    owners = client.zrange(settings.key("leases"), seconds * 1000, "+inf", byscore=True)
+    return sorted({worker_id_of(owner.decode(errors="replace").rpartition(".")[0]) for owner in owners})
 
 
 class SharedNames:

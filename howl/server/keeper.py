@@ -71,7 +71,9 @@ class Keeper:
         """End tasks assigned to one worker that is gone without having started them."""
         since = func.greatest(Worker.offline_at, Worker.last_heartbeat_at)
         gone = Worker.status.in_(("offline", "lost")) & (since < func.now() - timedelta(seconds=PATIENCE))
-        workers = select(Worker.worker_id).where(gone)
+        # A lease is better news than a heartbeat, which may be lost on its way; a worker that said goodbye is believed.
+        only_silent = (Worker.status == "lost") & Worker.worker_id.in_(claims.living_workers(self.redis, self.settings))
+        workers = select(Worker.worker_id).where(gone, ~only_silent)
         for task in self._queued(Task.target_worker_id.in_(workers)):
             self._end(task, "FAILURE", WorkerGone("worker gone"))
 
