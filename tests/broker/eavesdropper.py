@@ -15,6 +15,7 @@ from celery.worker.request import Request
 
 from howl.backend import HowlBackend
 from howl.worker.claims import Holder
+from howl.worker.pool import slots
 
 #: Names the file with the notes, one JSON document a line.
 VARIABLE = "EAVESDROPPED"
@@ -47,7 +48,7 @@ def handed_over(state: Any) -> dict[str, Any]:
     """What the pool has been given, as howl.worker.claims reads it, and how many runs it has room for."""
     processes = getattr(state.consumer.pool, "_pool", None)
     jobs = [job.correlation_id for job in getattr(processes, "_cache", {}).values()]
-    return {"jobs": jobs, "slots": state.consumer.howl_claims._slots()}
+    return {"jobs": jobs, "slots": slots(state.consumer.pool)}
 
 
 def _break() -> None:

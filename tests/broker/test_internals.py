@@ -367,7 +367,7 @@ def test_a_run_tells_which_tasks_it_started(
 def test_a_pool_says_how_many_runs_it_has_room_for_and_what_it_was_handed(
     notes: Callable[..., list[dict[str, Any]]], app: Celery, pool: str, tmp_path: Path
 ) -> None:
-    """`BasePool.num_processes`; prefork's `_pool._cache`, whose jobs have the task's id as `correlation_id`."""
+    """`BasePool.limit`; prefork's `_pool._processes`, and `_pool._cache` with its jobs' `correlation_id`."""
     if pool == "solo":
         pytest.skip("while it runs a task it answers nothing")
     sent = app.send_task("overheard.wait", (str(tmp_path / "go"),))

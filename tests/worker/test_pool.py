@@ -5,39 +5,72 @@ import sys
 
 import pytest
 
-#: A pool of one child in a loop of its own; prints how many writes each job took, and how it ended.
-WRITES = """
-import sys, time
+#: A pool of one child in a loop of its own.
+POOL = """
+import sys, time, weakref
 from celery import Celery
 from celery.concurrency.prefork import TaskPool
 from kombu.asynchronous import Hub, set_event_loop
-from howl.worker.pool import write_whole_jobs
+from howl.worker.pool import slots, withdraw, write_whole_jobs
 
 hub = Hub()
 set_event_loop(hub)
 app = Celery("test")
-pool = TaskPool(1, app=app, initargs=(app, "test"), threads=False)
+pool = TaskPool(1, app=app, initargs=(app, "test"), threads=False, putlocks=False)
 pool.start()
 if sys.argv[1] == "ours":
     write_whole_jobs(pool)
 pool.register_with_event_loop(hub)
+loop = hub.create_loop()
+
+def turn_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        next(loop)
+"""
+
+#: How many writes each job took, and how it ended.
+WRITES = """
 child = pool._pool._pool[0]
 send, writes, ended = child.send_job_offset, [], []
 child.send_job_offset = lambda data, offset: writes.append(len(data) - offset) or send(data, offset)
-loop = hub.create_loop()
 for argument in ("short", "long" * 2000):
     writes.clear(), ended.clear()
     pool.apply_async(len, (argument,), callback=ended.append)
-    deadline = time.monotonic() + 30
-    while not ended and time.monotonic() < deadline:
-        next(loop)
+    turn_until(lambda: ended)
     print(len(writes), *ended)
 pool.terminate()
 """
 
+#: Which of two requests is given back while the first runs, and who has ended at last.
+WITHDRAWN = """
+class Request:
+    def __init__(self, tag):
+        self.id = self.claim_tag = tag
+        self.job = pool.apply_async(time.sleep, (0.5,), callback=lambda _: ended.append(tag))
+        self._apply_result = weakref.ref(self.job)
+
+ended = []
+requests = [Request("first"), Request("second")]
+turn_until(lambda: requests[0].job._accepted)
+print(*[withdraw(pool, request) for request in requests], slots(pool))
+pool.apply_async(len, ("third",), callback=lambda _: ended.append("third"))
+turn_until(lambda: "third" in ended)
+print(*ended)
+pool.terminate()
+"""
+
+
+def printed(*scripts, whose="ours"):
+    """What a process of its own prints: it forks, and ends what it forked."""
+    argv = [sys.executable, "-c", "\n".join(scripts), whose]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=90, check=True).stdout.splitlines()
+
 
 @pytest.mark.parametrize(("whose", "first"), [("celery's", "2 5"), ("ours", "1 5")])
 def test_a_short_job_reaches_its_child_in_one_write_and_a_long_one_whole(whose, first):
-    argv = [sys.executable, "-c", WRITES, whose]
-    written = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=True).stdout
-    assert written.splitlines() == [first, "2 8000"]
+    assert printed(POOL, WRITES, whose=whose) == [first, "2 8000"]
+
+
+def test_a_job_that_no_child_was_sent_can_be_taken_back_and_one_that_runs_cannot():
+    assert printed(POOL, WITHDRAWN) == ["None second 1", "first third"]
