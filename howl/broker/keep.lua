@@ -3,13 +3,15 @@
 --
 -- KEYS[1..4]  claims:<owner>, leases, deaths, outcomes
 -- KEYS[5..6]  turns:<owner>, dead
--- ARGV[1]     owner
--- ARGV[2..]   words in the order in which the messages were taken, last taken first: kind, tag, count, values
---               back    counter              to the end the queue is taken from, adding one to the counter
+-- ARGV[1..2]  owner; what all keys begin with
+-- ARGV[3..]   words in the order in which the messages were taken, last taken first: kind, tag, count, values
+--               back    list, counter        to the end the list is taken from, adding one to the counter
 --               dead    task id, outcome     kept for replay, with the outcome appended
+--               aside   list of what nobody's rights allow to be put back
 -- Answer      how many messages were moved; -1 if the owner's lease still runs (it spoke since the keeper looked)
 --
--- Promise: nothing is moved while the lease runs, and nothing twice. What the owner says later of what it held is stale,
+-- Promise: nothing is moved while the lease runs, and nothing twice; nothing goes to another list than the keeper saw
+-- and said, whatever the owner writes meanwhile. What the owner says later of what it held is stale,
 -- and its next turn is refused until it has said what it holds. Its number stays: what it said before was heard.
 
 local claims, leases, deaths, outcomes, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[6]
@@ -20,27 +22,29 @@ if deadline > now then
   return -1
 end
 
-local prefix = string.sub(leases, 1, -#'leases' - 1)
-local moved, at = 0, 2
-if #ARGV > 1 and redis.call('EXISTS', KEYS[5]) == 1 then
+local prefix = ARGV[2]
+local moved, at = 0, 3
+if #ARGV > 2 and redis.call('EXISTS', KEYS[5]) == 1 then
   redis.call('HSET', KEYS[5], 'fenced', 1)
 end
 while at <= #ARGV do
   local kind, tag, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   local claim = redis.call('HGET', claims, tag)
-  if claim then
+  local list = claim and string.match(claim, '^[^\n]*')
+  if claim and (kind ~= 'back' or list == ARGV[at + 3]) then
     if kind == 'dead' then
       redis.call('XADD', outcomes, '*', 'outcome', ARGV[at + 4])
       redis.call('HSET', dead, ARGV[at + 3], claim)
       redis.call('HDEL', deaths, ARGV[at + 3])
+    elseif kind == 'aside' then
+      redis.call('LPUSH', ARGV[at + 3], claim)
+      redis.call('LTRIM', ARGV[at + 3], 0, 999)
     else
-      local cut = string.find(claim, '\n', 1, true)
-      local list = string.sub(claim, 1, cut - 1)
       local bell = prefix .. 'doorbell:' .. string.match(string.sub(list, #prefix + 1), '^[^\6]*')
-      redis.call('RPUSH', list, string.sub(claim, cut + 1))
+      redis.call('RPUSH', list, string.sub(claim, #list + 2))
       redis.call('LPUSH', bell, 1)
       redis.call('PEXPIRE', bell, 60000)
-      redis.call('HINCRBY', deaths, ARGV[at + 3], 1)
+      redis.call('HINCRBY', deaths, ARGV[at + 4], 1)
     end
     redis.call('HDEL', claims, tag, 'began:' .. tag)
     moved = moved + 1

@@ -19,6 +19,7 @@ from typing import Any
 import redis
 
 from howl.backend import redis_client
+from howl.broker.areas import area_of
 from howl.broker.bell import Bell, doorbell
 from howl.broker.room import Room
 from howl.broker.scripts import TURN
@@ -82,6 +83,7 @@ class Ledger(threading.Thread):
         super().__init__(name="howl-ledger", daemon=True)
         self.settings = settings
         self.owner = owner
+        self.area = area_of(settings)
         self.room = room
         self._on_stale = on_stale
         self._on_revoked = on_revoked
@@ -394,10 +396,8 @@ class Ledger(threading.Thread):
         return words
 
     def _keys(self) -> list[str]:
-        key, owner = self.settings.key, self.owner
-        own = [key(f"claims:{owner}"), key("leases"), key(f"turns:{owner}")]
-        shared = [key(name) for name in ("outcomes", "deaths", "parked", "revoked", "dead", "unreadable")]
-        return [*own, *shared, *map(key, self._lists()), *map(key, self._bells())]
+        own = [self.area.key(f"claims:{self.owner}"), self.area.key(f"turns:{self.owner}")]
+        return [*own, *map(self.settings.key, self._lists()), *map(self.settings.key, self._bells())]
 
     def _lists(self) -> list[str]:
         """The more urgent first; within a priority each queue is the first in its turn."""
@@ -412,7 +412,8 @@ class Ledger(threading.Thread):
         for word in words:
             said += [word.kind, word.tag, len(word.values), *word.values]
         numbers = [self._number, int(self.settings.lease * 1000), wanted, MOST_BYTES]
-        return [self.owner, *numbers, self._known_revoked, len(self._lists()), self.settings.backlog_limit, *said]
+        who = [self.settings.key_prefix, self.area.root, self.owner]
+        return [*who, *numbers, self._known_revoked, len(self._lists()), self.settings.backlog_limit, *said]
 
     def _hear(self, answer: Any, wanted: int) -> None:
         _, given, stale, revoked, held_up = answer

@@ -1,18 +1,17 @@
 #!lua
 -- One turn: what a worker says to its queues, and what it is told.
 --
--- KEYS[1..7]  claims:<owner>, leases, turns:<owner>, outcomes, deaths, parked, revoked
--- KEYS[8..9]  dead: task id -> what is kept for replay; unreadable: what nobody could read
--- KEYS[10..]  the queues' lists in the order to take from, then the doorbells
---             (beside them `outcomes:bytes`: how large it was a moment ago)
--- ARGV[1]     owner
--- ARGV[2]     number of this turn
--- ARGV[3]     lease in milliseconds
--- ARGV[4..5]  most messages wanted, most bytes of them (the first may be larger)
--- ARGV[6]     last entry of `revoked` that the worker knows
--- ARGV[7]     how many of KEYS[10..] are lists
--- ARGV[8]     bytes of `outcomes` above which nothing is given out
--- ARGV[9..]   words: kind, tag, count, and `count` values
+-- KEYS[1..2]  claims:<owner>, turns:<owner>
+-- KEYS[3..]   the queues' lists in the order to take from, then the doorbells
+-- ARGV[1..2]  what all keys begin with; what this credential's own keys begin with
+-- ARGV[3]     owner
+-- ARGV[4]     number of this turn
+-- ARGV[5]     lease in milliseconds
+-- ARGV[6..7]  most messages wanted, most bytes of them (the first may be larger)
+-- ARGV[8]     last entry of `revoked` that the worker knows
+-- ARGV[9]     how many of KEYS[3..] are lists
+-- ARGV[10]    bytes of `outcomes` above which nothing is given out
+-- ARGV[11..]  words: kind, tag, count, and `count` values
 --               began    task id                       its run has begun
 --               note     outcome                       progress: append it while the claim is held
 --               settle   task id, outcomes ...         ended like this
@@ -34,11 +33,18 @@
 -- changes nothing. A message is in a queue, in one owner's claims, parked, dead or ended, at every instant; outcomes are
 -- appended only for claims the owner still holds. Destinations are written before sources are removed. No JSON is read
 -- or written: Lua's loses integers beyond 2^53, empty lists, and what is nested too deeply.
+--
+-- Redis lets a script have the keys it declares only to who may read and write them. Those that a worker may but write
+-- (`outcomes`, say) or but read (`revoked`) are therefore not declared. A Redis Cluster would need them all: none is
+-- supported.
 
-local claims, leases, turns, outcomes = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local deaths, parked, revoked, dead, unreadable = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local owner, number, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local wanted, bytes, lists = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
+local claims, turns = KEYS[1], KEYS[2]
+local prefix, own, known = ARGV[1], ARGV[2], ARGV[8]
+local revoked = prefix .. 'revoked'
+local leases, outcomes, deaths = own .. 'leases', own .. 'outcomes', own .. 'deaths'
+local parked, dead, unreadable = own .. 'parked', own .. 'dead', own .. 'unreadable'
+local owner, number, lease = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local wanted, bytes, lists = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[9])
 local BEGAN = 'began:'
 
 local clock = redis.call('TIME')
@@ -59,7 +65,6 @@ local function wake(bell)
 end
 
 -- What goes back rings: somebody idle shall come and take it.
-local prefix = string.sub(leases, 1, -#'leases' - 1)
 local function ring(list)
   wake(prefix .. 'doorbell:' .. string.match(string.sub(list, #prefix + 1), '^[^\6]*'))
 end
@@ -94,11 +99,11 @@ if number == last then -- its answer was lost on the way
     stale[#stale + 1] = tag
   end
   redis.call('ZADD', leases, now + lease, owner)
-  return {'ok', given, stale, revoked_since(ARGV[6]), tonumber(redis.call('HGET', turns, 'full'))}
+  return {'ok', given, stale, revoked_since(known), tonumber(redis.call('HGET', turns, 'full'))}
 end
 
 local words, held = {}, nil
-local at = 9
+local at = 11
 while at <= #ARGV do
   local kind, tag, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   if kind == 'hold' then
@@ -221,10 +226,10 @@ local function backlog()
 end
 
 local given, position = {}, 0
-local told = revoked_since(ARGV[6])
-local full = wanted > 0 and backlog() >= tonumber(ARGV[8])
+local told = revoked_since(known)
+local full = wanted > 0 and backlog() >= tonumber(ARGV[10])
 if wanted > 0 and not full and #told <= MOST_REVOKED then -- what is given out may be among the revoked not yet told
-  for key = 10, 9 + lists do
+  for key = 3, 2 + lists do
     while position < wanted and (position == 0 or bytes > 0) do
       local message = redis.call('LINDEX', KEYS[key], -1)
       if not message then
@@ -238,8 +243,8 @@ if wanted > 0 and not full and #told <= MOST_REVOKED then -- what is given out m
     end
   end
   if position < wanted and bytes > 0 then -- the queues are empty: whoever waits may go on waiting
-    for key = 10 + lists, #KEYS do
-      redis.call('DEL', KEYS[key])
+    for key = 3 + lists, #KEYS do
+      redis.call('LTRIM', KEYS[key], 1, 0)
     end
   end
 end

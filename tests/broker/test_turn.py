@@ -47,12 +47,12 @@ class Owner:
         """Say a turn, by default the next one; the script's own answer."""
         self.number = self.number + 1 if number < 0 else number
         key = self.settings.key
-        own = [key(f"claims:{self.name}"), key("leases"), key(f"turns:{self.name}")]
-        shared = [key(name) for name in ("outcomes", "deaths", "parked", "revoked", "dead", "unreadable")]
+        own = [key(f"claims:{self.name}"), key(f"turns:{self.name}")]
         bells = [key(f"doorbell:{queue}") for queue in self.queues]
         said = [part for kind, tag, *values in words for part in (kind, tag, len(values), *values)]
-        numbers = [self.name, self.number, self.lease, wanted, size, known, len(self.queues), self.backlog]
-        return TURN.run(self.client, [*own, *shared, *map(key, self.queues), *bells], [*numbers, *said])
+        begin = [self.settings.key_prefix, self.settings.key_prefix]
+        numbers = [*begin, self.name, self.number, self.lease, wanted, size, known, len(self.queues), self.backlog]
+        return TURN.run(self.client, [*own, *map(key, self.queues), *bells], [*numbers, *said])
 
     def ask(self, *words: Any, **options: Any) -> Answer:
         """The same, for a turn that is heard."""
@@ -440,8 +440,9 @@ def test_nothing_is_put_back_while_the_lease_runs(owner: Owner, publish: Any) ->
     [tag] = owner.take()
     key = owner.settings.key
     names = (f"claims:{owner.name}", "leases", "deaths", "outcomes", f"turns:{owner.name}", "dead")
+    words = (owner.name, owner.settings.key_prefix, "back", tag, 2, key("q"), "id")
     before = everything(owner)
-    assert KEEP.run(owner.client, [key(name) for name in names], [owner.name, "back", tag, 1, "id"]) == -1
+    assert KEEP.run(owner.client, [key(name) for name in names], [*words]) == -1
     assert everything(owner) == before
 
 
@@ -552,8 +553,8 @@ def test_a_parked_message_whose_time_is_near_is_fed_once_and_rings(owner: Owner,
     [tag] = owner.take()
     owner.ask(("park", tag, now() + 5_000))
     keys = [owner.settings.key("parked"), owner.settings.key("leases")]
-    assert FEED.run(owner.client, keys, [30, 500]) == 1
-    assert FEED.run(owner.client, keys, [30, 500]) == 0
+    assert FEED.run(owner.client, keys, [owner.settings.key_prefix, 30, 500, "*"]) == 1
+    assert FEED.run(owner.client, keys, [owner.settings.key_prefix, 30, 500, "*"]) == 0
     assert waiting(owner) == [message]
     assert owner.client.llen(owner.settings.key("doorbell:q")) == 1
 
