@@ -88,8 +88,8 @@ def worker_queue(worker_id: str) -> Queue:
 
 @celeryd_after_setup.connect
 def _consume_own_queue(instance: Any, **_: Any) -> None:
-    """Every worker of ours also takes what is assigned to it by name."""
-    if "howl" in instance.app.conf:
+    """Every worker of ours also takes what is assigned to it by name, unless its credential does not reach that."""
+    if "howl" in instance.app.conf and not getattr(instance, "howl_unassignable", False):
         queue = worker_queue(worker_id_of(instance.hostname))
         instance.app.amqp.queues.select_add(queue)
         # Celery puts a queue without an exchange on its default one, where its binding would outlive the worker.

@@ -98,3 +98,7 @@ class MessageRefused(HowlError):
 
 class TaskDied(HowlError):
     """A task's process died with it too often: it is kept for replay, and not started again by itself."""
+
+
+class NotGranted(HowlError):
+    """A worker's credential does not reach a queue."""

@@ -174,5 +174,7 @@ class Chord(Base):
     #: Celery's documents as text, because JSONB would change numbers in them.
     header: Mapped[str]
     body: Mapped[str]
+    #: The Redis user whose workers told of it: the body is published with his rights. NULL: with the server's own.
+    redis_user: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     body_submitted_at: Mapped[datetime | None]

@@ -20,6 +20,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from howl.broker.areas import all_areas
 from howl.broker.transport import publishing_once
 from howl.celery import settings_of, worker_queue
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
@@ -167,9 +168,11 @@ def retry(task_id: str, session: Session, app: Celery) -> None:
 def _forget_the_past(task_id: str, app: Celery) -> None:
     settings = settings_of(app)
     client: Any = app.backend.redis
+    areas = all_areas(client, settings)
     with client.pipeline(transaction=True) as together:
-        together.hdel(settings.key("dead"), task_id)
-        together.hdel(settings.key("deaths"), task_id, f"back:{task_id}")
+        for area in areas:
+            together.hdel(area.key("dead"), task_id)
+            together.hdel(area.key("deaths"), task_id, f"back:{task_id}")
         together.hdel(settings.key("inflight"), task_id)
         together.execute()
 

@@ -1,20 +1,25 @@
 """What Redis holds now: queues, claims and what is set aside. Read-only."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import redis
 
 from howl.backend import redis_client
+from howl.broker.areas import Area, all_areas
 from howl.config import Settings
 from howl.errors import QueueUnavailable
 
 #: What kombu puts between a queue's name and its priority.
 PRIORITY_MARK = "\x06\x16"
 #: Names of HOWL's and kombu's own keys, which are no queues.
-NO_QUEUES = ("claims:", "turns:", "doorbell:", "_kombu.", "unacked", "group:", "progress:")
+NO_QUEUES = ("_by:", "claims:", "turns:", "doorbell:", "_kombu.", "unacked", "group:", "progress:")
 ITS_OWN = ("leases", "outcomes", "inflight", "deaths", "parked", "revoked", "dead", "unreadable")
+
+#: Unix time that a lease is shown to run to at most: a worker may write any.
+LATEST = 2**33
 
 
 def survey(settings: Settings) -> dict[str, Any]:
@@ -32,7 +37,8 @@ def survey(settings: Settings) -> dict[str, Any]:
 
 def _survey(client: Any, settings: Settings) -> dict[str, Any]:
     waiting = _waiting(client, settings)
-    owners, claimed = _claims(client, settings)
+    areas = all_areas(client, settings)
+    owners, claimed = _claims(client, settings, areas)
     names = sorted({*waiting, *(queue for queue, _ in claimed)})
     return {
         "queues": [
@@ -45,23 +51,24 @@ def _survey(client: Any, settings: Settings) -> dict[str, Any]:
             for name in names
         ],
         "owners": owners,
-        "parked": client.zcard(settings.key("parked")),
-        "deaths": _numbers(client.hgetall(settings.key("deaths"))),
-        "dead": sorted(task_id.decode(errors="replace") for task_id in client.hkeys(settings.key("dead"))),
-        "unreadable": client.llen(settings.key("unreadable")),
-        **_backlog(client, settings),
+        "parked": sum(client.zcard(area.key("parked")) for area in areas),
+        "deaths": _numbers(found for area in areas for found in client.hgetall(area.key("deaths")).items()),
+        "dead": sorted({name.decode(errors="replace") for area in areas for name in client.hkeys(area.key("dead"))}),
+        "unreadable": sum(client.llen(area.key("unreadable")) for area in areas),
+        **_backlog(client, areas, settings),
         "in_flight": client.hlen(settings.key("inflight")),
     }
 
 
-def _backlog(client: Any, settings: Settings) -> dict[str, Any]:
+def _backlog(client: Any, areas: list[Area], settings: Settings) -> dict[str, Any]:
     """Outcomes that are not recorded yet: how many, their bytes, and whether workers take no tasks because of them."""
-    size = client.memory_usage(settings.key("outcomes"), samples=0) or 0
-    waiting = client.xlen(settings.key("outcomes"))
+    streams = [area.key("outcomes") for area in areas]
+    waiting = {stream: client.xlen(stream) for stream in streams}
+    sizes = {stream: client.memory_usage(stream, samples=0) or 0 for stream in streams}
     return {
-        "outcomes_waiting": waiting,
-        "outcomes_bytes": size if waiting else 0,
-        "held_up": size >= settings.backlog_limit,
+        "outcomes_waiting": sum(waiting.values()),
+        "outcomes_bytes": sum(size for stream, size in sizes.items() if waiting[stream]),
+        "held_up": any(size >= settings.backlog_limit for size in sizes.values()),
     }
 
 
@@ -75,23 +82,37 @@ def _waiting(client: Any, settings: Settings) -> Counter[str]:
     return numbers
 
 
-def _claims(client: Any, settings: Settings) -> tuple[list[dict[str, Any]], Counter[tuple[str, str]]]:
+def _claims(
+    client: Any, settings: Settings, areas: list[Area]
+) -> tuple[list[dict[str, Any]], Counter[tuple[str, str]]]:
     """Owners with what they hold, and how many messages of which queue each holds."""
     owners, claimed = [], Counter[tuple[str, str]]()
-    for raw, deadline in client.zrange(settings.key("leases"), 0, -1, withscores=True):
-        owner = raw.decode(errors="replace")
-        held = client.hgetall(settings.key(f"claims:{owner}"))
-        lists = [value.partition(b"\n")[0].decode() for tag, value in held.items() if not tag.startswith(b"began:")]
+    for area, raw, deadline in _leases(client, areas):
+        owner = area.named(raw.decode(errors="replace"))
+        held = client.hgetall(area.key("claims:").encode() + raw)
+        lists = [value.partition(b"\n")[0].decode(errors="replace") for tag, value in held.items() if _is_claim(tag)]
         for name in lists:
             claimed[name.removeprefix(settings.key_prefix).partition(PRIORITY_MARK)[0], owner] += 1
-        begun = sum(tag.startswith(b"began:") for tag in held)
-        lease = datetime.fromtimestamp(deadline / 1000, UTC)
-        owners.append({"owner": owner, "claimed": len(lists), "begun": begun, "lease_until": lease})
+        lease = datetime.fromtimestamp(min(deadline / 1000, LATEST), UTC)
+        owners.append({"owner": owner, "claimed": len(lists), "begun": len(held) - len(lists), "lease_until": lease})
     return owners, claimed
 
 
-def _numbers(found: dict[bytes, bytes]) -> dict[str, int]:
-    return {name.decode(errors="replace"): int(number) for name, number in found.items()}
+def _leases(client: Any, areas: list[Area]) -> Iterator[tuple[Area, bytes, float]]:
+    for area in areas:
+        for owner, deadline in client.zrange(area.key("leases"), 0, -1, withscores=True):
+            yield area, owner, deadline
+
+
+def _is_claim(tag: bytes) -> bool:
+    return not tag.startswith(b"began:")
+
+
+def _numbers(found: Iterable[tuple[bytes, bytes]]) -> dict[str, int]:
+    numbers: Counter[str] = Counter()
+    for name, number in found:
+        numbers[name.decode(errors="replace")] += int(number)
+    return dict(numbers)
 
 
 def literal(prefix: str) -> str:

@@ -1,14 +1,16 @@
-"""HOWL's kombu transport: kombu's Redis transport, but for three things.
+"""HOWL's kombu transport: kombu's Redis transport, but for four things.
 
-Publishing rings a doorbell, and can be told to push a task once. Purging a queue says how its tasks ended. And in a
-booted worker a channel's task queues are consumed through a ledger (howl.broker.ledger) instead of BRPOP. All else is
-kombu's own: queues, message format, fanout, priorities, remote control, and the consuming of everybody who is not a
-booted worker.
+Publishing rings a doorbell, and can be told to push a task once. Purging a queue says how its tasks ended. A worker
+whose credential reaches a few queues needs no more than those: what it binds it knows itself, where it may not write
+it down. And in a booted worker a channel's task queues are consumed through a ledger (howl.broker.ledger) instead of
+BRPOP. All else is kombu's own: queues, message format, fanout, priorities, remote control, and the consuming of
+everybody who is not a booted worker.
 """
 
 import logging
 import random
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,9 +21,11 @@ from kombu.connection import Connection
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
+from howl.broker.areas import DEFAULT_USER, may_push
 from howl.broker.bell import doorbell
 from howl.broker.purge import purge
 from howl.broker.scripts import PUSH
+from howl.errors import NotGranted
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ RINGING = 60_000
 Connection.resolve_aliases[NAME] = "redis"
 
 _once: ContextVar[bool] = ContextVar("howl_publish_once", default=False)
+_for: ContextVar[str | None] = ContextVar("howl_publish_for", default=None)
 
 
 @contextmanager
@@ -48,6 +53,20 @@ def publishing_once() -> Iterator[None]:
         yield
     finally:
         _once.reset(token)
+
+
+@contextmanager
+def publishing_for(user: str | None) -> Iterator[None]:
+    """Within it, this thread publishes only to queues that this Redis user could push to himself; None: to any.
+
+    For the server, which publishes what a worker wrote: its own rights must not be the worker's. Publishing elsewhere
+    raises NotGranted.
+    """
+    token = _for.set(user)
+    try:
+        yield
+    finally:
+        _for.reset(token)
 
 
 class Claims(Protocol):
@@ -82,6 +101,11 @@ class QoS(kombu_redis.QoS):
         """The ledger knows its own room; what this channel reads beside it is never held up."""
         return self.channel.claims is not None or super().can_consume()  # type: ignore[no-untyped-call]
 
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing that a booted worker takes is hidden for a time, to be found again: the keeper puts it back."""
+        if not self.channel.connection.patient:
+            super().restore_visible(*args, **kwargs)  # type: ignore[no-untyped-call]
+
     def _is_claim(self, tag: str) -> bool:
         # Not "whether it is held": a stale claim must not fall through to kombu's own bookkeeping.
         return self.channel.claims is not None and isinstance(tag, str) and tag.startswith(self.channel.claims.mark)
@@ -98,6 +122,8 @@ class Channel(kombu_redis.Channel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._claimed_queues: list[str] = []
+        #: By exchange, bindings that this channel made and could not write down: (routing key, pattern, queue).
+        self._unwritten: dict[str, set[tuple[str, str, str]]] = defaultdict(set)
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
@@ -139,7 +165,39 @@ class Channel(kombu_redis.Channel):
         if self.subclient.connection is not None:
             self.subclient.connection.disconnect()
 
+    # --- bindings: shared by all who publish, so no worker's credential may write them --------------------------------
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        if self._has_credential and self.typeof(exchange).type == "fanout":
+            self._fanout_queues[queue] = (exchange, routing_key.replace("#", "*"))
+            return  # nobody looks up who listens to a broadcast
+        binding = (routing_key or "", pattern or "", queue or "")
+        if self._has_credential and binding in self.get_table(exchange):
+            return
+        try:
+            super()._queue_bind(exchange, routing_key, pattern, queue)  # type: ignore[no-untyped-call]
+        except redis.exceptions.NoPermissionError:
+            self._unwritten[exchange].add(binding)
+
+    def get_table(self, exchange: str) -> list[tuple[str, ...]]:
+        written = super().get_table(exchange)  # type: ignore[no-untyped-call]
+        return [*written, *self._unwritten[exchange].difference(written)]
+
+    def _delete(self, queue: str, exchange: str, *args: Any, **kwargs: Any) -> None:
+        if self._has_credential and self.typeof(exchange).type == "fanout":
+            self.auto_delete_queues.discard(queue)  # and there is no list
+            return
+        super()._delete(queue, exchange, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    @property
+    def _has_credential(self) -> bool:
+        """Whether a user of its own is named, whose rights may be narrow."""
+        return (self.connection.client.userid or DEFAULT_USER) != DEFAULT_USER
+
+    # --- publishing -------------------------------------------------------------------------------------------------
+
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        self._check_rights(queue)
         task_id = (message.get("headers") or {}).get("id")
         if task_id and _once.get():
             self._put_once(queue, message, task_id)
@@ -151,6 +209,20 @@ class Channel(kombu_redis.Channel):
         if task_id and (batch := kwargs.get("_publish_batch")) is not None:
             batch.add("lpush", doorbell(queue), 1)
             batch.add("pexpire", doorbell(queue), RINGING)
+
+    def _put_fanout(self, exchange: str, *args: Any, **kwargs: Any) -> None:
+        if _for.get() is not None:
+            raise NotGranted(f"A worker's credential broadcasts nothing, and this is for {exchange}.")
+        super()._put_fanout(exchange, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _check_rights(self, queue: str) -> None:
+        user = _for.get()
+        if user is None:
+            return
+        with self.conn_or_acquire() as client:
+            asking = redis.Redis(connection_pool=client.connection_pool)
+            if not may_push(asking, user, f"{self.global_keyprefix}{queue}"):
+                raise NotGranted(f"Redis user {user} does not reach queue {queue}: grant it, or use one it reaches.")
 
     def _put_and_ring(self, queue: str, message: dict[str, Any]) -> None:
         """In one round trip: the message, and a token that wakes one idle worker."""

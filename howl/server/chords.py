@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from celery import Celery
+from celery import Celery, group
 from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from celery.result import result_from_tuple
@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError as DatabaseError
 from sqlalchemy.orm import Session
 
 from howl.backend import leaves
-from howl.broker.transport import publishing_once
+from howl.broker.transport import publishing_for, publishing_once
 from howl.config import Settings
 from howl.db import session
 from howl.models import Chord, Task
@@ -34,16 +34,17 @@ ANY_WAIT = text("SELECT EXISTS (SELECT FROM chords WHERE body_submitted_at IS NU
 REASON_LIMIT = 200
 
 
-def record(opened: Session, created: Iterable[ChordCreated]) -> None:
-    """Write chords down before any of their parts; a chord told twice is one."""
+def record(opened: Session, created: Iterable[tuple[ChordCreated, str | None]]) -> None:
+    """Write chords and the Redis users who told of them down before any of their parts; one told twice is one."""
     rows = [
         {
             "group_id": chord.group_id,
             "parts": chord.parts,
             "header": json.dumps(chord.header),
             "body": json.dumps(chord.body),
+            "redis_user": user,
         }
-        for chord in created
+        for chord, user in created
     ]
     if rows:
         opened.execute(insert(Chord).values(rows).on_conflict_do_nothing())
@@ -79,7 +80,8 @@ def _take(chord: Chord, opened: Session) -> bool:
 def _submit_or_drop(chord: Chord, opened: Session, app: Celery) -> None:
     """Its documents come from a worker, who may have written anything: what cannot be submitted is dropped."""
     try:
-        with opened.begin_nested():
+        # What a worker wrote is published with no more rights than its own.
+        with opened.begin_nested(), publishing_for(chord.redis_user):
             _submit_body(chord, opened, app)
     except Exception as error:
         if _passes(error):
@@ -116,7 +118,8 @@ def _texts(ids: Iterable[str]) -> Cast[Any]:
 
 
 def _submit_body(chord: Chord, opened: Session, app: Celery) -> None:
-    body = maybe_signature(json.loads(chord.body), app=app)
+    document = json.loads(chord.body)
+    body = maybe_signature(document, app=app)
     header = result_from_tuple(json.loads(chord.header), app=app)
     if body.id and opened.get(Task, body.id) is not None:
         return  # submitted by an earlier life of this server, which ended before it could say so
@@ -125,13 +128,13 @@ def _submit_body(chord: Chord, opened: Session, app: Celery) -> None:
     }
     failed = next((task for task in tasks.values() if task.status != "succeeded"), None)
     if failed is not None:
-        _fail(body, f"Dependency {failed.task_id} raised {failed.error_type}: {failed.error_message}", app)
+        _fail(document, f"Dependency {failed.task_id} raised {failed.error_type}: {failed.error_message}", app)
         return
     try:
         with publishing_once():
             body.apply_async((_values(header, tasks),))
     except (EncodeError, TypeError, ValueError) as error:
-        _fail(body, f"Callback error: {error!r}", app)
+        _fail(document, f"Callback error: {error!r}", app)
 
 
 def _values(header: Any, tasks: dict[str, Task]) -> Any:
@@ -140,9 +143,20 @@ def _values(header: Any, tasks: dict[str, Task]) -> Any:
     return tasks[header.id].result if members is None else [_values(member, tasks) for member in members]
 
 
-def _fail(body: Any, reason: str, app: Celery) -> None:
+def _fail(document: dict[str, Any], reason: str, app: Celery) -> None:
+    """Celery would run some error callbacks here and now; a worker wrote them, and this process knows the database."""
+    body = maybe_signature(_without_errbacks(document), app=app)
     logger.warning("Chord body %s fails: %s.", body.id, reason)
     try:
         raise ChordError(reason)  # noqa: TRY301  # Celery takes the traceback from the stack
     except ChordError as error:
         app.backend.chord_error_from_stack(body, exc=error)
+    errbacks = [maybe_signature(given, app=app) for given in document.get("options", {}).get("link_error") or []]
+    if errbacks:
+        group(errbacks, app=app).apply_async((body.id,), parent_id=body.id, root_id=body.id)
+
+
+def _without_errbacks(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {name: _without_errbacks(value) for name, value in document.items() if name != "link_error"}
+    return [_without_errbacks(value) for value in document] if isinstance(document, list) else document

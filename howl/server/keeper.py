@@ -12,6 +12,7 @@ from celery.exceptions import TaskRevokedError
 from sqlalchemy import func, or_, select, update
 
 from howl.backend import redis_client
+from howl.broker import scripts
 from howl.config import Settings
 from howl.db import session
 from howl.errors import WorkerGone
@@ -49,7 +50,7 @@ class Keeper:
             await asyncio.sleep(self._pause())
 
     def _duties(self) -> tuple[Callable[[], None], ...]:
-        told = (self.put_back, self.push_what_is_missing)
+        told = (self.load_scripts, self.put_back, self.push_what_is_missing)
         return (*told, self.fail_what_nobody_can_start, self.expire, self.submit_bodies)
 
     def _pause(self) -> float:
@@ -81,6 +82,10 @@ class Keeper:
         """End tasks whose time is over although no worker came to see it."""
         for task in self._queued(Task.expires_at < func.now() - timedelta(seconds=PATIENCE)):
             self._end(task, "REVOKED", TaskRevokedError("expired"))
+
+    def load_scripts(self) -> None:
+        """Workers may run them and not load them, and a restarted Redis has forgotten them."""
+        scripts.load_all(self.redis)
 
     def put_back(self) -> None:
         """Give the messages of dead owners, and those whose time is near, back to their queues."""

@@ -63,23 +63,25 @@ class Recorder:
                 try:
                     await asyncio.to_thread(self.record, [item])
                 except REFUSED as error:
-                    await self._set_aside(item, str(getattr(error, "orig", error)).splitlines()[0][:REASON_LIMIT])
+                    await self._set_aside(
+                        batch.stream, item, str(getattr(error, "orig", error)).splitlines()[0][:REASON_LIMIT]
+                    )
             return True
 
-    async def _set_aside(self, item: Received, reason: str) -> None:
+    async def _set_aside(self, stream: str, item: Received, reason: str) -> None:
         """Its task has ended all the same: whoever waits for it is told, and the keeper must not push it again."""
         if isinstance(item.entry, Outcome) and item.entry.is_final:
             try:
                 await asyncio.to_thread(self.record, [replace(item, entry=_without_its_values(item.entry, reason))])
             except REFUSED:
                 logger.error("The end of task %s cannot be recorded at all.", item.entry.task_id)  # noqa: TRY400
-        document = await self.outcomes.document(item.entry_id)
-        await self.outcomes.set_aside(item.entry_id, document, f"PostgreSQL refuses it: {reason}")
+        document = await self.outcomes.document(stream, item.entry_id)
+        await self.outcomes.set_aside(stream, item.entry_id, document, f"PostgreSQL refuses it: {reason}")
 
     def record(self, received: list[Received]) -> bool:
         """Write entries in one transaction; repeating it changes nothing. Whether any chord waits for its parts."""
         outcomes = [(item, item.entry) for item in received if isinstance(item.entry, Outcome)]
-        created = [item.entry for item in received if isinstance(item.entry, ChordCreated)]
+        created = [(item.entry, item.user) for item in received if isinstance(item.entry, ChordCreated)]
         with session(self.settings.database()) as opened:
             chords.record(opened, created)
             walk = any(item.may_be_deep for item in received)
@@ -193,7 +195,7 @@ def _event_row(item: Received, outcome: Outcome) -> dict[str, Any]:
         "kind": "ended" if outcome.state == "ENDED" else outcome.status or "progress",
         "at": item.at.isoformat(),
         "data": data,
-        "source": f"outcome:{item.entry_id}",
+        "source": f"outcome:{item.entry_id}" if item.user is None else f"outcome:{item.user}:{item.entry_id}",
     }
 
 

@@ -1,5 +1,6 @@
-"""The outcomes stream as the recorder reads it: in batches, each confirmed when it is recorded."""
+"""The outcomes streams as the recorder reads them, one a Redis user: in batches, each confirmed when it is recorded."""
 
+import asyncio
 import json
 import logging
 import time
@@ -12,8 +13,10 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
+from redis.utils import str_if_bytes
 
+from howl.broker.areas import DEFAULT_USER, Area, areas_of, user_of
 from howl.config import Settings
 from howl.errors import UnreadableOutcome
 from howl.outcomes import ENTRY_FIELD, Entry, Outcome, decode
@@ -26,6 +29,10 @@ GROUP, CONSUMER = "recorder", "recorder"
 BATCH, WAIT = 500, 2000
 #: Entries of the first batch, and bytes that a batch shall have, about: see `_next_count`.
 FIRST_BATCH, BATCH_BYTES = 8, 8 << 20
+#: Seconds between two looks for users who came since.
+NEWCOMERS = 2.0
+#: Seconds to rest when a worker has spoilt its stream.
+RECOVERY = 0.1
 #: Characters of a reason that is logged: it may quote what a worker wrote.
 REASON_LIMIT = 200
 #: Of what could not be read: entries kept, and bytes of each.
@@ -38,6 +45,8 @@ class Received:
 
     entry_id: str
     entry: Entry
+    #: The Redis user whose workers wrote it; None: somebody who may do everything.
+    user: str | None = None
     #: Whether it has as many lists and objects as may at most be within each other.
     may_be_deep: bool = False
 
@@ -50,8 +59,9 @@ class Received:
 
 @dataclass(frozen=True)
 class Batch:
-    """Entries in the stream's order, and the ids of all that were read, unreadable ones included."""
+    """Entries in their stream's order, and the ids of all that were read, unreadable ones included."""
 
+    stream: str
     received: list[Received]
     entry_ids: list[bytes]
 
@@ -63,79 +73,125 @@ class Batch:
 
 
 class OutcomeStream:
-    """A consumer group of one: what was read and not confirmed is read again."""
+    """A consumer group of one on each stream: what was read and not confirmed is read again."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.key = settings.key("outcomes")
         # Any: redis-py types an answer as everything any protocol version might give.
         self.redis: Any = Redis.from_url(
             settings.redis(), retry=Retry(NoBackoff(), 0), socket_timeout=30, socket_connect_timeout=5
         )
+        #: By stream: the entry after which to read, ">" when all that an earlier life left is read.
+        self._after: dict[str, str] = {}
+        self._users: dict[str, str | None] = {}
+        self._count = FIRST_BATCH
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """First what an earlier life read and did not confirm, then what comes."""
-        await self._make_group()
-        after, count = "0", FIRST_BATCH
+        """First what an earlier life read and did not confirm, then what comes; one stream's entries at a time."""
+        look_again = 0.0
         while True:
-            answer = await self.redis.xreadgroup(GROUP, CONSUMER, {self.key: after}, count=count, block=WAIT)
-            entries = answer[0][1] if answer else []
-            if not entries:
-                after, count = ">", FIRST_BATCH
+            if time.monotonic() >= look_again:
+                await self._find_streams()
+                look_again = time.monotonic() + NEWCOMERS
+            answer = await self._read_next()
+            for stream, entries in answer:
+                yield await self._read(stream, entries)
+            largest = max((_largest(entries) for _, entries in answer), default=0)
+            self._count = _next_count(largest, self._count) if answer else FIRST_BATCH
+
+    async def _find_streams(self) -> None:
+        """Those of users who came since; a stream that its user has spoilt is nobody's loss but his."""
+        for area in await self._areas():
+            stream = area.key("outcomes")
+            try:
+                is_new = await self._make_group(stream)
+            except ResponseError as error:
+                if area.user == DEFAULT_USER:
+                    raise
+                self._after.pop(stream, None)
+                logger.error("What workers of Redis user %s tell cannot be recorded: %s.", area.user, error)  # noqa: TRY400
                 continue
-            count = _next_count(entries, count)
+            self._users[stream] = None if area.user in (DEFAULT_USER, user_of(self.settings)) else area.user
+            if is_new or stream not in self._after:
+                self._after[stream] = "0"
+
+    async def _areas(self) -> list[Area]:
+        try:
+            users = [str_if_bytes(name) for name in await self.redis.acl_users()]
+        except NoPermissionError:  # a rented Redis: it has one user for everything
+            users = []
+        return areas_of(self.settings, users)
+
+    async def _read_next(self) -> list[tuple[str, list[tuple[bytes, dict[bytes, bytes]]]]]:
+        """Of each stream some entries, if it has any."""
+        wait = WAIT if all(after == ">" for after in self._after.values()) else None
+        try:
+            answer = await self.redis.xreadgroup(GROUP, CONSUMER, self._after, count=self._count, block=wait)
+        except ResponseError as error:
+            logger.warning("A stream of outcomes was gone or spoilt (%s): reading the others.", error)
+            await self._find_streams()
+            await asyncio.sleep(RECOVERY)
+            return []
+        found = {stream.decode(): entries for stream, entries in answer or []}
+        for stream, after in self._after.items():
             if after != ">":
-                after = entries[-1][0].decode()
-            yield await self._read(entries)
+                left = found.get(stream)
+                self._after[stream] = left[-1][0].decode() if left else ">"
+        return [(stream, entries) for stream, entries in found.items() if entries]
 
     async def confirm(self, batch: Batch) -> None:
         """Forget a recorded batch, and that its ended tasks are in flight, at one instant."""
         if not batch.entry_ids:
             return
         async with self.redis.pipeline(transaction=True) as together:
-            together.xack(self.key, GROUP, *batch.entry_ids)
-            together.xdel(self.key, *batch.entry_ids)
+            together.xack(batch.stream, GROUP, *batch.entry_ids)
+            together.xdel(batch.stream, *batch.entry_ids)
             if batch.ended:
                 together.hdel(self.settings.key("inflight"), *batch.ended)
             await together.execute()
 
-    async def set_aside(self, entry_id: bytes | str, document: bytes, reason: str) -> None:
-        """Take what cannot be read or recorded out of the stream, keep it for a person to look at, say so in a line."""
+    async def set_aside(self, stream: str, entry_id: bytes | str, document: bytes, reason: str) -> None:
+        """Take what cannot be read or recorded out of its stream, keep it for a person to look at, say so in a line."""
         name = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
         unreadable = self.settings.key("unreadable")
         async with self.redis.pipeline(transaction=True) as together:
             together.lpush(unreadable, document[:UNREADABLE_BYTES])
             together.ltrim(unreadable, 0, UNREADABLE_KEPT - 1)
-            together.xack(self.key, GROUP, entry_id)
-            together.xdel(self.key, entry_id)
+            together.xack(stream, GROUP, entry_id)
+            together.xdel(stream, entry_id)
             await together.execute()
         # Cut first: what a worker wrote may have megabytes.
         logger.error("Outcome %s set aside in %s: %s.", name, unreadable, " ".join(reason[:REASON_LIMIT].split()))
 
-    async def document(self, entry_id: str) -> bytes:
+    async def document(self, stream: str, entry_id: str) -> bytes:
         """An entry as it was written: what is nested too deeply to be recorded cannot be written again either."""
-        found = await self.redis.xrange(self.key, entry_id, entry_id)
+        found = await self.redis.xrange(stream, entry_id, entry_id)
         return next(iter(found[0][1].values()), b"") if found else b""
 
     async def close(self) -> None:
         await self.redis.aclose()
 
-    async def _make_group(self) -> None:
+    async def _make_group(self, stream: str) -> bool:
+        """Whether there was none before."""
         try:
-            await self.redis.xgroup_create(self.key, GROUP, id="0", mkstream=True)
+            await self.redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):  # it exists already
                 raise
+            return False
+        return True
 
-    async def _read(self, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> Batch:
+    async def _read(self, stream: str, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> Batch:
         received = []
         for entry_id, fields in entries:
             try:
                 entry = self._parse(fields or {})
-                received.append(Received(entry_id.decode(), entry, _may_be_deep(fields[ENTRY_FIELD])))
+                deep = _may_be_deep(fields[ENTRY_FIELD])
+                received.append(Received(entry_id.decode(), entry, self._users[stream], deep))
             except UnreadableOutcome as error:
-                await self.set_aside(entry_id, next(iter((fields or {}).values()), b""), error.message)
-        return Batch(received, [entry_id for entry_id, _ in entries])
+                document = next(iter((fields or {}).values()), b"")
+                await self.set_aside(stream, entry_id, document, error.message)
+        return Batch(stream, received, [entry_id for entry_id, _ in entries])
 
     def _parse(self, fields: dict[bytes, bytes]) -> Entry:
         if ENTRY_FIELD not in fields:
@@ -147,12 +203,15 @@ class OutcomeStream:
         return decode(_json(document))
 
 
-def _next_count(entries: list[tuple[bytes, dict[bytes, bytes]]], count: int) -> int:
-    """Twice as many while there is more to read, but no more than would fit if all were as large as the largest.
+def _largest(entries: list[tuple[bytes, dict[bytes, bytes]]]) -> int:
+    return max((sum(map(len, (fields or {}).values())) for _, fields in entries), default=0)
+
+
+def _next_count(largest: int, count: int) -> int:
+    """Twice as many, but no more than would fit if all were as large as the largest.
 
     Redis cannot be asked for so many bytes, and 500 outcomes of a megabyte are more than this process may take.
     """
-    largest = max(sum(map(len, (fields or {}).values())) for _, fields in entries)
     return max(1, min(2 * count, BATCH, BATCH_BYTES // max(largest, 1)))
 
 

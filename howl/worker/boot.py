@@ -1,11 +1,21 @@
-"""A worker's first step: is there a queue to work from?"""
+"""A worker's first step: is there a queue to work from, and may it?"""
 
+import logging
 from typing import Any
 
+import redis
 from celery import bootsteps
 
-from howl.backend import require_redis
-from howl.celery import settings_of
+from howl.backend import redis_client, require_redis
+from howl.broker.areas import DEFAULT_USER, user_of
+from howl.celery import settings_of, worker_id_of, worker_queue
+from howl.config import Settings
+from howl.errors import NotGranted
+
+logger = logging.getLogger(__name__)
+
+#: What a worker broadcasts in Celery's way, none of which a worker's credential may: HOWL's events go over NATS.
+BROADCASTS = ("without_heartbeat", "without_gossip", "without_mingle")
 
 
 class Preflight(bootsteps.Step):
@@ -13,4 +23,36 @@ class Preflight(bootsteps.Step):
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
-        require_redis(settings_of(parent.app))
+        settings = settings_of(parent.app)
+        require_redis(settings)
+        if user_of(settings) != DEFAULT_USER:
+            parent.task_events = False
+            parent.options |= dict.fromkeys(BROADCASTS, True)
+            _look_at_what_is_granted(parent, settings)
+
+
+def _look_at_what_is_granted(parent: Any, settings: Settings) -> None:
+    """Raises NotGranted for a queue that was asked for; tasks assigned to this worker by name are an extra."""
+    own = worker_queue(worker_id_of(parent.hostname)).name
+    refused = _refused(settings, sorted({*parent.app.amqp.queues.consume_from, own}))
+    if own in refused:
+        logger.warning("Redis user %s does not reach %s: no task can be assigned to this worker by its name.",
+                       user_of(settings), own)  # fmt: skip
+        parent.howl_unassignable = True
+        refused.remove(own)
+    if refused:
+        raise NotGranted(
+            f"Redis user {user_of(settings)} does not reach {', '.join(refused)}: name other queues with --queues, "
+            "or have these granted."
+        )
+
+
+def _refused(settings: Settings, names: list[str]) -> list[str]:
+    refused = []
+    with redis_client(settings, timeout=5) as client:
+        for name in names:
+            try:
+                client.llen(settings.key(name))
+            except redis.exceptions.NoPermissionError:
+                refused.append(name)
+    return refused

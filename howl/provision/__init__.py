@@ -1,0 +1,1 @@
+"""Secrets, certificates, rights and configuration of a real server: what `howl init` makes."""

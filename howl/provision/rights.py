@@ -1,0 +1,115 @@
+"""What a credential may do at Redis and at NATS: rules for an ACL file, subjects for a nats.conf.
+
+Redis 7 or Valkey is needed: older ones cannot tell reading a key from writing it. All is in database 0.
+"""
+
+import re
+from dataclasses import dataclass
+
+from howl.broker.areas import DEFAULT_USER, Area
+from howl.broker.queues import ITS_OWN, NO_QUEUES, PRIORITY_MARK
+from howl.errors import SettingsError
+
+#: A name of nothing else than itself in an ACL file, where spaces separate and these characters match others.
+LITERAL = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]*")
+USER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+#: What every list of rules begins with, so that it says all.
+NOTHING = ("resetkeys", "resetchannels", "clearselectors", "-@all")
+#: What turn.lua says, since scripts run with their caller's rights, and what kombu and redis-py say beside it. No EVAL
+#: and no SCRIPT LOAD: the only scripts are the server's. No DEL, no PUBLISH, and nothing that names keys or clients.
+WORKER_COMMANDS = (
+    "hello", "ping", "client|setname", "time", "multi", "exec", "evalsha",
+    "llen", "lindex", "lpush", "rpush", "rpop", "brpop", "ltrim", "pexpire",
+    "hget", "hset", "hdel", "hexists", "hincrby", "hkeys", "zadd", "xadd", "xlen", "xrange", "smembers",
+    "psubscribe", "punsubscribe", "subscribe", "unsubscribe",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A worker credential: the Redis and NATS user's name, and the queues it may take from and push to (None: all)."""
+
+    name: str
+    queues: tuple[str, ...] | None = None
+
+
+def worker_rules(prefix: str, grant: Grant) -> list[str]:
+    """Redis's ACL rules, without `on` and the password; raises SettingsError for names that no rule can hold.
+
+    A worker can be assigned tasks by its own name if that is the grant's, or begins with it and a hyphen.
+    """
+    _require_user(grant.name)
+    _require_literal("The key prefix", prefix)
+    queues = _every_queue(prefix) if grant.queues is None else _queues(prefix, grant)
+    return [
+        *NOTHING, *queues, *_own(Area(prefix, grant.name)),
+        # Whose tasks shall not run, and who is bound to which exchange.
+        f"%R~{prefix}revoked", f"%R~{prefix}_kombu.binding.*",
+        # Answers to remote control, which a worker hears and cannot give.
+        f"%W~{prefix}*.celery.pidbox", f"&{prefix}/0.celery.pidbox",
+        *(f"+{command}" for command in WORKER_COMMANDS),
+    ]  # fmt: skip
+
+
+def server_rules(prefix: str) -> list[str]:
+    """The same for `howl server`, Flower and people's commands: all below the prefix, and nothing that runs Redis."""
+    _require_literal("The key prefix", prefix)
+    # What subscribes by pattern must be granted the pattern to the letter.
+    channels = (f"{prefix}*", *(f"{prefix}/0.{name}" for name in ("celery.pidbox", "celeryev/*", "celeryev/worker.*")))
+    may = ["+@all", "-@admin", "-@dangerous", "-select", "+info"]
+    # It asks what its workers may, before it moves anything for them.
+    may += ["+acl|whoami", "+acl|users", "+acl|dryrun"]
+    return [*NOTHING, f"~{prefix}*", *(f"&{name}" for name in channels), *may]
+
+
+def worker_subjects(subject_prefix: str) -> dict[str, list[str]]:
+    """NATS's permissions: `publish` and `subscribe`. Neither list is ever empty, which NATS would take for "all"."""
+    return {"publish": [f"{subject_prefix}.events.*.*"], "subscribe": [f"{subject_prefix}.inbox.>"]}
+
+
+def server_subjects(subject_prefix: str) -> dict[str, list[str]]:
+    """The same for `howl server`: its subjects, and JetStream."""
+    subjects = [f"{subject_prefix}.>", "$JS.>", "$O.>", "_INBOX.>"]
+    return {"publish": subjects, "subscribe": list(subjects)}
+
+
+def _own(area: Area) -> list[str]:
+    """What the credential's workers hold; what they leave for the server they may not read again."""
+    held = [f"~{area.key(name)}" for name in ("claims:*", "turns:*", "deaths")]
+    left = [f"%W~{area.key(name)}" for name in ("leases", "outcomes", "parked", "dead", "unreadable")]
+    return [*held, *left]
+
+
+def _every_queue(prefix: str) -> list[str]:
+    # Areas and kombu's tables begin with an underscore, and no queue that may be granted does.
+    return [f"~{prefix}[^_]*"]
+
+
+def _queues(prefix: str, grant: Grant) -> list[str]:
+    for name in grant.queues or ():
+        _require_queue(name)
+    named = [*(grant.queues or ()), f"worker.{grant.name}"]
+    lists = [f"~{prefix}{name}{suffix}" for name in named for suffix in ("", f"{PRIORITY_MARK}*")]
+    bells = [f"~{prefix}doorbell:{name}" for name in named]
+    return [*lists, *bells, f"~{prefix}worker.{grant.name}-*", f"~{prefix}doorbell:worker.{grant.name}-*"]
+
+
+def _require_queue(name: str) -> None:
+    _require_literal("The queue", name)
+    if not name or name in ITS_OWN or name.startswith((*NO_QUEUES, "_")) or name.endswith(".pidbox"):
+        raise SettingsError(
+            f"{name!r} cannot be granted: it is no queue's name, but one of HOWL's or kombu's own keys."
+        )
+
+
+def _require_literal(what: str, name: str) -> None:
+    if not LITERAL.fullmatch(name):
+        raise SettingsError(
+            f"{what} {name!r} must have no spaces and none of * ? [ ] \\, which Redis takes for others."
+        )
+
+
+def _require_user(name: str) -> None:
+    if not USER.fullmatch(name) or name == DEFAULT_USER:
+        raise SettingsError(f"A credential cannot be named {name!r}: take letters, digits, _ and -, and not `default`.")
