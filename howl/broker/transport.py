@@ -38,6 +38,10 @@ RINGING = 60_000
 Connection.resolve_aliases[NAME] = "redis"
 
 _once: ContextVar[bool] = ContextVar("howl_publish_once", default=False)
+#: By key, bindings that this process made and may not write down: (routing key, pattern, queue). Of the process, because
+#: kombu declares a queue once, and not again on each channel or in a pool's child.
+_unwritten: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
+
 _for: ContextVar[str | None] = ContextVar("howl_publish_for", default=None)
 
 
@@ -101,11 +105,6 @@ class QoS(kombu_redis.QoS):
         """The ledger knows its own room; what this channel reads beside it is never held up."""
         return self.channel.claims is not None or super().can_consume()  # type: ignore[no-untyped-call]
 
-    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing that a booted worker takes is hidden for a time, to be found again: the keeper puts it back."""
-        if not self.channel.connection.patient:
-            super().restore_visible(*args, **kwargs)  # type: ignore[no-untyped-call]
-
     def _is_claim(self, tag: str) -> bool:
         # Not "whether it is held": a stale claim must not fall through to kombu's own bookkeeping.
         return self.channel.claims is not None and isinstance(tag, str) and tag.startswith(self.channel.claims.mark)
@@ -122,8 +121,6 @@ class Channel(kombu_redis.Channel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._claimed_queues: list[str] = []
-        #: By exchange, bindings that this channel made and could not write down: (routing key, pattern, queue).
-        self._unwritten: dict[str, set[tuple[str, str, str]]] = defaultdict(set)
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
@@ -177,17 +174,24 @@ class Channel(kombu_redis.Channel):
         try:
             super()._queue_bind(exchange, routing_key, pattern, queue)  # type: ignore[no-untyped-call]
         except redis.exceptions.NoPermissionError:
-            self._unwritten[exchange].add(binding)
+            _unwritten[self._table(exchange)].add(binding)
 
     def get_table(self, exchange: str) -> list[tuple[str, ...]]:
         written = super().get_table(exchange)  # type: ignore[no-untyped-call]
-        return [*written, *self._unwritten[exchange].difference(written)]
+        return [*written, *_unwritten[self._table(exchange)].difference(written)]
 
     def _delete(self, queue: str, exchange: str, *args: Any, **kwargs: Any) -> None:
         if self._has_credential and self.typeof(exchange).type == "fanout":
             self.auto_delete_queues.discard(queue)  # and there is no list
             return
         super()._delete(queue, exchange, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        if not self._has_credential or not self.active_fanout_queues.issuperset(self._active_queues):
+            super().maybe_refresh_binding_expiry()  # type: ignore[no-untyped-call]
+
+    def _table(self, exchange: str) -> str:
+        return f"{self.global_keyprefix}{exchange}"
 
     @property
     def _has_credential(self) -> bool:
@@ -249,6 +253,10 @@ class Channel(kombu_redis.Channel):
 
 class Poller(kombu_redis.MultiChannelPoller):
     """Listening for remote control begins again by itself when its connection was cut."""
+
+    def on_poll_init(self, poller: Any) -> None:
+        """Only a worker has an event loop, and what it takes is never hidden for a time, to be looked for now."""
+        self.poller = poller
 
     def _register_LISTEN(self, channel: Channel) -> None:  # noqa: N802  # kombu's name
         if not channel.connection.patient:

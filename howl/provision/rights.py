@@ -47,7 +47,7 @@ def worker_rules(prefix: str, grant: Grant) -> list[str]:
         # Whose tasks shall not run, and who is bound to which exchange.
         f"%R~{prefix}revoked", f"%R~{prefix}_kombu.binding.*",
         # Answers to remote control, which a worker hears and cannot give.
-        f"%W~{prefix}*.celery.pidbox", f"&{prefix}/0.celery.pidbox",
+        f"%W~{prefix}*.celery.pidbox", f"%W~{prefix}*.celery.pidbox{PRIORITY_MARK}*", f"&{prefix}/0.celery.pidbox",
         *(f"+{command}" for command in WORKER_COMMANDS),
     ]  # fmt: skip
 

@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from howl import db
 from howl.celery import create_app
-from howl.config import load_settings
+from howl.config import Settings, load_settings
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
 from howl.models import Task, TaskEvent
@@ -32,19 +32,25 @@ class Crew:
     def __init__(self, stack: Stack, name: str, pool: str, folder: Path) -> None:
         self.stack, self.name, self.pool, self.folder = stack, name, pool, folder
         self._execute("CREATE DATABASE {} TEMPLATE howl_template")
-        self.settings = load_settings(
-            redis_url=stack.urls.redis_url,
-            nats_url=stack.urls.nats_url,
-            database_url=f"{stack.urls.database_url.rpartition('/')[0]}/{name}",
-            key_prefix=f"{name}:",
-            subject_prefix=name,
-            home=stack.home,
-            task_modules=(TASKS,),
+        self.processes: list[Process] = []
+        self.adopt(
+            load_settings(
+                redis_url=stack.urls.redis_url,
+                nats_url=stack.urls.nats_url,
+                database_url=f"{stack.urls.database_url.rpartition('/')[0]}/{name}",
+                key_prefix=f"{name}:",
+                subject_prefix=name,
+                home=stack.home,
+                task_modules=(TASKS,),
+            )
         )
+
+    def adopt(self, settings: Settings) -> None:
+        """Make its clients, with these settings."""
+        self.settings = settings
         self.redis: Any = redis.Redis.from_url(self.settings.redis())
         self.app: Celery = create_app(self.settings)
         self.app.loader.import_default_modules()
-        self.processes: list[Process] = []
 
     def start(self) -> None:
         names = ("redis_url", "nats_url", "database_url", "key_prefix", "subject_prefix", "home")

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from celery import Task, shared_task, states
+from celery import Task, chord, shared_task, states
 from celery.exceptions import ChordError, Ignore, Reject, SoftTimeLimitExceeded
 
 
@@ -38,6 +38,18 @@ def echo(value: Any = None) -> Any:
 def total(values: list[int]) -> int:
     """Add a list of numbers."""
     return sum(values)
+
+
+@shared_task(name="endings.make_chord")
+def make_chord(parts: int) -> str:
+    """Publish a chord, and tell its body's id."""
+    return str(chord([echo.s(number) for number in range(parts)], total.s()).apply_async().id)
+
+
+@shared_task(name="endings.on_error")
+def on_error(path: str, *_: Any) -> None:
+    """Say which process looks after somebody else's error; it takes what Celery gives to those it runs on the spot."""
+    Path(path).write_text(str(os.getpid()))
 
 
 @shared_task(name="endings.fail")
