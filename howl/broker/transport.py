@@ -38,8 +38,8 @@ RINGING = 60_000
 Connection.resolve_aliases[NAME] = "redis"
 
 _once: ContextVar[bool] = ContextVar("howl_publish_once", default=False)
-#: By key, bindings that this process made and may not write down: (routing key, pattern, queue). Of the process, because
-#: kombu declares a queue once, and not again on each channel or in a pool's child.
+#: By exchange, bindings that this process made and may not write down: (routing key, pattern, queue). Of the process,
+#: because kombu declares a queue once, and not again on each channel or in a pool's child.
 _unwritten: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
 
 _for: ContextVar[str | None] = ContextVar("howl_publish_for", default=None)

@@ -88,6 +88,7 @@ class OutcomeStream:
 
     async def batches(self) -> AsyncIterator[Batch]:
         """First what an earlier life read and did not confirm, then what comes; one stream's entries at a time."""
+        self._after.clear()
         look_again = 0.0
         while True:
             if time.monotonic() >= look_again:
@@ -103,17 +104,17 @@ class OutcomeStream:
         """Those of users who came since; a stream that its user has spoilt is nobody's loss but his."""
         for area in await self._areas():
             stream = area.key("outcomes")
+            if stream in self._after or (area.user != DEFAULT_USER and not await self.redis.exists(stream)):
+                continue
             try:
-                is_new = await self._make_group(stream)
+                await self._make_group(stream)
             except ResponseError as error:
                 if area.user == DEFAULT_USER:
                     raise
-                self._after.pop(stream, None)
-                logger.error("What workers of Redis user %s tell cannot be recorded: %s.", area.user, error)  # noqa: TRY400
+                logger.warning("What workers of Redis user %s tell cannot be recorded: %s.", area.user, error)
                 continue
             self._users[stream] = None if area.user in (DEFAULT_USER, user_of(self.settings)) else area.user
-            if is_new or stream not in self._after:
-                self._after[stream] = "0"
+            self._after[stream] = "0"
 
     async def _areas(self) -> list[Area]:
         try:
@@ -129,6 +130,7 @@ class OutcomeStream:
             answer = await self.redis.xreadgroup(GROUP, CONSUMER, self._after, count=self._count, block=wait)
         except ResponseError as error:
             logger.warning("A stream of outcomes was gone or spoilt (%s): reading the others.", error)
+            self._after.clear()
             await self._find_streams()
             await asyncio.sleep(RECOVERY)
             return []
@@ -148,7 +150,7 @@ class OutcomeStream:
             together.xdel(batch.stream, *batch.entry_ids)
             if batch.ended:
                 together.hdel(self.settings.key("inflight"), *batch.ended)
-            await together.execute()
+            await self._execute(together, batch.stream)
 
     async def set_aside(self, stream: str, entry_id: bytes | str, document: bytes, reason: str) -> None:
         """Take what cannot be read or recorded out of its stream, keep it for a person to look at, say so in a line."""
@@ -159,7 +161,7 @@ class OutcomeStream:
             together.ltrim(unreadable, 0, UNREADABLE_KEPT - 1)
             together.xack(stream, GROUP, entry_id)
             together.xdel(stream, entry_id)
-            await together.execute()
+            await self._execute(together, stream)
         # Cut first: what a worker wrote may have megabytes.
         logger.error("Outcome %s set aside in %s: %s.", name, unreadable, " ".join(reason[:REASON_LIMIT].split()))
 
@@ -168,18 +170,24 @@ class OutcomeStream:
         found = await self.redis.xrange(stream, entry_id, entry_id)
         return next(iter(found[0][1].values()), b"") if found else b""
 
+    async def _execute(self, together: Any, stream: str) -> None:
+        """A stream that its user has spoilt meanwhile is no reason to stop reading the others."""
+        try:
+            await together.execute()
+        except ResponseError as error:
+            if self._users.get(stream) is None:
+                raise
+            logger.warning("Stream %s was spoilt while it was read: %s.", stream, error)
+
     async def close(self) -> None:
         await self.redis.aclose()
 
-    async def _make_group(self, stream: str) -> bool:
-        """Whether there was none before."""
+    async def _make_group(self, stream: str) -> None:
         try:
             await self.redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):  # it exists already
                 raise
-            return False
-        return True
 
     async def _read(self, stream: str, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> Batch:
         received = []
