@@ -20,7 +20,7 @@ NOTHING = ("resetkeys", "resetchannels", "clearselectors", "-@all")
 #: and no SCRIPT LOAD: the only scripts are the server's. No DEL, no PUBLISH, and nothing that names keys or clients.
 WORKER_COMMANDS = (
     "hello", "ping", "client|setname", "time", "multi", "exec", "evalsha",
-    "llen", "lindex", "lpush", "rpush", "rpop", "brpop", "ltrim", "pexpire",
+    "get", "set", "memory|usage", "llen", "lindex", "lpush", "rpush", "rpop", "brpop", "ltrim", "pexpire",
     "hget", "hset", "hdel", "hexists", "hincrby", "hkeys", "zadd", "xadd", "xlen", "xrange", "smembers",
     "psubscribe", "punsubscribe", "subscribe", "unsubscribe",
 )  # fmt: skip
@@ -76,7 +76,7 @@ def server_subjects(subject_prefix: str) -> dict[str, list[str]]:
 
 def _own(area: Area) -> list[str]:
     """What the credential's workers hold; what they leave for the server they may not read again."""
-    held = [f"~{area.key(name)}" for name in ("claims:*", "turns:*", "deaths")]
+    held = [f"~{area.key(name)}" for name in ("claims:*", "turns:*", "deaths", "outcomes:bytes")]
     left = [f"%W~{area.key(name)}" for name in ("leases", "outcomes", "parked", "dead", "unreadable")]
     return [*held, *left]
 

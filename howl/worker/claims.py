@@ -87,6 +87,7 @@ class Holder:
         #: Every claim's tag begins with this.
         self.mark = f"{self.owner}:"
         self.pool = consumer.pool
+        self.semaphore = consumer.controller.semaphore
         self.ledger = Ledger(
             settings_of(app),
             self.owner,
@@ -170,7 +171,7 @@ class Holder:
 
     def _withdraw(self) -> None:
         """What waits in Celery's hands behind a long task is put back, for a worker that idles."""
-        withdrawn = {withdraw(self.pool, request) for request in list(state.reserved_requests)}
+        withdrawn = {withdraw(self.pool, self.semaphore, request) for request in list(state.reserved_requests)}
         for tag in reversed([tag for tag in self._runs if tag in withdrawn]):
             self._forget(tag)
             self.ledger.put_back(tag)

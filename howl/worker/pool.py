@@ -23,16 +23,34 @@ def most_in_hand(pool: Any) -> int:
     return AHEAD if _processes(pool) is not None else 1
 
 
-def withdraw(pool: Any, request: Any) -> str | None:
+def withdraw(pool: Any, semaphore: Any, request: Any) -> str | None:
     """Take a request back that no child has been sent yet; its claim's tag, or None if it is too late."""
+    if _leaves_the_pool(pool, request):
+        if semaphore is not None:
+            semaphore.release()  # as its end would have
+    elif not _leaves_the_queue(semaphore, request):
+        return None
+    state.task_ready(request)
+    return str(request.claim_tag)
+
+
+def _leaves_the_pool(pool: Any, request: Any) -> bool:
     job = request._apply_result() if request._apply_result is not None else None  # noqa: SLF001  # a weak reference
     waiting: Any = getattr(_processes(pool), "outbound_buffer", ())
     if job is None or job not in waiting:
-        return None
+        return False
     waiting.remove(job)
     job.discard()
-    state.task_ready(request)
-    return str(request.claim_tag)
+    return True
+
+
+def _leaves_the_queue(semaphore: Any, request: Any) -> bool:
+    """Celery gives a prefork pool as many jobs as it has children; the others wait for this semaphore."""
+    queue: Any = getattr(semaphore, "_waiting", ())
+    entry = next((waiting for waiting in queue if waiting[1] == (request,)), None)
+    if entry is not None:
+        queue.remove(entry)
+    return entry is not None
 
 
 def write_whole_jobs(pool: Any) -> None:

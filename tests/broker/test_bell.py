@@ -7,6 +7,7 @@ import pytest
 
 from howl.backend import redis_client
 from howl.broker.ledger import Ledger
+from howl.broker.room import Room
 from howl.config import Settings
 from tests.support import eventually
 
@@ -25,7 +26,7 @@ def ledger(settings: Settings) -> Iterator[Callable[..., Ledger]]:
     running: list[Ledger] = []
 
     def _ledger(owner: str, slots: list[None]) -> Ledger:
-        running.append(Ledger(settings, owner, lambda: len(slots), lambda _: None, lambda _: None))
+        running.append(Ledger(settings, owner, Room(lambda: len(slots)), lambda _: None, lambda _: None))
         running[-1].start()
         running[-1].listen(QUEUE)
         return running[-1]

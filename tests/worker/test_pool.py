@@ -53,7 +53,7 @@ class Request:
 ended = []
 requests = [Request("first"), Request("second")]
 turn_until(lambda: requests[0].job._accepted)
-print(*[withdraw(pool, request) for request in requests], slots(pool))
+print(*[withdraw(pool, None, request) for request in requests], slots(pool))
 pool.apply_async(len, ("third",), callback=lambda _: ended.append("third"))
 turn_until(lambda: "third" in ended)
 print(*ended)
