@@ -2,11 +2,13 @@
 
 import importlib
 import os
+import ssl
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 from celery import states
@@ -23,6 +25,7 @@ from howl.celery import ANSWER_TIMEOUT, CONNECT_TIMEOUT, settings_of, worker_id_
 from howl.config import Settings
 from howl.errors import OutcomeTooLarge, QueueUnavailable
 from howl.outcomes import ENTRY_FIELD, ChordCreated, Entry, Outcome, encode
+from howl.tls import reason, redis_options
 
 #: Seconds between two looks at a result that is awaited: quick at first, then easy on PostgreSQL.
 FIRST_LOOK, LAST_LOOK = 0.02, 0.5
@@ -37,6 +40,7 @@ def redis_client(settings: Settings, timeout: float = ANSWER_TIMEOUT) -> redis.R
         retry=Retry(NoBackoff(), 0),
         socket_timeout=timeout,
         socket_connect_timeout=min(timeout, CONNECT_TIMEOUT),
+        **redis_options(settings),
     )
 
 
@@ -46,9 +50,15 @@ def require_redis(settings: Settings) -> None:
         try:
             client.ping()
         except redis.RedisError as error:
-            raise QueueUnavailable(
-                f"Redis cannot be used: {error}. Check HOWL_REDIS_URL and that the server is up."
-            ) from None
+            raise QueueUnavailable(f"Redis cannot be used: {_advice(error, settings)}.") from None
+
+
+def _advice(error: redis.RedisError, settings: Settings) -> str:
+    where = urlsplit(settings.redis())
+    asked = f"{where.hostname}:{where.port or 6379}"
+    if isinstance(error, redis.AuthenticationError) or isinstance(error.__context__, ssl.SSLError):
+        return f"at {asked} {reason(error)}"
+    return f"{reason(error)}. Check HOWL_REDIS_URL ({asked}) and that the server is up"
 
 
 class HowlBackend(BaseBackend, SyncBackendMixin):

@@ -9,6 +9,7 @@ from celery.signals import celeryd_after_setup
 from kombu.entity import Exchange, Queue
 
 from howl.config import Settings, load_settings
+from howl.tls import redis_options
 from workers import TASK_MODULES
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
     """Celery's configuration; raises NotConfigured where no Redis is known."""
     return {
         "broker_url": settings.redis(),
+        "broker_use_ssl": redis_options(settings),
         "broker_transport": "howl.broker.transport:Transport",
         "broker_transport_options": {
             "global_keyprefix": settings.key_prefix,
@@ -60,6 +62,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "result_backend_always_retry": True,
         "result_backend_max_retries": 40,
         "imports": (*TASK_MODULES, *settings.task_modules),
+        "task_queues": [Queue(name, Exchange(name), routing_key=name) for name in settings.queues] or None,
         "accept_content": ["json"],
         "task_serializer": "json",
         "result_serializer": "json",

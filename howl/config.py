@@ -3,19 +3,23 @@
 import fcntl
 import json
 import os
+import ssl
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from howl.errors import NotConfigured, SettingsError
+from howl.join import Join, decode
 
 #: Names of which any one, when set, means "this person has chosen a server": no falling back to `howl up`.
-LOCATION_FIELDS = ("redis_url", "nats_url", "database_url", "manager_host", "redis_host", "nats_host", "postgres_host")
+LOCATION_FIELDS = (
+    "redis_url", "nats_url", "database_url", "manager_host", "redis_host", "nats_host", "postgres_host", "join"
+)  # fmt: skip
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
@@ -39,9 +43,17 @@ def _of(*schemes: str) -> Callable[[str | None], str | None]:
             complete = False
         if not complete:
             raise ValueError(f"not an address of the form {schemes[0]}://user:password@host:port")
+        if any(name.startswith("ssl_") for name in parse_qs(parts.query)):
+            raise ValueError("certificates are always checked: leave ssl_… out of it, and name a CA in HOWL_CA_FILE")
         return url
 
     return check
+
+
+def _join_string(text: str | None) -> str | None:
+    if text:
+        decode(text)
+    return text
 
 
 def _plain(name: str) -> Any:
@@ -65,6 +77,13 @@ class Settings(BaseSettings):
     nats_url: Annotated[str | None, AfterValidator(_of("nats", "tls"))] = Field(None, repr=False)
     database_url: Annotated[str | None, AfterValidator(_of("postgresql"))] = Field(None, repr=False)
 
+    #: Addresses, CA and credential in one string, as `howl init join` prints it; every setting below and above wins.
+    join: Annotated[str | None, AfterValidator(_join_string)] = Field(None, repr=False)
+    #: PEM file of the authority that signed the servers' certificate; without one, those the system trusts count.
+    ca_file: Path | None = None
+    #: Whether hosts and ports below are spoken to with TLS; by default with HOWL_CA_FILE or HOWL_JOIN.
+    tls: bool | None = None
+
     manager_host: str | None = Field(None, validation_alias=_plain("MANAGER_HOST"))
     redis_host: str | None = Field(None, validation_alias=_plain("REDIS_HOST"))
     redis_port: int = Field(6379, validation_alias=_plain("REDIS_PORT"))
@@ -86,6 +105,8 @@ class Settings(BaseSettings):
     key_prefix: str = "howl:"
     #: Every NATS subject begins with this, and a dot.
     subject_prefix: str = Field("howl", pattern=r"^[A-Za-z0-9_-]+$")
+    #: Queues a worker takes tasks from when its command line names none.
+    queues: CommaSeparated = ()
     #: Modules with tasks, beside those in workers/.
     task_modules: CommaSeparated = ()
 
@@ -118,8 +139,14 @@ class Settings(BaseSettings):
     #: Refuse any server that is not on this machine: set for demo and tests.
     loopback_only: bool = False
 
+    #: The authority's certificate, PEM.
+    _ca: str | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        self._learn_from_join()
+        if self.ca_file is not None:
+            self._ca = _authority(self.ca_file)
         found = self._urls_from_parts() or self._urls_of_running_stack()
         for field, url in found.items():
             # The model is frozen for its users; completing it is part of making it.
@@ -127,6 +154,21 @@ class Settings(BaseSettings):
         if self.loopback_only:
             self._refuse_other_hosts()
         return self
+
+    @property
+    def ca(self) -> str | None:
+        """The certificate (PEM) of the authority that Redis's and NATS's are checked against; None: the system's."""
+        return self._ca
+
+    def _learn_from_join(self) -> None:
+        """What nobody said otherwise."""
+        if self.join is None:
+            return
+        join = decode(self.join)
+        self._ca = join.ca or None
+        for field, value in _told_by(join, host=self.manager_host or join.host).items():
+            if field not in self.model_fields_set:
+                self.__dict__[field] = value
 
     def _urls_from_parts(self) -> dict[str, str]:
         """Explicit URLs first, then hosts, ports and passwords; empty when no place was named at all."""
@@ -140,12 +182,16 @@ class Settings(BaseSettings):
         return {field: url for field, url in urls.items() if url}
 
     def _redis_from_host(self) -> str | None:
-        host = self.redis_host or self.manager_host
-        return host and f"redis://{_login(self.redis_user or '', self.redis_password)}{_host(host)}:{self.redis_port}/0"
+        host, scheme = self.redis_host or self.manager_host, "rediss" if self._speaks_tls() else "redis"
+        login = _login(self.redis_user or "", self.redis_password)
+        return host and f"{scheme}://{login}{_host(host)}:{self.redis_port}/0"
 
     def _nats_from_host(self) -> str | None:
-        host = self.nats_host or self.manager_host
-        return host and f"nats://{_login(self.nats_user, self.nats_password)}{_host(host)}:{self.nats_port}"
+        host, scheme = self.nats_host or self.manager_host, "tls" if self._speaks_tls() else "nats"
+        return host and f"{scheme}://{_login(self.nats_user, self.nats_password)}{_host(host)}:{self.nats_port}"
+
+    def _speaks_tls(self) -> bool:
+        return self.tls if self.tls is not None else self._ca is not None or self.join is not None
 
     def _database_from_host(self) -> str | None:
         # A burst worker is told MANAGER_HOST and never PostgreSQL's password: for it there is no database.
@@ -167,11 +213,11 @@ class Settings(BaseSettings):
 
     def redis(self) -> str:
         """Redis's URL; raises NotConfigured."""
-        return self.redis_url or self._missing("Redis", "HOWL_REDIS_URL (or MANAGER_HOST, REDIS_HOST)")
+        return self.redis_url or self._missing("Redis", "HOWL_REDIS_URL (or HOWL_JOIN, MANAGER_HOST)")
 
     def nats(self) -> str:
         """NATS's URL; raises NotConfigured."""
-        return self.nats_url or self._missing("NATS", "HOWL_NATS_URL (or MANAGER_HOST, NATS_HOST)")
+        return self.nats_url or self._missing("NATS", "HOWL_NATS_URL (or HOWL_JOIN, MANAGER_HOST)")
 
     def database(self) -> str:
         """PostgreSQL's URL; raises NotConfigured."""
@@ -221,6 +267,26 @@ def _read_running(path: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}  # `howl up` is starting and has not written it yet
     return {field: stated[field] for field in ("redis_url", "nats_url", "database_url") if field in stated}
+
+
+def _told_by(join: Join, host: str) -> dict[str, Any]:
+    """Settings by field name."""
+    told = {"host": host, "user": join.user, "password": join.password}
+    redis, nats = ({f"{server}_{name}": value for name, value in told.items()} for server in ("redis", "nats"))
+    ports = {"redis_port": join.redis_port, "nats_port": join.nats_port}
+    prefixes = {"key_prefix": join.key_prefix, "subject_prefix": join.subject_prefix}
+    return redis | nats | ports | prefixes | {"queues": join.queues}
+
+
+def _authority(path: Path) -> str:
+    """The file's text; raises ValueError unless it holds certificates."""
+    try:
+        text = path.read_text()
+        ssl.create_default_context(cadata=text)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        why = error.strerror if isinstance(error, FileNotFoundError | PermissionError) else "no certificate in PEM form"
+        raise ValueError(f"HOWL_CA_FILE: {path} cannot be used ({why}): give the server's ca.crt") from None
+    return text
 
 
 def _login(user: str, password: str | None) -> str:

@@ -26,6 +26,7 @@ from howl.celery import settings_of, worker_queue
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
 from howl.models import Task, Worker
 from howl.outcomes import FINAL_RANK, NAME_LIMIT, UNSTORABLE, failure
+from howl.tls import reason
 
 #: Most bytes of a task's arguments, as JSON.
 ARGUMENTS_LIMIT = 1 << 20
@@ -104,7 +105,7 @@ def push(task: Task, app: Celery) -> None:
             )  # fmt: skip
     except (OperationalError, RedisError) as error:
         raise QueueUnavailable(
-            f"Task {task.task_id} is recorded, but Redis cannot take it now ({_first_line(error)}): "
+            f"Task {task.task_id} is recorded, but Redis cannot take it now ({reason(error)}): "
             "`howl server` pushes it as soon as Redis is back."
         ) from error
 
@@ -125,7 +126,7 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
             app.control.revoke(task_id, terminate=True)
     except (OperationalError, RedisError) as error:
         raise QueueUnavailable(
-            f"Task {task_id} is not cancelled: Redis does not answer ({_first_line(error)}). Try again."
+            f"Task {task_id} is not cancelled: Redis does not answer ({reason(error)}). Try again."
         ) from error
     return task.status
 
@@ -265,7 +266,7 @@ def _check_storable(request: TaskRequest) -> None:
     except RecursionError:
         raise InvalidRequest(f"The arguments are nested more than {NEST_LIMIT} levels deep.") from None
     except (TypeError, ValueError) as error:  # UnicodeEncodeError, a lone surrogate, is a ValueError
-        raise InvalidRequest(f"The arguments are not JSON: {_first_line(error)}.") from None
+        raise InvalidRequest(f"The arguments are not JSON: {error}.") from None
     if size > ARGUMENTS_LIMIT:
         raise InvalidRequest(
             f"The arguments have {size:,} bytes and {ARGUMENTS_LIMIT:,} are allowed: pass a reference."
@@ -359,7 +360,3 @@ def _queue_name(request: TaskRequest, app: Celery) -> str:
 
 def _moment(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -11,6 +11,7 @@ from howl.backend import redis_client
 from howl.broker.areas import Area, all_areas
 from howl.config import Settings
 from howl.errors import QueueUnavailable
+from howl.tls import reason
 
 #: What kombu puts between a queue's name and its priority.
 PRIORITY_MARK = "\x06\x16"
@@ -32,7 +33,7 @@ def survey(settings: Settings) -> dict[str, Any]:
         with client:
             return _survey(client, settings)
     except redis.RedisError as error:
-        raise QueueUnavailable(f"Redis cannot be asked: {error}. Check HOWL_REDIS_URL.") from error
+        raise QueueUnavailable(f"Redis cannot be asked: {reason(error)}. Check HOWL_REDIS_URL.") from error
 
 
 def _survey(client: Any, settings: Settings) -> dict[str, Any]:

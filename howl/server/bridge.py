@@ -22,6 +22,7 @@ from howl.config import Settings
 from howl.db import session
 from howl.models import Worker
 from howl.server.storable import storable
+from howl.tls import nats_options, reason
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class Bridge:
             disconnected_cb=self._went_deaf,
             reconnected_cb=self._hears_again,
             error_cb=_complain,
+            **nats_options(self.settings),
         )
 
     async def _went_deaf(self) -> None:
@@ -194,7 +196,7 @@ def _why(error: Exception) -> str:
 
 
 async def _complain(error: Exception) -> None:
-    logger.warning("NATS: %s.", error or type(error).__name__)
+    logger.warning("NATS: %s.", reason(error))
 
 
 _TYPES = {

@@ -19,6 +19,7 @@ from howl.server.bridge import Bridge
 from howl.server.keeper import Keeper
 from howl.server.migrate import require_current
 from howl.server.recorder import Recorder
+from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,7 @@ async def _keep_running(name: str, part: Callable[[], Awaitable[None]]) -> None:
         try:
             await part()
         except PASSING as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            logger.warning("The %s stopped: %s. It starts again in a moment.", name, reason)
+            logger.warning("The %s stopped: %s. It starts again in a moment.", name, reason(error))
         if asyncio.get_running_loop().time() - began > LAST_WAIT:
             wait = FIRST_WAIT
         await asyncio.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, no secret

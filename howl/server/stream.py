@@ -21,6 +21,7 @@ from howl.config import Settings
 from howl.errors import UnreadableOutcome
 from howl.outcomes import ENTRY_FIELD, Entry, Outcome, decode
 from howl.server.storable import NEST_LIMIT
+from howl.tls import redis_options
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,11 @@ class OutcomeStream:
         self.settings = settings
         # Any: redis-py types an answer as everything any protocol version might give.
         self.redis: Any = Redis.from_url(
-            settings.redis(), retry=Retry(NoBackoff(), 0), socket_timeout=30, socket_connect_timeout=5
+            settings.redis(),
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=30,
+            socket_connect_timeout=5,
+            **redis_options(settings),
         )
         #: By stream: the entry after which to read, ">" when all that an earlier life left is read.
         self._after: dict[str, str] = {}

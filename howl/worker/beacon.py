@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 import howl
+from howl.tls import nats_options, reason
 from howl.worker.identity import Identity
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class Announcer(threading.Thread):
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=wait,
                     error_cb=self._complain,
+                    **nats_options(self.settings),
                 )
             except (NatsError, OSError, TimeoutError) as error:
                 await self._complain(error)
@@ -103,7 +105,7 @@ class Announcer(threading.Thread):
         return None
 
     async def _complain(self, error: Exception) -> None:
-        logger.warning("NATS cannot be used (%s): tasks go on, this worker may show as lost.", error or type(error))
+        logger.warning("NATS cannot be used (%s): tasks go on, this worker may show as lost.", reason(error))
 
     async def _left_within(self, seconds: float) -> bool:
         try:

@@ -1,0 +1,79 @@
+"""TLS for every client that HOWL starts: one place that says how, and in words why a connection was refused."""
+
+import ssl
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis.exceptions import AuthenticationError
+
+from howl.config import Settings
+
+#: What OpenSSL says of a certificate (X509_V_ERR_*, x509_vfy.h), and what to do about it.
+_VERDICTS = (
+    ({9}, "its certificate is not valid yet: set the clocks of both machines right"),
+    ({10}, "its certificate has expired: run `howl init` on the server, then restart its Redis and NATS"),
+    ({62, 64}, "its certificate is for other names than this address: use the one given to `howl init --host`"),
+    (
+        {2, 18, 19, 20, 21},
+        "its certificate is not signed by the authority known here: store a new HOWL_JOIN (`howl init join` prints it) "
+        "or the server's ca.crt (HOWL_CA_FILE)",
+    ),
+)
+_NO_TLS = "it does not speak TLS there: check the address and port"
+_LOGIN = "user name or password is wrong, perhaps rotated: store a new HOWL_JOIN (`howl init join` prints it)"
+
+
+def redis_options(settings: Settings) -> dict[str, Any]:
+    """What redis-py's connections, and so kombu's (`broker_use_ssl`), need; empty for an address without TLS.
+
+    Certificate and host name are checked, which kombu by itself does not for a bare `rediss://`.
+    """
+    if urlsplit(settings.redis_url or "").scheme != "rediss":
+        return {}
+    return {
+        "ssl_cert_reqs": "required",
+        "ssl_check_hostname": True,
+        "ssl_ca_data": settings.ca,
+        "ssl_min_version": ssl.TLSVersion.TLSv1_2,
+    }
+
+
+def nats_options(settings: Settings) -> dict[str, Any]:
+    """What `nats.connect` needs beside the address; empty for an address without TLS.
+
+    The handshake comes before the server's first word: afterwards, whoever sits in between could tell the client that
+    no TLS is wanted, and would be sent the password.
+    """
+    if urlsplit(settings.nats_url or "").scheme != "tls":
+        return {}
+    return {"tls": context(settings.ca), "tls_handshake_first": True}
+
+
+def context(ca: str | None) -> ssl.SSLContext:
+    """A client's context that checks certificate and host name, against `ca` (PEM), or what this system trusts."""
+    made = ssl.create_default_context(cadata=ca)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    return made
+
+
+def reason(error: BaseException) -> str:
+    """Why a server cannot be used, and what to do if TLS or the login is the matter; else the error's first line."""
+    known = next((words for cause in _causes(error) if (words := _words(cause))), None)
+    return known or (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _words(error: BaseException) -> str | None:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return next((words for codes, words in _VERDICTS if error.verify_code in codes), None)
+    if isinstance(error, ssl.SSLError):
+        return _NO_TLS if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE") else None
+    refused = isinstance(error, AuthenticationError) or "authorization violation" in str(error).lower()
+    return _LOGIN if refused else None
