@@ -102,3 +102,15 @@ class TaskDied(HowlError):
 
 class NotGranted(HowlError):
     """A worker's credential does not reach a queue."""
+
+
+class BackupFailed(HowlError):
+    """A backup could not be made, or what it holds could not be put back; nothing half made is left of it."""
+
+
+class ArchiveRefused(HowlError):
+    """A file is no backup, is damaged, or was made by a newer HOWL."""
+
+
+class RestoreRefused(HowlError):
+    """What is to be restored would be mixed with what is there already."""

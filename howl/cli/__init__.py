@@ -22,6 +22,8 @@ COMMANDS = {
     "burst": "Start workers for a limited time.",
     "mcp": "Serve HOWL's tools to an MCP client.",
     "server": "Run the persistent side.",
+    "backup": "Write all that stays into one archive.",
+    "restore": "Put a backup back into empty servers.",
 }
 
 

@@ -6,6 +6,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
 
 import howl
 from howl.db import session
@@ -21,13 +22,58 @@ def upgrade(url: str) -> None:
 
 def require_current(url: str) -> None:
     """Raise DatabaseUnavailable, saying what to run, unless the tables are of this version."""
-    wanted = ScriptDirectory.from_config(configuration(url)).get_current_head()
     with session(url) as opened:
-        found = MigrationContext.configure(opened.connection()).get_current_revision()
+        require_current_on(opened.connection())
+
+
+def require_current_on(connection: Connection) -> str:
+    """The same within a transaction; returns the revision."""
+    found, wanted = revision(connection), head()
     if found != wanted:
         raise DatabaseUnavailable(
             f"The database is at migration {found or 'none'} and this HOWL needs {wanted}: run `alembic upgrade head`."
         )
+    return wanted
+
+
+def revision(connection: Connection) -> str | None:
+    """The migration that the database is at; None where none ever ran."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def head() -> str:
+    """The newest migration that this version knows."""
+    return str(_scripts().get_current_head())
+
+
+def knows(name: str) -> bool:
+    """Whether a migration of that name is one of this version's."""
+    return name in {script.revision for script in _scripts().walk_revisions()}
+
+
+def start_over_at(name: str, connection: Connection) -> None:
+    """Make empty tables those of a revision, within the transaction under way; rows do not survive it."""
+    if revision(connection) == name:
+        return
+    config = _configuration_on(connection)
+    if revision(connection) is not None:
+        command.downgrade(config, "base")
+    command.upgrade(config, name)
+
+
+def upgrade_on(connection: Connection) -> None:
+    """Run the migrations that are missing within the transaction under way."""
+    command.upgrade(_configuration_on(connection), "head")
+
+
+def _configuration_on(connection: Connection) -> Config:
+    made = configuration("")
+    made.attributes["connection"] = connection
+    return made
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(configuration(""))
 
 
 def configuration(url: str) -> Config:

@@ -1,0 +1,227 @@
+"""The object store in an archive: every bucket under the subject prefix, object by object, and back again."""
+
+import asyncio
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from io import BufferedIOBase
+from pathlib import Path
+from typing import IO, cast
+
+import nats
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, ObjectInfo, ObjectMeta, ObjectMetaOptions, StorageType, StreamInfo
+from nats.js.errors import BucketNotFoundError, NotFoundError, ObjectNotFoundError
+from nats.js.object_store import ObjectStore
+
+from howl.backup.archive import Progress, Writer, members
+from howl.backup.manifest import Bucket, Objects, Stored
+from howl.config import Settings
+from howl.errors import BackupFailed, RestoreRefused
+
+#: Seconds to wait for a connection, for the next piece of an object, and for the list of a bucket's objects.
+CONNECT_TIMEOUT, PIECE_TIMEOUT, LIST_TIMEOUT = 5, 10.0, 60.0
+#: Pieces asked for at once: each has 128 KiB unless whoever wrote it chose otherwise.
+PIECES = 32
+PIECE_SIZE = 128 << 10
+#: How often an object is read anew that was replaced meanwhile.
+ATTEMPTS = 3
+#: JetStream's name for the stream of a bucket.
+STREAM = "OBJ_"
+
+
+def save(settings: Settings, writer: Writer, progress: Progress) -> Objects:
+    """Write all objects; raises NotConfigured or BackupFailed."""
+    return asyncio.run(_save(settings, writer, progress))
+
+
+async def _save(settings: Settings, writer: Writer, progress: Progress) -> Objects:
+    async with _connection(settings) as client:
+        stream = client.jetstream()
+        found = [info async for info in _streams(stream, settings.subject_prefix)]
+        buckets = [await _save_bucket(stream, info, writer, progress) for info in found]
+        return Objects(
+            nats=str(client.connected_server_version), subject_prefix=settings.subject_prefix, buckets=buckets
+        )
+
+
+async def _streams(stream: JetStreamContext, prefix: str) -> AsyncIterator[StreamInfo]:
+    """The streams of the buckets `prefix` and `prefix-…`, by name."""
+    found: list[StreamInfo] = []
+    while page := await stream.streams_info(offset=len(found)):
+        found += page
+    ours = re.compile(rf"{STREAM}{re.escape(prefix)}([-_].*)?")
+    for info in sorted(found, key=lambda info: str(info.config.name)):
+        if ours.fullmatch(str(info.config.name)):
+            yield info
+
+
+async def _save_bucket(stream: JetStreamContext, info: StreamInfo, writer: Writer, progress: Progress) -> Bucket:
+    name, config = str(info.config.name).removeprefix(STREAM), info.config
+    store = await stream.object_store(name)
+    listed = await _listed(store)
+    objects: list[Stored] = []
+    for number, found in enumerate(listed, start=1):
+        stored = await _save_object(stream, store, found.name, f"objects/{name}/{number:06}", writer)
+        objects += [stored] if stored else []
+        progress(f"bucket {name}", number, len(listed))
+    return Bucket(
+        name=name, description=config.description, ttl=config.max_age, max_bytes=config.max_bytes,
+        storage=StorageType(config.storage or "file").value, replicas=config.num_replicas or 1, objects=objects,
+    )  # fmt: skip
+
+
+async def _listed(store: ObjectStore) -> list[ObjectInfo]:
+    try:
+        return sorted(await asyncio.wait_for(store.list(ignore_deletes=True), LIST_TIMEOUT), key=lambda info: info.name)
+    except NotFoundError:  # nothing is in it
+        return []
+
+
+async def _save_object(
+    stream: JetStreamContext, store: ObjectStore, name: str, member: str, writer: Writer
+) -> Stored | None:
+    """None when it was deleted since it was listed; one that is replaced while it is read is read again."""
+    for _ in range(ATTEMPTS):
+        try:
+            info = await store.get_info(name)
+        except ObjectNotFoundError:
+            return None
+        if info.is_link():
+            raise BackupFailed(f"The object {name!r} of bucket {info.bucket} is a link, which HOWL never makes.")
+        with writer.scratch() as file:
+            if await _read(stream, info, file):
+                await asyncio.to_thread(writer.add, member, file)
+                return _described(info, member)
+    raise BackupFailed(f"The object {name!r} of bucket {store._name} is damaged, or changes all the time.")  # noqa: SLF001
+
+
+async def _read(stream: JetStreamContext, info: ObjectInfo, file: IO[bytes]) -> bool:
+    """Whether all of it came, and is what it should be."""
+    digest, left = hashlib.sha256(), info.chunks or 0
+    pieces = await _subscribe(stream, info) if left else None
+    while pieces and left > 0:
+        try:
+            messages = await pieces.fetch(min(PIECES, left), timeout=PIECE_TIMEOUT)
+        except TimeoutError:
+            return False
+        for message in messages:
+            digest.update(message.data)
+            file.write(message.data)
+        left -= len(messages)
+    if pieces:
+        await pieces.unsubscribe()
+    return info.digest == _digest(digest.digest())
+
+
+async def _subscribe(stream: JetStreamContext, info: ObjectInfo) -> JetStreamContext.PullSubscription:
+    config = ConsumerConfig(ack_policy=AckPolicy.NONE, mem_storage=True, inactive_threshold=3 * PIECE_TIMEOUT)
+    return await stream.pull_subscribe(f"$O.{info.bucket}.C.{info.nuid}", stream=STREAM + info.bucket, config=config)
+
+
+def _digest(sha256: bytes) -> str:
+    return f"SHA-256={base64.urlsafe_b64encode(sha256).decode()}"
+
+
+def _described(info: ObjectInfo, member: str) -> Stored:
+    return Stored(
+        name=info.name, description=info.description, headers=info.headers, size=info.size or 0,
+        digest=str(info.digest), member=member,
+        chunk_size=(info.options and info.options.max_chunk_size) or PIECE_SIZE,
+    )  # fmt: skip
+
+
+def require_empty(settings: Settings, objects: Objects) -> None:
+    """Raise RestoreRefused where the buckets hold anything but these very objects, BackupFailed without JetStream."""
+    if objects.buckets and objects.subject_prefix != settings.subject_prefix:
+        raise RestoreRefused(
+            f"The backup's objects belong to HOWL_SUBJECT_PREFIX={objects.subject_prefix}: set it, then restore."
+        )
+    asyncio.run(_missing(settings, objects))
+
+
+async def _missing(settings: Settings, objects: Objects) -> set[str]:
+    """Members of the objects that are not there yet: a restore that was interrupted goes on where it was."""
+    async with _connection(settings) as client:
+        await client.jetstream().account_info()
+        return {stored.member for bucket in objects.buckets for stored in await _missing_in(client.jetstream(), bucket)}
+
+
+async def _missing_in(stream: JetStreamContext, bucket: Bucket) -> list[Stored]:
+    try:
+        there = {info.name: info.digest for info in await _listed(await stream.object_store(bucket.name))}
+    except BucketNotFoundError:
+        return bucket.objects
+    expected = {stored.name: stored.digest for stored in bucket.objects}
+    strangers = [name for name, digest in there.items() if expected.get(name) != digest]
+    if strangers:
+        raise RestoreRefused(
+            f"The bucket {bucket.name} holds something else already ({strangers[0]!r}): delete the bucket, or restore "
+            "into another NATS."
+        )
+    return [stored for stored in bucket.objects if stored.name not in there]
+
+
+def load(settings: Settings, archive: Path, objects: Objects, progress: Progress) -> None:
+    """Make the buckets and put what is missing into them; raises RestoreRefused or BackupFailed."""
+    missing = asyncio.run(_missing(settings, objects))
+    asyncio.run(_load(settings, archive, objects, missing, progress))
+
+
+async def _load(settings: Settings, archive: Path, objects: Objects, missing: set[str], progress: Progress) -> None:
+    by_member = {stored.member: (bucket, stored) for bucket in objects.buckets for stored in bucket.objects}
+    async with _connection(settings) as client:
+        stream = client.jetstream()
+        stores = {bucket.name: await _store(stream, bucket) for bucket in objects.buckets}
+        for number, (name, file) in enumerate(members(archive, missing), start=1):
+            bucket, stored = by_member[name]
+            await stores[bucket.name].put(stored.name, cast(BufferedIOBase, file), _meta(stored))
+            progress("objects", number, len(missing))
+
+
+async def _store(stream: JetStreamContext, bucket: Bucket) -> ObjectStore:
+    try:
+        return await stream.object_store(bucket.name)
+    except BucketNotFoundError:
+        return await stream.create_object_store(
+            bucket.name, description=bucket.description, ttl=bucket.ttl, max_bytes=bucket.max_bytes,
+            storage=bucket.storage, replicas=bucket.replicas,
+        )  # fmt: skip
+
+
+def _meta(stored: Stored) -> ObjectMeta:
+    options = ObjectMetaOptions(max_chunk_size=stored.chunk_size)
+    return ObjectMeta(name=stored.name, description=stored.description, headers=stored.headers, options=options)
+
+
+@asynccontextmanager
+async def _connection(settings: Settings) -> AsyncIterator[Client]:
+    """A connection that is not repaired: half an object is none."""
+    try:
+        client = await _connect(settings)
+        try:
+            yield client
+        finally:
+            await client.close()
+    except (NatsError, ConnectionError, TimeoutError) as error:  # and no other OSError: a full disk is not NATS's
+        raise _unusable(error) from error
+
+
+async def _connect(settings: Settings) -> Client:
+    options = {"connect_timeout": CONNECT_TIMEOUT, "allow_reconnect": False, "error_cb": _quiet}
+    try:
+        return await nats.connect(settings.nats(), name="howl backup", **options)
+    except OSError as error:
+        raise _unusable(error) from error
+
+
+def _unusable(error: Exception) -> BackupFailed:
+    return BackupFailed(f"NATS's object store cannot be used: {error or type(error).__name__}.")
+
+
+async def _quiet(_: Exception) -> None:
+    """What goes wrong is raised where it is waited for."""

@@ -1,0 +1,54 @@
+"""`howl restore`: an archive back into empty servers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from howl.backup import archive, configuration, objects, record
+from howl.backup.archive import Progress
+from howl.backup.manifest import Manifest
+from howl.config import Settings
+from howl.errors import RestoreRefused
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What an archive held, and what became of it."""
+
+    manifest: Manifest
+    #: Submitted tasks that ran when the backup was made, and are queued now.
+    queued_again: int
+
+
+def restore(settings: Settings, path: Path, folder: Path | None, progress: Progress) -> Restored:
+    """Put everything back; refuses before it changes anything, and may be repeated after an interruption.
+
+    The database comes last and in one transaction, so once it is there, so is the rest. Raises ArchiveRefused,
+    RestoreRefused, NotConfigured, DatabaseUnavailable or BackupFailed.
+    """
+    manifest = archive.verify(path, progress)
+    with archive.refusing_damage(path):
+        record.require_empty(settings.database(), manifest.record)
+        objects.require_empty(settings, manifest.objects)
+        _restore_configuration(path, manifest, folder, progress)
+        objects.load(settings, path, manifest.objects, progress)
+        queued_again = record.load(settings.database(), path, manifest.record, progress)
+    return Restored(manifest, queued_again)
+
+
+def restore_configuration(path: Path, folder: Path | None, progress: Progress) -> Manifest:
+    """Put only the configuration back: new servers need it before anything else can be restored into them.
+
+    Raises ArchiveRefused, RestoreRefused or BackupFailed.
+    """
+    manifest = archive.verify(path, progress)
+    if manifest.configuration is None:
+        raise RestoreRefused(f"{path} holds no configuration: `howl backup --config FOLDER` keeps it.")
+    with archive.refusing_damage(path):
+        _restore_configuration(path, manifest, folder, progress)
+    return manifest
+
+
+def _restore_configuration(path: Path, manifest: Manifest, folder: Path | None, progress: Progress) -> None:
+    kept = folder or configuration.DEFAULT_FOLDER
+    if manifest.configuration and configuration.require_room(kept, path, manifest.configuration):
+        configuration.load(kept, path, manifest.configuration, progress)

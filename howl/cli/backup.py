@@ -1,0 +1,39 @@
+"""`howl backup`: everything that stays, in one file."""
+
+from pathlib import Path
+
+import click
+
+from howl.backup import make
+from howl.cli import words
+from howl.cli.options import as_json
+from howl.cli.output import emit
+from howl.cli.progress import progress, undoing_when_told_to_stop
+from howl.config import load_settings
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="The configuration that `howl init` made; by default ./howl-server, if it is there.",
+)
+@as_json
+def backup(file: Path, config: Path | None, as_json: bool) -> None:
+    """Write all that stays into one archive.
+
+    It holds PostgreSQL's tables as they were at one moment, the files that tasks left behind, and the server's
+    configuration: passwords and keys, so keep it as you keep those. Nothing is stopped for it, and Redis is not part of
+    it: what waits there is in PostgreSQL too. A backup that does not come to its end leaves no file.
+
+    \b
+    Examples:
+        howl backup howl-$(date +%F).tar.gz
+        howl backup --config /srv/howl-server /mnt/backups/howl.tar.gz --json
+    """
+    with undoing_when_told_to_stop(), progress() as told:
+        manifest = make.backup(load_settings(), file, config, told)
+    facts = {"file": str(file), "bytes": file.stat().st_size, "made_at": manifest.made_at, **manifest.counts()}
+    emit(facts, as_json, read={"made_at": words.stamp})
