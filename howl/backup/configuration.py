@@ -1,4 +1,4 @@
-"""The server's configuration in an archive: the folder that `howl init` made, file by file."""
+"""The server's configuration in an archive: the folder that `howl init` made, and the `.env` beside it."""
 
 import os
 import shutil
@@ -13,6 +13,8 @@ from howl.errors import BackupFailed, RestoreRefused
 
 #: Where `howl init` leaves it unless told otherwise.
 DEFAULT_FOLDER = Path("howl-server")
+#: Beside it: what compose and the commands read.
+ENVIRONMENT = ".env"
 #: A configuration is a handful of small files: more is somebody's home folder, named by mistake.
 MOST_FILES, MOST_BYTES = 1000, 16 << 20
 
@@ -20,19 +22,34 @@ MOST_FILES, MOST_BYTES = 1000, 16 << 20
 def save(folder: Path, writer: Writer, progress: Progress) -> Configuration:
     """Write the folder's files, and as files those that links lead to; raises BackupFailed."""
     try:
-        paths = _paths(folder)
-        folders = [_described_folder(folder, path) for path in (folder, *paths) if path.is_dir()]
-        files = [_described_file(folder, path) for path in paths if path.is_file()]
-        contents = [path.read_bytes() for path in paths if path.is_file()]
+        described, contents = _read(folder)
     except ValidationError:
         raise BackupFailed(f"A name in {folder} cannot be kept in a backup: use letters that can be printed.") from None
     except OSError as error:
         raise BackupFailed(f"{error.filename or folder} cannot be read: {error.strerror or error}.") from error
-    for file, content in zip(files, contents, strict=True):
-        with writer.member(file.member) as member:
-            member.write(content)
-    progress("configuration", len(files), len(files))
-    return Configuration(folders=folders, files=files)
+    for member, content in contents.items():
+        with writer.member(member) as file:
+            file.write(content)
+    progress("configuration", len(contents), len(contents))
+    return described
+
+
+def _read(folder: Path) -> tuple[Configuration, dict[str, bytes]]:
+    """What there is, and the files' contents by member."""
+    paths, beside = _paths(folder), _beside(folder)
+    sources = {f"configuration/{path.relative_to(folder).as_posix()}": path for path in paths if path.is_file()}
+    described = Configuration(
+        folders=[_described_folder(folder, path) for path in (folder, *paths) if path.is_dir()],
+        files=[_described(path, member.partition("/")[2], member) for member, path in sources.items()],
+        environment=_described(beside, ENVIRONMENT, "environment") if beside.is_file() else None,
+    )
+    if described.environment:
+        sources["environment"] = beside
+    return described, {member: path.read_bytes() for member, path in sources.items()}
+
+
+def _beside(folder: Path) -> Path:
+    return folder.absolute().parent / ENVIRONMENT
 
 
 def _paths(folder: Path) -> list[Path]:
@@ -53,43 +70,55 @@ def _described_folder(top: Path, path: Path) -> ConfigurationFolder:
     return ConfigurationFolder(path=name, mode=state.st_mode & 0o777, uid=state.st_uid, gid=state.st_gid)
 
 
-def _described_file(top: Path, path: Path) -> ConfigurationFile:
-    state, name = path.stat(), path.relative_to(top).as_posix()
-    mode, member = state.st_mode & 0o777, f"configuration/{name}"
-    return ConfigurationFile(path=name, mode=mode, uid=state.st_uid, gid=state.st_gid, member=member)
+def _described(path: Path, name: str, member: str) -> ConfigurationFile:
+    state = path.stat()
+    return ConfigurationFile(path=name, mode=state.st_mode & 0o777, uid=state.st_uid, gid=state.st_gid, member=member)
 
 
-def require_room(folder: Path, archive: Path, configuration: Configuration) -> bool:
-    """Whether the folder is to be made; one that holds these files already is as good.
-
-    Raises RestoreRefused when it holds others.
-    """
-    if not folder.exists():
-        return True
-    by_member = {file.member: folder / file.path for file in configuration.files}
-    for name, content in members(archive, by_member):
-        there = by_member[name]
+def require_room(folder: Path, archive: Path, configuration: Configuration) -> None:
+    """Raise RestoreRefused where a folder or `.env` is there already, unless it says what the backup's says."""
+    targets = {file.member: folder / file.path for file in configuration.files if folder.exists()}
+    if configuration.environment and _beside(folder).exists():
+        targets[configuration.environment.member] = _beside(folder)
+    for name, content in members(archive, targets):
+        there = targets[name]
         if not there.is_file() or there.read_bytes() != content.read():
             raise RestoreRefused(
-                f"{folder} is another configuration than the one in the backup ({there.name} differs): move it away, "
-                "or name a new folder with --config."
+                f"{there} is there already and says something else than the backup: move it away, or name a new folder "
+                "with --config."
             )
-    return False
 
 
 def load(folder: Path, archive: Path, configuration: Configuration, progress: Progress) -> None:
-    """Make the folder, whole or not at all; raises BackupFailed."""
+    """Make what is not there yet, each whole or not at all; raises BackupFailed."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        workshop = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            _fill(workshop, archive, configuration, progress)
-            workshop.rename(folder)
-        except BaseException:
-            shutil.rmtree(workshop)
-            raise
+        if not folder.exists():
+            _make(folder, archive, configuration, progress)
+        if configuration.environment and not _beside(folder).exists():
+            _make_environment(_beside(folder), archive, configuration.environment)
     except OSError as error:
-        raise BackupFailed(f"{folder} cannot be made: {error.strerror or error}.") from error
+        raise BackupFailed(f"{error.filename or folder} cannot be made: {error.strerror or error}.") from error
+
+
+def _make_environment(path: Path, archive: Path, file: ConfigurationFile) -> None:
+    with tempfile.TemporaryDirectory(prefix=f"{path.name}-", dir=path.parent) as workshop:
+        made = Path(workshop) / path.name
+        for _, content in members(archive, {file.member}):
+            made.touch(mode=0o600)
+            made.write_bytes(content.read())
+            _hand_over(made, file)
+            made.rename(path)
+
+
+def _make(folder: Path, archive: Path, configuration: Configuration, progress: Progress) -> None:
+    workshop = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _fill(workshop, archive, configuration, progress)
+        workshop.rename(folder)
+    except BaseException:
+        shutil.rmtree(workshop)
+        raise
 
 
 def _fill(workshop: Path, archive: Path, configuration: Configuration, progress: Progress) -> None:

@@ -102,10 +102,11 @@ class ConfigurationFile(_Owned):
 
 
 class Configuration(_Part):
-    """What `howl init` made; a folder comes before what is in it."""
+    """What `howl init` made; a folder comes before what is in it, and `.env` is beside them all."""
 
     folders: list[ConfigurationFolder]
     files: list[ConfigurationFile]
+    environment: ConfigurationFile | None
 
 
 class Manifest(_Part):
@@ -135,7 +136,8 @@ class Manifest(_Part):
 
     def files(self) -> list[ConfigurationFile]:
         """The configuration's files; none where there was no configuration."""
-        return self.configuration.files if self.configuration else []
+        kept = self.configuration
+        return [*kept.files, *([kept.environment] if kept.environment else [])] if kept else []
 
     def counts(self) -> dict[str, int]:
         """How much there is of everything."""

@@ -22,6 +22,7 @@ from howl.backup.archive import Progress, Writer, members
 from howl.backup.manifest import Bucket, Objects, Stored
 from howl.config import Settings
 from howl.errors import BackupFailed, RestoreRefused
+from howl.tls import nats_options, reason
 
 #: Seconds to wait for a connection, for the next piece of an object, and for the list of a bucket's objects.
 CONNECT_TIMEOUT, PIECE_TIMEOUT, LIST_TIMEOUT = 5, 10.0, 60.0
@@ -212,16 +213,20 @@ async def _connection(settings: Settings) -> AsyncIterator[Client]:
 
 
 async def _connect(settings: Settings) -> Client:
-    options = {"connect_timeout": CONNECT_TIMEOUT, "allow_reconnect": False, "error_cb": _quiet}
+    failures: list[Exception] = []
+
+    async def remember(error: Exception) -> None:
+        failures.append(error)
+
     try:
-        return await nats.connect(settings.nats(), name="howl backup", **options)
-    except OSError as error:
-        raise _unusable(error) from error
+        return await nats.connect(
+            settings.nats(), name="howl backup", connect_timeout=CONNECT_TIMEOUT, error_cb=remember,
+            allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0.1, **nats_options(settings),
+        )  # fmt: skip
+    except (NatsError, OSError) as error:
+        # That no server is left to try says nothing; what the last one answered does.
+        raise _unusable(failures[-1] if failures else error) from error
 
 
 def _unusable(error: Exception) -> BackupFailed:
-    return BackupFailed(f"NATS's object store cannot be used: {error or type(error).__name__}.")
-
-
-async def _quiet(_: Exception) -> None:
-    """What goes wrong is raised where it is waited for."""
+    return BackupFailed(f"NATS's object store cannot be used: {reason(error)}.")

@@ -50,5 +50,6 @@ def restore_configuration(path: Path, folder: Path | None, progress: Progress) -
 
 def _restore_configuration(path: Path, manifest: Manifest, folder: Path | None, progress: Progress) -> None:
     kept = folder or configuration.DEFAULT_FOLDER
-    if manifest.configuration and configuration.require_room(kept, path, manifest.configuration):
+    if manifest.configuration:
+        configuration.require_room(kept, path, manifest.configuration)
         configuration.load(kept, path, manifest.configuration, progress)

@@ -15,6 +15,7 @@ import psycopg
 from nats.js import JetStreamContext
 from nats.js.api import ObjectMeta
 from nats.js.errors import NotFoundError
+from psycopg import sql
 
 from howl.config import Settings
 from howl.db import session
@@ -119,20 +120,25 @@ def on_jetstream(settings: Settings, work: Callable[[JetStreamContext], Awaitabl
 
 
 def fill_folder(folder: Path) -> None:
-    """What an init might leave: private files, a folder others may enter, a link to a certificate."""
+    """What an init might leave: private files, a folder others may enter, a link, and `.env` beside it all."""
     (folder / "tls").mkdir(parents=True)
     folder.chmod(0o711)
-    for name, mode in {".env": 0o600, "tls/key.pem": 0o640, "redis.conf": 0o644}.items():
+    for name, mode in {"server.json": 0o600, "tls/key.pem": 0o640, "redis.conf": 0o644}.items():
         (folder / name).write_bytes(f"{name}\n\xff".encode("latin-1"))
         (folder / name).chmod(mode)
     (folder / "tls" / "server.pem").symlink_to("key.pem")
+    (folder.parent / ".env").write_text("REDIS_PASSWORD=secret\n")
+    (folder.parent / ".env").chmod(0o640)
+
+
+_EVERYTHING = sql.SQL("SELECT r::text FROM {} r ORDER BY 1")
 
 
 def all_rows(settings: Settings) -> dict[str, list[str]]:
     """Every row of every table, as PostgreSQL itself writes it."""
     with psycopg.connect(settings.database()) as connection:
         return {
-            table.name: [str(row[0]) for row in connection.execute(f"SELECT r::text FROM {table.name} r ORDER BY 1")]
+            table.name: [str(row[0]) for row in connection.execute(_EVERYTHING.format(sql.Identifier(table.name)))]
             for table in Base.metadata.sorted_tables
         }
 
@@ -167,8 +173,10 @@ async def _object(store: Any, info: Any) -> tuple[Any, ...]:
 
 
 def all_files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Mode and content by path; folders have none of the latter."""
+    """Mode and content by path, of `.env` too; folders have none of the latter."""
+    found = {str(path.relative_to(folder)): path for path in (folder, *folder.rglob("*"))}
+    found["../.env"] = folder.parent / ".env"
     return {
-        str(path.relative_to(folder)): (path.stat().st_mode & 0o777, path.read_bytes() if path.is_file() else b"")
-        for path in (folder, *folder.rglob("*"))
+        name: (path.stat().st_mode & 0o777, path.read_bytes() if path.is_file() else b"")
+        for name, path in found.items()
     }

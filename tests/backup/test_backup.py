@@ -4,8 +4,10 @@ import gzip
 import io
 import json
 import re
+import shutil
 import signal
 import stat
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -14,6 +16,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from howl.backup import archive, make
 from howl.backup.restore import restore, restore_configuration
@@ -45,8 +49,8 @@ def full(settings: Settings, empty: Settings) -> Iterator[Settings]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A configuration."""
-    content.fill_folder(tmp_path / "howl-server")
-    return tmp_path / "howl-server"
+    content.fill_folder(tmp_path / "old" / "howl-server")
+    return tmp_path / "old" / "howl-server"
 
 
 @pytest.fixture
@@ -60,10 +64,10 @@ def made(full: Settings, folder: Path, tmp_path: Path) -> Path:
 def test_a_backup_restored_into_empty_servers_is_row_by_row_and_object_by_object_what_was_there(
     made: Path, full: Settings, empty: Settings, folder: Path, tmp_path: Path
 ) -> None:
-    restore(empty, made, tmp_path / "new", quietly)
+    restore(empty, made, tmp_path / "new" / "howl-server", quietly)
     assert content.all_rows(empty) == content.all_rows(full)
     assert content.all_objects(empty) == content.all_objects(full)
-    assert content.all_files(tmp_path / "new") == content.all_files(folder)
+    assert content.all_files(tmp_path / "new" / "howl-server") == content.all_files(folder)
     assert all(content.all_rows(full).values())
     assert [len(objects) for _, objects in content.all_objects(full).values()] == [0, len(content.CONTENTS)]
 
@@ -88,16 +92,48 @@ def test_a_backup_holds_one_moment_although_rows_are_written_meanwhile(
                 opened.add(Task(task_id=f"late {step}"))
 
     make.backup(full, tmp_path / "b.tar.gz", None, write_more)
-    restore(empty, tmp_path / "b.tar.gz", tmp_path / "new", quietly)
+    restore(empty, tmp_path / "b.tar.gz", tmp_path / "new" / "howl-server", quietly)
     assert content.all_rows(empty) == before
     assert len(content.all_rows(full)["tasks"]) > len(before["tasks"])
 
 
 def test_new_rows_are_numbered_above_those_that_came_back(made: Path, empty: Settings, tmp_path: Path) -> None:
-    restore(empty, made, tmp_path / "new", quietly)
+    restore(empty, made, tmp_path / "new" / "howl-server", quietly)
     with psycopg.connect(empty.database()) as connection:
         query = "INSERT INTO task_events (task_id, kind) VALUES ('x', 'y') RETURNING event_id = 51"
         assert connection.execute(query).fetchone() == (True,)
+
+
+@pytest.mark.parametrize("migrated", [False, True], ids=["no tables", "newer tables"])
+def test_a_backup_of_older_tables_is_brought_up_to_date(
+    migrated: bool, made: Path, full: Settings, empty: Settings, newer_version: None, tmp_path: Path
+) -> None:
+    if migrated:
+        migrate.upgrade(empty.database())
+    restore(empty, made, tmp_path / "new" / "howl-server", quietly)
+    migrate.require_current(empty.database())
+    with psycopg.connect(empty.database()) as connection:
+        later = connection.execute("SELECT count(*) FROM tasks WHERE later = 7").fetchone()
+    assert later == (len(content.all_rows(full)["tasks"]),)
+
+
+@pytest.fixture
+def newer_version(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on this HOWL has one more migration than the backup knows."""
+    folder, ours = tmp_path / "migrations", migrate.configuration
+    shutil.copytree(ScriptDirectory.from_config(ours("")).dir, folder)
+    (folder / "versions" / "next.py").write_text(
+        f"from alembic import op\nrevision, down_revision = 'next', '{migrate.head()}'\n"
+        "def upgrade(): op.execute('ALTER TABLE tasks ADD later int NOT NULL DEFAULT 7')\n"
+        "def downgrade(): op.execute('ALTER TABLE tasks DROP later')\n"
+    )
+
+    def theirs(url: str) -> Config:
+        config = ours(url)
+        config.set_main_option("script_location", str(folder))
+        return config
+
+    monkeypatch.setattr(migrate, "configuration", theirs)
 
 
 def test_servers_with_nothing_in_them_are_backed_up_and_restored_too(
@@ -183,15 +219,15 @@ def test_a_backup_never_replaces_another(made: Path, full: Settings) -> None:
 
 
 def test_a_backup_that_finds_no_room_says_so_and_leaves_nothing(
-    full: Settings, env: dict[str, str], start: Callable[..., Process], tmp_path: Path
+    full: Settings, env: dict[str, str], tmp_path: Path
 ) -> None:
     target = tmp_path / "target"
     target.mkdir()
     # A limit of 100 KiB a file: less than the random bytes that are to be kept need.
-    command = f'ulimit -f 100; exec {sys.executable} -m howl.cli backup "$0"'
-    process = start("-c", command, str(target / "b.tar.gz"), env=env, program="/bin/bash")
-    assert process.wait() == 1
-    assert re.fullmatch(r"Error: .*b\.tar\.gz cannot be written: File too large\..*\n", process.output)
+    command = ["bash", "-c", f'ulimit -f 100; exec {sys.executable} -m howl.cli backup "$0"', str(target / "b.tar.gz")]
+    answer = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 1
+    assert re.fullmatch(r"Error: .*b\.tar\.gz cannot be written: File too large\..*\n", answer.stderr)
     assert list(target.iterdir()) == []
 
 
@@ -209,6 +245,18 @@ def test_a_folder_that_is_no_configuration_is_refused(full: Settings, tmp_path: 
 
 
 # --- archives that are not what they should be ---------------------------------------------------------------------
+
+_kept: list[bytes] = []
+
+
+@pytest.fixture
+def spoilt(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A sound archive to spoil, made once."""
+    if not _kept:
+        _kept.append(request.getfixturevalue("made").read_bytes())
+    path = tmp_path / "spoilt.tar.gz"
+    path.write_bytes(_kept[0])
+    return path
 
 
 def rewritten(path: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
@@ -275,34 +323,34 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_archive_that_was_changed_is_refused_and_nothing_restored(
-    name: str, made: Path, empty: Settings, tmp_path: Path
+    name: str, spoilt: Path, empty: Settings, tmp_path: Path
 ) -> None:
     change, reason = CHANGES[name]
     with pytest.raises(ArchiveRefused, match=reason):
-        restore(empty, rewritten(made, change), tmp_path / "new", quietly)
+        restore(empty, rewritten(spoilt, change), tmp_path / "new" / "howl-server", quietly)
     assert_untouched(empty, tmp_path)
 
 
 def test_an_archive_of_unchanged_members_is_accepted(made: Path, empty: Settings, tmp_path: Path) -> None:
-    restore(empty, rewritten(made, lambda held: None), tmp_path / "new", quietly)
-    assert (tmp_path / "new" / "redis.conf").exists()
+    restore(empty, rewritten(made, lambda _: None), tmp_path / "new" / "howl-server", quietly)
+    assert (tmp_path / "new" / "howl-server" / "redis.conf").exists()
 
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9, 1.0])
-def test_an_archive_with_one_wrong_byte_is_refused(place: float, made: Path, empty: Settings, tmp_path: Path) -> None:
-    data = bytearray(made.read_bytes())
+def test_an_archive_with_one_wrong_byte_is_refused(place: float, spoilt: Path, empty: Settings, tmp_path: Path) -> None:
+    data = bytearray(spoilt.read_bytes())
     data[min(int(len(data) * place), len(data) - 5)] ^= 0x10
-    made.write_bytes(data)
+    spoilt.write_bytes(data)
     with pytest.raises(ArchiveRefused, match="damaged"):
-        restore(empty, made, tmp_path / "new", quietly)
+        restore(empty, spoilt, tmp_path / "new" / "howl-server", quietly)
     assert_untouched(empty, tmp_path)
 
 
 @pytest.mark.parametrize("left", [0, 100, -1000, -1])
-def test_an_archive_cut_short_is_refused(left: int, made: Path, empty: Settings, tmp_path: Path) -> None:
-    made.write_bytes(made.read_bytes()[:left])
+def test_an_archive_cut_short_is_refused(left: int, spoilt: Path, empty: Settings, tmp_path: Path) -> None:
+    spoilt.write_bytes(spoilt.read_bytes()[:left])
     with pytest.raises(ArchiveRefused, match="damaged"):
-        restore(empty, made, tmp_path / "new", quietly)
+        restore(empty, spoilt, tmp_path / "new" / "howl-server", quietly)
     assert_untouched(empty, tmp_path)
 
 
@@ -315,14 +363,14 @@ def test_what_is_no_archive_is_refused(name: str, empty: Settings, tmp_path: Pat
         restore(empty, tmp_path / name, None, quietly)
 
 
-def test_an_archive_of_an_unknown_migration_is_refused(made: Path, empty: Settings, tmp_path: Path) -> None:
+def test_an_archive_of_an_unknown_migration_is_refused(spoilt: Path, empty: Settings, tmp_path: Path) -> None:
     def change(held: dict[str, bytes]) -> None:
         manifest = json.loads(held["manifest.json"])
         manifest["record"]["revision"] = "9999"
         held["manifest.json"] = json.dumps(manifest).encode()
 
     with pytest.raises(ArchiveRefused, match="migration 9999, which this HOWL does not know"):
-        restore(empty, rewritten(made, change), tmp_path / "new", quietly)
+        restore(empty, rewritten(spoilt, change), tmp_path / "new" / "howl-server", quietly)
     assert_untouched(empty, tmp_path)
 
 
@@ -339,7 +387,7 @@ def assert_untouched(empty: Settings, tmp_path: Path) -> None:
 
 def test_a_database_with_rows_is_refused_and_stays_as_it_is(made: Path, full: Settings, empty: Settings) -> None:
     before = content.all_rows(full)
-    with pytest.raises(RestoreRefused, match="has rows already .*tasks.*make an empty database"):
+    with pytest.raises(RestoreRefused, match=r"has rows already .*tasks.*make an empty database"):
         restore(empty.model_copy(update={"database_url": full.database_url}), made, None, quietly)
     assert content.all_rows(full) == before
 
@@ -348,7 +396,7 @@ def test_a_database_that_was_migrated_and_not_used_is_empty(
     made: Path, full: Settings, empty: Settings, tmp_path: Path
 ) -> None:
     migrate.upgrade(empty.database())
-    restore(empty, made, tmp_path / "new", quietly)
+    restore(empty, made, tmp_path / "new" / "howl-server", quietly)
     assert content.all_rows(empty) == content.all_rows(full)
 
 
@@ -368,20 +416,27 @@ def test_a_bucket_with_something_else_is_refused_before_anything_is_restored(
 
     content.on_jetstream(empty, put)
     with pytest.raises(RestoreRefused, match="holds something else already"):
-        restore(empty, made, tmp_path / "new", quietly)
+        restore(empty, made, tmp_path / "new" / "howl-server", quietly)
     assert not (tmp_path / "new").exists()
 
 
 def test_another_configuration_is_not_written_over(made: Path, empty: Settings, folder: Path) -> None:
     (folder / "redis.conf").write_text("changed since")
-    with pytest.raises(RestoreRefused, match=r"another configuration .*redis\.conf differs"):
+    with pytest.raises(RestoreRefused, match=r"redis\.conf is there already and says something else"):
         restore(empty, made, folder, quietly)
     assert (folder / "redis.conf").read_text() == "changed since"
 
 
+def test_another_env_file_is_not_written_over(made: Path, empty: Settings, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("REDIS_PASSWORD=mine\n")
+    with pytest.raises(RestoreRefused, match=r"\.env is there already"):
+        restore(empty, made, tmp_path / "howl-server", quietly)
+    assert not (tmp_path / "howl-server").exists()
+
+
 def test_the_configuration_alone_is_restored_without_servers(made: Path, folder: Path, tmp_path: Path) -> None:
-    restore_configuration(made, tmp_path / "new", quietly)
-    assert content.all_files(tmp_path / "new") == content.all_files(folder)
+    restore_configuration(made, tmp_path / "new" / "howl-server", quietly)
+    assert content.all_files(tmp_path / "new" / "howl-server") == content.all_files(folder)
 
 
 def test_an_interrupted_restore_is_repeated_to_its_end(
@@ -397,8 +452,8 @@ def test_an_interrupted_restore_is_repeated_to_its_end(
 
     for interruption in (stop, stop_late):
         with pytest.raises(KeyboardInterrupt):
-            restore(empty, made, tmp_path / "new", interruption)
-    restore(empty, made, tmp_path / "new", quietly)
+            restore(empty, made, tmp_path / "new" / "howl-server", interruption)
+    restore(empty, made, tmp_path / "new" / "howl-server", quietly)
     assert content.all_rows(empty) == content.all_rows(full)
     assert content.all_objects(empty) == content.all_objects(full)
 
@@ -413,12 +468,12 @@ def test_the_commands_say_what_they_did(
     assert backup.wait() == 0, backup.output
     told = json.loads(backup.output)
     addresses = {"HOWL_NATS_URL": empty.nats(), "HOWL_DATABASE_URL": empty.database()}
-    options = ("--config", str(tmp_path / "new"), "--json")
+    options = ("--config", str(tmp_path / "new" / "howl-server"), "--json")
     back = start("restore", str(tmp_path / "b.tar.gz"), *options, env=env | addresses)
     assert back.wait() == 0, back.output
     restored = json.loads(back.output)
     counts = ("rows", "objects", "configuration_files")
-    assert [restored[name] for name in counts] == [told[name] for name in counts] == [56, 3, 4]
+    assert [restored[name] for name in counts] == [told[name] for name in counts] == [57, 3, 5]
 
 
 def test_a_refusal_is_one_sentence_and_status_1(
