@@ -14,7 +14,7 @@ _VERDICTS = (
     ({10}, "its certificate has expired: run `howl init` on the server, then restart its Redis and NATS"),
     ({62, 64}, "its certificate is for other names than this address: use the one given to `howl init --host`"),
     (
-        {2, 18, 19, 20, 21},
+        {2, 7, 18, 19, 20, 21},
         "its certificate is not signed by the authority known here: store a new HOWL_JOIN (`howl init join` prints it) "
         "or the server's ca.crt (HOWL_CA_FILE)",
     ),

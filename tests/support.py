@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -61,3 +62,14 @@ def taken_away(server: Any) -> Iterator[None]:
         yield
     finally:
         server.start()
+
+
+def listens(port: int, host: str = "127.0.0.1") -> None:
+    """Wait until somebody accepts connections there."""
+
+    def answers() -> bool:
+        with socket.socket() as attempt:
+            attempt.settimeout(2)
+            return attempt.connect_ex((host, port)) == 0
+
+    eventually(answers)

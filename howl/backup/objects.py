@@ -45,8 +45,9 @@ async def _save(settings: Settings, writer: Writer, progress: Progress) -> Objec
         stream = client.jetstream()
         found = [info async for info in _streams(stream, settings.subject_prefix)]
         buckets = [await _save_bucket(stream, info, writer, progress) for info in found]
+        told = client.connected_server_version
         return Objects(
-            nats=str(client.connected_server_version), subject_prefix=settings.subject_prefix, buckets=buckets
+            nats=f"{told.major}.{told.minor}.{told.patch}", subject_prefix=settings.subject_prefix, buckets=buckets
         )
 
 

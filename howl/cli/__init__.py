@@ -22,6 +22,7 @@ COMMANDS = {
     "burst": "Start workers for a limited time.",
     "mcp": "Serve HOWL's tools to an MCP client.",
     "server": "Run the persistent side.",
+    "doctor": "Check what this machine needs, and say what to do.",
     "backup": "Write all that stays into one archive.",
     "restore": "Put a backup back into empty servers.",
 }

@@ -6,7 +6,7 @@ import click
 
 from howl.backup import make
 from howl.cli import words
-from howl.cli.options import as_json
+from howl.cli.options import as_json, silence_asyncio
 from howl.cli.output import emit
 from howl.cli.progress import progress, undoing_when_told_to_stop
 from howl.config import load_settings
@@ -33,6 +33,7 @@ def backup(file: Path, config: Path | None, as_json: bool) -> None:
         howl backup howl-$(date +%F).tar.gz
         howl backup --config /srv/howl-server /mnt/backups/howl.tar.gz --json
     """
+    silence_asyncio()
     with undoing_when_told_to_stop(), progress() as told:
         manifest = make.backup(load_settings(), file, config, told)
     facts = {"file": str(file), "bytes": file.stat().st_size, "made_at": manifest.made_at, **manifest.counts()}

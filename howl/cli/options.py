@@ -77,3 +77,8 @@ def configure_logging(*, verbosely: bool) -> None:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     logging.getLogger("howl").setLevel(logging.DEBUG if verbosely else logging.INFO)
     logging.getLogger("alembic").setLevel(logging.INFO if verbosely else logging.WARNING)
+
+
+def silence_asyncio() -> None:
+    """For commands that end by themselves: it warns of every TLS connection of nats-py that a server closes."""
+    logging.getLogger("asyncio").setLevel(logging.ERROR)

@@ -9,7 +9,7 @@ from howl.backup.manifest import Manifest
 from howl.backup.restore import restore as restore_all
 from howl.backup.restore import restore_configuration
 from howl.cli import words
-from howl.cli.options import as_json
+from howl.cli.options import as_json, silence_asyncio
 from howl.cli.output import emit
 from howl.cli.progress import progress, undoing_when_told_to_stop
 from howl.config import load_settings
@@ -37,6 +37,7 @@ def restore(file: Path, config: Path | None, only_configuration: bool, as_json: 
         howl restore howl-2026-11-22.tar.gz --only-configuration
         howl restore howl-2026-11-22.tar.gz
     """
+    silence_asyncio()
     with undoing_when_told_to_stop(), progress() as told:
         if only_configuration:
             facts = _facts(restore_configuration(file, config, told))

@@ -1,0 +1,1 @@
+"""`howl doctor`: is everything that this machine needs there, well, and as it should be?"""

@@ -1,0 +1,139 @@
+"""What `howl doctor` asks of NATS. What it publishes to find out its rights is an empty list, which nobody heeds."""
+
+import statistics
+from collections.abc import Mapping
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js.api import DiscardPolicy
+
+from howl.doctor.finding import Answer, beware, well, wrong
+from howl.doctor.network import WAY
+from howl.doctor.redis import PINGING, PINGS, judge_round_trip
+from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
+from howl.tls import nats_options
+
+DEFAULT_PORT = 4222
+#: Share of JetStream's space that should be free.
+ENOUGH = 0.1
+GIB = 1 << 30
+#: An event that says nothing: a list of none.
+NOTHING = b"[]"
+
+
+async def login_succeeds(visit: Visit) -> Answer:
+    complaints: list[Exception] = []
+
+    async def complain(error: Exception) -> None:
+        complaints.append(error)
+
+    visit.client = Client()
+    visit.farewell.push_async_callback(visit.client.close)
+    try:
+        await visit.client.connect(
+            visit.url, name="howl doctor", connect_timeout=STEP_TIMEOUT, error_cb=complain, allow_reconnect=False,
+            max_reconnect_attempts=1, reconnect_time_wait=0.05, **nats_options(visit.settings),
+        )  # fmt: skip
+    except NatsError as error:
+        # That no server is left to try says nothing; what the last one answered does.
+        raise complaints[-1] if complaints else error from None
+    visit.client.complaints = complaints
+    return well("the credential is accepted")
+
+
+async def version_is_told(visit: Visit) -> Answer:
+    told = visit.client.connected_server_version
+    return well(f"nats-server {told.major}.{told.minor}.{told.patch}")
+
+
+async def round_trip_is_short(visit: Visit) -> Answer:
+    taken: list[float] = []
+    while len(taken) < PINGS and sum(taken) < PINGING:
+        taken.append(await visit.client.rtt())
+    return judge_round_trip(statistics.median(taken), len(taken))
+
+
+async def rights_suffice(visit: Visit) -> Answer:
+    """To say what goes on; for the server, to hear it."""
+    prefix = visit.settings.subject_prefix
+    if await _publishing_is_refused(visit, f"{prefix}.events.doctor.looks"):
+        return wrong(f"may not publish {prefix}.events", "bring NATS's users up to date: run `howl init` on the server")
+    if not visit.as_worker and await _subscribing_is_refused(visit, f"{prefix}.events.>"):
+        return wrong(f"may not hear {prefix}.events", "use the server's credential here: `.env` holds it")
+    return well(f"may publish {prefix}.events" + ("" if visit.as_worker else ", and hear them"))
+
+
+async def rights_end_somewhere(visit: Visit) -> Answer | None:
+    """What a burst machine's credential must be refused."""
+    if not visit.as_worker:
+        return None
+    heard = f"{visit.settings.subject_prefix}.events.>"
+    granted = [] if await _subscribing_is_refused(visit, heard) else [f"hearing {heard}"]
+    granted += [] if await _publishing_is_refused(visit, "not-howl.doctor.looks") else ["publishing anything"]
+    if not granted:
+        return well("refused, as it should be: other subjects, in and out")
+    judge = beware if visit.is_here else wrong
+    return judge(f"may do too much: {', '.join(granted)}", "give workers a credential of their own: `howl init join`")
+
+
+async def jetstream_has_room(visit: Visit) -> Answer | None:
+    """Events and artifacts are kept there; workers neither see nor need it."""
+    if visit.as_worker:
+        return None
+    stream = visit.client.jetstream(timeout=STEP_TIMEOUT)
+    try:
+        account, streams = await stream.account_info(), await stream.streams_info()
+    except NatsError:
+        return wrong("JetStream is off, or not for this credential", "enable it in nats.conf: `howl init` writes one")
+    bounded = [info for info in streams if info.config.discard == DiscardPolicy.NEW and info.config.max_bytes > 0]
+    shares = {info.config.name: info.state.bytes / info.config.max_bytes for info in bounded}
+    return judge_room(account.storage, account.limits.max_storage, shares)
+
+
+def judge_room(used: int, limit: int, shares: Mapping[str, float]) -> Answer:
+    """By bytes, and by how full each stream is that refuses what is new once it is full.
+
+    A limit below 0 is the server's own, which it tells no client.
+    """
+    of_all = f" of {limit / GIB:.2f} GiB" if limit >= 0 else ""
+    said = f"JetStream keeps {used / GIB:.2f} GiB{of_all}"
+    full = [f"{name} is {share:.0%} full" for name, share in shares.items() if share > 1 - ENOUGH]
+    if limit >= 0 and limit - used < ENOUGH * limit:
+        full.append("little is left")
+    return (
+        beware(f"{said}; {', '.join(full)}", "delete artifacts, or raise the limit in nats.conf")
+        if full
+        else well(said)
+    )
+
+
+async def _publishing_is_refused(visit: Visit, subject: str) -> bool:
+    await visit.client.publish(subject, NOTHING)
+    return await _was_refused(visit, subject)
+
+
+async def _subscribing_is_refused(visit: Visit, subject: str) -> bool:
+    subscription = await visit.client.subscribe(subject)
+    refused = await _was_refused(visit, subject)
+    if not refused:
+        await subscription.unsubscribe()
+    return refused
+
+
+async def _was_refused(visit: Visit, subject: str) -> bool:
+    """NATS answers a PING after it has complained of what came before it."""
+    await visit.client.flush(STEP_TIMEOUT)
+    await visit.client.flush(STEP_TIMEOUT)  # nats-py's first PING may overtake what still waits to be sent
+    return any("permissions violation" in str(error).lower() and subject in str(error).lower()
+               for error in visit.client.complaints)  # fmt: skip
+
+
+STEPS = (
+    *WAY,
+    Step("login", login_succeeds, "check the port: what listens there is not HOWL's NATS", vital=True),
+    Step("round trip", round_trip_is_short, "look at the network between"),
+    Step("rights", rights_suffice, "look at the log of NATS"),
+    Step("limits", rights_end_somewhere, "look at the log of NATS"),
+    Step("jetstream", jetstream_has_room, "look at the log of NATS"),
+    Step("version", version_is_told, "look at the log of NATS"),
+)

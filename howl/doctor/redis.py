@@ -1,0 +1,125 @@
+"""What `howl doctor` asks of Redis. Nothing it asks changes anything, whatever the credential may do."""
+
+import statistics
+import time
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoPermissionError, NoScriptError
+
+from howl.doctor.finding import Answer, beware, well, wrong
+from howl.doctor.network import WAY
+from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
+from howl.tls import redis_options
+
+DEFAULT_PORT = 6379
+#: Round trips measured: so many, or as many as fit into so many seconds.
+PINGS, PINGING = 7, 0.5
+#: Seconds a round trip may take before short tasks suffer, and two clocks may differ before times mislead or tasks
+#: expire unseen.
+FAR, CLOCKS_DIFFER, CLOCKS_LIE = 0.3, 2.0, 30.0
+#: Celery's, where no queue is named.
+DEFAULT_QUEUE = "celery"
+NO_SUCH_SCRIPT = "0" * 40
+#: What only somebody who runs Redis may ask, and a key that is not HOWL's.
+FORBIDDEN = {
+    "CONFIG GET": ("CONFIG", "GET", "maxmemory"),
+    "ACL LIST": ("ACL", "LIST"),
+    "CLIENT LIST": ("CLIENT", "LIST"),
+    "reading other keys": ("GET", "not-howl-doctor"),
+}
+
+
+async def login_succeeds(visit: Visit) -> Answer:
+    visit.client = Redis.from_url(
+        visit.url, retry=Retry(NoBackoff(), 0), decode_responses=True, max_connections=1,
+        socket_timeout=STEP_TIMEOUT, socket_connect_timeout=STEP_TIMEOUT, **redis_options(visit.settings),
+    )  # fmt: skip
+    visit.farewell.push_async_callback(visit.client.aclose)
+    await visit.client.ping()
+    return well("the credential is accepted")
+
+
+async def version_is_told(visit: Visit) -> Answer:
+    told = await visit.client.execute_command("HELLO")
+    facts = told if isinstance(told, dict) else dict(zip(told[::2], told[1::2], strict=False))
+    return well(f"{facts['server']} {facts['version']}")
+
+
+async def round_trip_is_short(visit: Visit) -> Answer:
+    taken: list[float] = []
+    while len(taken) < PINGS and sum(taken) < PINGING:
+        began = time.perf_counter()
+        await visit.client.ping()
+        taken.append(time.perf_counter() - began)
+    visit.round_trip = statistics.median(taken)
+    return judge_round_trip(visit.round_trip, len(taken))
+
+
+def judge_round_trip(seconds: float, count: int) -> Answer:
+    """By the median of `count`."""
+    said = f"{seconds * 1000:.1f} ms a round trip (median of {count})"
+    return well(said) if seconds < FAR else beware(said, "short tasks wait for it: run workers nearer to the server")
+
+
+async def clocks_agree(visit: Visit) -> Answer:
+    """Redis's against this machine's: half a round trip ago, on average, it said what it says."""
+    began = time.time()
+    seconds, microseconds = await visit.client.time()
+    ended = time.time()
+    return judge_clocks(int(seconds) + int(microseconds) / 1e6 - (began + ended) / 2, (ended - began) / 2)
+
+
+def judge_clocks(ahead: float, doubt: float) -> Answer:
+    """By the seconds that the server's clock is ahead of this machine's, give or take `doubt`."""
+    said = f"the server's clock is {abs(ahead):.2f} s {'ahead' if ahead > 0 else 'behind'} (± {doubt:.2f} s)"
+    off = abs(ahead) - doubt
+    if off < CLOCKS_DIFFER:
+        return well(said)
+    judge, advice = (beware if off < CLOCKS_LIE else wrong), "set the clocks of both machines by NTP"
+    return judge(said, advice)
+
+
+async def rights_suffice(visit: Visit) -> Answer:
+    """What a worker, or `howl server`, cannot work without."""
+    queues = visit.settings.queues or (DEFAULT_QUEUE,)
+    refused = [queue for queue in queues if await _is_refused(visit, "LLEN", visit.settings.key(queue))]
+    if refused:
+        return wrong(f"the queue {', '.join(refused)} is not granted", "grant it: `howl init join --queues …`")
+    if await _is_refused(visit, "EVALSHA", NO_SUCH_SCRIPT, "0"):
+        return wrong("scripts are not granted", "bring Redis's users up to date: run `howl init` on the server")
+    return well(f"may use {', '.join(queues)}")
+
+
+async def rights_end_somewhere(visit: Visit) -> Answer | None:
+    """What a burst machine's credential must be refused."""
+    if not visit.as_worker:
+        return None
+    granted = [name for name, command in FORBIDDEN.items() if not await _is_refused(visit, *command)]
+    if not granted:
+        return well(f"refused, as it should be: {', '.join(FORBIDDEN)}")
+    judge = beware if visit.is_here else wrong
+    return judge(f"may do too much: {', '.join(granted)}", "give workers a credential of their own: `howl init join`")
+
+
+async def _is_refused(visit: Visit, *command: Any) -> bool:
+    try:
+        await visit.client.execute_command(*command)
+    except NoPermissionError:
+        return True
+    except NoScriptError:
+        return False
+    return False
+
+
+STEPS = (
+    *WAY,
+    Step("login", login_succeeds, "check the port: what listens there is not HOWL's Redis", vital=True),
+    Step("round trip", round_trip_is_short, "look at the network between"),
+    Step("clock", clocks_agree, "bring Redis's users up to date: run `howl init` on the server"),
+    Step("rights", rights_suffice, "look at the log of Redis"),
+    Step("limits", rights_end_somewhere, "look at the log of Redis"),
+    Step("version", version_is_told, "bring Redis's users up to date: run `howl init` on the server"),
+)

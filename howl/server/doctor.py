@@ -1,0 +1,84 @@
+"""What `howl doctor` asks of PostgreSQL."""
+
+import statistics
+import time
+from typing import Any
+
+import psycopg
+
+from howl.doctor.finding import Answer, beware, well, wrong
+from howl.doctor.network import name_is_known, port_is_open
+from howl.doctor.redis import PINGING, PINGS, judge_round_trip
+from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
+from howl.server import migrate
+
+DEFAULT_PORT = 5432
+
+
+async def login_succeeds(visit: Visit) -> Answer:
+    visit.client = await psycopg.AsyncConnection.connect(
+        visit.url, autocommit=True, connect_timeout=max(2, round(STEP_TIMEOUT)), application_name="howl doctor"
+    )
+    visit.farewell.push_async_callback(visit.client.close)
+    return well("the credential is accepted")
+
+
+async def way_is_private(visit: Visit) -> Answer | None:
+    """Only within a machine, or encrypted."""
+    if visit.is_here:
+        return None
+    if visit.client.pgconn.ssl_in_use:
+        return well("encrypted")
+    return beware("nothing is encrypted", "keep PostgreSQL on loopback, or add ?sslmode=verify-full to its address")
+
+
+async def round_trip_is_short(visit: Visit) -> Answer:
+    taken: list[float] = []
+    while len(taken) < PINGS and sum(taken) < PINGING:
+        began = time.perf_counter()
+        await _scalar(visit, "SELECT 1")
+        taken.append(time.perf_counter() - began)
+    return judge_round_trip(statistics.median(taken), len(taken))
+
+
+async def tables_are_current(visit: Visit) -> Answer:
+    wanted, found = migrate.head(), None
+    if await _scalar(visit, "SELECT to_regclass('alembic_version')"):
+        found = await _scalar(visit, "SELECT version_num FROM alembic_version")
+    if found == wanted:
+        return well(f"at migration {wanted}, the newest")
+    if found and not migrate.knows(found):
+        return wrong(f"at migration {found}, which this HOWL does not know", "update HOWL on this machine")
+    return wrong(f"at migration {found or 'none'}, and this HOWL needs {wanted}", "run `alembic upgrade head`")
+
+
+async def role_is_modest(visit: Visit) -> Answer:
+    if await _scalar(visit, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
+        return beware(
+            "the role is a superuser's", "use a role that owns HOWL's tables and no more: `howl init` makes it"
+        )
+    if not await _scalar(visit, "SELECT has_database_privilege(current_database(), 'CREATE')"):
+        return beware("the role may not change the tables", "migrate and serve with the role that owns them")
+    return well("owns what it needs, and is no superuser")
+
+
+async def version_is_told(visit: Visit) -> Answer:
+    return well(f"PostgreSQL {await _scalar(visit, 'SHOW server_version')}")
+
+
+async def _scalar(visit: Visit, query: str) -> Any:
+    cursor = await visit.client.execute(query)
+    row = await cursor.fetchone()
+    return row and row[0]
+
+
+STEPS = (
+    Step("dns", name_is_known, "check the spelling of the address, and this machine's DNS", vital=True),
+    Step("tcp", port_is_open, "check address and port, and that the server runs", vital=True),
+    Step("login", login_succeeds, "check port, user, password and name of the database: `.env` holds them", vital=True),
+    Step("tls", way_is_private, "look at the log of PostgreSQL"),
+    Step("round trip", round_trip_is_short, "look at the network between"),
+    Step("rights", role_is_modest, "look at the log of PostgreSQL"),
+    Step("migrations", tables_are_current, "run `alembic upgrade head`"),
+    Step("version", version_is_told, "look at the log of PostgreSQL"),
+)
