@@ -12,7 +12,7 @@ from howl import __version__
 from howl.config import LOOPBACK_HOSTS, Settings
 from howl.doctor import nats, redis
 from howl.doctor.finding import Finding, Verdict
-from howl.doctor.visit import Visit, examine
+from howl.doctor.visit import GOODBYE_TIMEOUT, Visit, examine
 from howl.errors import DatabaseUnavailable, NotConfigured
 
 
@@ -37,7 +37,15 @@ async def _visits(settings: Settings, as_worker: bool, postgresql: Any) -> list[
     if postgresql is not None:
         visits.append(_visit("postgresql", settings.database, postgresql, settings, as_worker))
     found = await asyncio.gather(*visits)
+    await _tidied_up()
     return [finding for findings in found for finding in findings] + _where_no_worker_should_reach(settings, as_worker)
+
+
+async def _tidied_up() -> None:
+    """Clients that were refused close their connections in tasks of their own."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    if left:
+        await asyncio.wait(left, timeout=GOODBYE_TIMEOUT)
 
 
 async def _visit(
