@@ -137,10 +137,15 @@ def test_with_nothing_configured_commands_say_what_to_set(celery, tmp_path):
     assert "Traceback" not in answer.stderr
 
 
-def test_a_worker_leaves_at_its_deadline_after_finishing_what_runs(server, start_worker, app, task_row, worker_row):
-    worker = start_worker("w1", "--concurrency", "1", "--runtime", "8s", "--grace", "6s")
-    running = app.send_task("tests.sleep", (4,))
-    waiting = [app.send_task("tests.sleep", (4,)) for _ in range(3)]
+def test_a_worker_leaves_at_its_deadline_after_finishing_what_runs(
+    server, start_worker, app, task_row, worker_row, tmp_path
+):
+    worker = start_worker("w1", "--concurrency", "1", "--runtime", "20s", "--grace", "10s")
+    running = app.send_task("tests.report", (str(tmp_path / "end"),))
+    waiting = [app.send_task("tests.noop") for _ in range(3)]
+    eventually(lambda: (row := task_row(running.id)) and row.status == "started")
+    eventually(lambda: "taking no more tasks" in worker.output)
+    (tmp_path / "end").touch()
     assert worker.wait() == 0
     assert eventually(lambda: (row := task_row(running.id)) and row.finished_at and row).status == "succeeded"
     eventually(lambda: worker_row("w1").status == "offline")
