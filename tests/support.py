@@ -1,6 +1,7 @@
 """What tests share beside fixtures: patience, processes, and servers that go away."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 #: Seconds that anything expected of a real process may take on a busy machine.
 PATIENCE = 30.0
@@ -21,6 +24,14 @@ def eventually(look: Callable[[], Any], timeout: float = PATIENCE) -> Any:
         assert time.monotonic() < deadline, f"not within {timeout:g} s; last seen: {seen!r}"
         time.sleep(0.05)
     return seen
+
+
+def optional_program(name: str) -> str:
+    """The path of a program that not everyone has: without it a test is skipped, but fails in CI, which installs it."""
+    found = shutil.which(name)
+    if found is None and os.environ.get("CI"):
+        pytest.fail(f"{name} is missing, which .ci/run should have installed")
+    return found or pytest.skip(f"{name} is not installed: this test needs it")
 
 
 class Process:
