@@ -6,13 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
 from howl.embedded.isolation import clean_environment
-from tests.support import eventually
+from tests.support import eventually, servers_folder
 
 PROGRAMS = ("valkey-server", "nats-server", "postgres", "howl.cli")
 
@@ -20,8 +18,7 @@ PROGRAMS = ("valkey-server", "nats-server", "postgres", "howl.cli")
 @pytest.fixture
 def home():
     """A state folder that the user PostgreSQL runs as can enter."""
-    folder = Path(tempfile.mkdtemp(prefix="howl up ", dir="/tmp"))
-    folder.chmod(0o711)
+    folder = servers_folder("howl up ")
     yield folder / "state"
     shutil.rmtree(folder)
 

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from howl.embedded.files import take_lock
 from howl.embedded.stack import Stack
+from tests.support import servers_folder
 
 
 @pytest.fixture
@@ -54,8 +54,7 @@ def calm_stack() -> Iterator[Stack]:
 @contextmanager
 def _state_folder() -> Iterator[Path]:
     """With a space in its path, and enterable: pytest's own folders are closed to `nobody`, whom PostgreSQL runs as."""
-    folder = Path(tempfile.mkdtemp(prefix="howl-", dir="/tmp"))
-    folder.chmod(0o711)
+    folder = servers_folder("howl-")
     try:
         yield folder / "state folder"
     finally:
