@@ -1,7 +1,8 @@
-"""Real servers for every test: one stack a session; a namespace (database, key and subject prefix) a test."""
+"""Real servers for every test: one stack a process; a namespace (database, key and subject prefix) a test."""
 
 import asyncio
 import contextlib
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -31,7 +32,17 @@ isolate()
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = "howl_template"
+#: Processes that share the whole suite: most tests wait for others, but each process has servers of its own.
+FEWEST, MOST = 3, 4
 _numbers = count(1)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Several for the whole suite, none for a chosen part of it, which would be done before they had begun."""
+    by_path = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    if by_path or any(config.getoption(name, None) for name in ("keyword", "markexpr", "lf", "stepwise")):
+        return 0
+    return min(max(os.cpu_count() or 1, FEWEST), MOST)
 
 
 @pytest.fixture(scope="session")

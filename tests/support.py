@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-#: Seconds that anything expected of a real process may take on a busy machine.
-PATIENCE = 30.0
+#: Seconds that anything expected of a real process may take on a machine that other tests keep busy as well.
+PATIENCE = 45.0
 
 #: A file system in memory, where Linux has one, and the free bytes that make it big enough for the tests' servers.
 MEMORY = Path("/dev/shm")  # noqa: S108  # nothing but folders that mkdtemp makes is used in it

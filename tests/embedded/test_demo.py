@@ -23,10 +23,12 @@ from howl.embedded.demo import witness
 from howl.embedded.demo.examination import examine
 from howl.embedded.demo.screen import Screen
 from howl.embedded.demo.work import AGENT, LINTER, PAGES, SHARDS, TESTS, Work
-from tests.support import eventually
+from tests.support import PATIENCE, eventually
 
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "howl.embedded.demo"]
+#: Seconds until a demo is at work: it makes its servers' data on the disk, then starts one process after another.
+START_PATIENCE = 2 * PATIENCE
 
 URLS = {"HOWL_REDIS_URL": "redis", "HOWL_NATS_URL": "nats", "HOWL_DATABASE_URL": "postgresql", "NATS_URL": "nats",
         "CELERY_BROKER_URL": "redis", "BROKER_URL": "redis", "REDIS_URL": "redis", "DATABASE_URL": "postgresql",
@@ -141,7 +143,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """One demo from beginning to end, for all who look at it."""
     with canary() as listener:
         run = Run(tmp_path_factory.mktemp("demo"), listener)
-        eventually(lambda: "registered" in run.output or run.popen.poll() is not None)
+        eventually(lambda: "registered" in run.output or run.popen.poll() is not None, START_PATIENCE)
         run.seen = run.processes()
         run.wait()
         yield run
@@ -177,7 +179,7 @@ def test_the_demo_leaves_no_process_and_no_file(demo: Run) -> None:
 def test_an_interrupted_demo_leaves_no_process_and_no_file(tmp_path: Path) -> None:
     with canary() as listener:
         run = Run(tmp_path, listener)
-        eventually(lambda: "tasks submitted" in run.output or run.popen.poll() is not None)
+        eventually(lambda: "tasks submitted" in run.output or run.popen.poll() is not None, START_PATIENCE)
         run.popen.send_signal(signal.SIGTERM)  # which the demo makes a SIGINT
         assert run.wait() == 1
     assert "Aborted!" in run.output

@@ -94,7 +94,7 @@ class Crew:
 
     def finished(self, task_id: str) -> Task:
         """The row when the task has ended."""
-        return eventually(lambda: (row := self.row(task_id)) and row.finished_at and row, timeout=20)
+        return eventually(lambda: (row := self.row(task_id)) and row.finished_at and row)
 
     def ended(self, task_id: str) -> Task:
         """The row when the task has ended, and its message is nobody's."""
@@ -103,7 +103,7 @@ class Crew:
         return row
 
     def is_not_held(self, task_id: str) -> None:
-        eventually(lambda: not [claim for claim in self.held() if task_id.encode() in claim], timeout=20)
+        eventually(lambda: not [claim for claim in self.held() if task_id.encode() in claim])
 
     def events(self, task_id: str) -> list[TaskEvent]:
         query = select(TaskEvent).where(TaskEvent.task_id == task_id).order_by(TaskEvent.event_id)
