@@ -50,15 +50,16 @@ def require_redis(settings: Settings) -> None:
         try:
             client.ping()
         except redis.RedisError as error:
-            raise QueueUnavailable(f"Redis cannot be used: {_advice(error, settings)}.") from None
+            where = urlsplit(settings.redis())
+            address = f"{where.hostname}:{where.port or 6379}"
+            raise QueueUnavailable(f"Redis at {address} cannot be used: {_advice(error)}.") from None
 
 
-def _advice(error: redis.RedisError, settings: Settings) -> str:
-    where = urlsplit(settings.redis())
-    asked = f"{where.hostname}:{where.port or 6379}"
+def _advice(error: redis.RedisError) -> str:
+    """What `reason` says of certificates and logins is advice already."""
     if isinstance(error, redis.AuthenticationError) or isinstance(error.__context__, ssl.SSLError):
-        return f"at {asked} {reason(error)}"
-    return f"{reason(error)}. Check HOWL_REDIS_URL ({asked}) and that the server is up"
+        return reason(error)
+    return f"{reason(error)}. Check HOWL_REDIS_URL and that the server is up"
 
 
 class HowlBackend(BaseBackend, SyncBackendMixin):

@@ -117,6 +117,9 @@ class Settings(BaseSettings):
     #: When this worker will be gone; `howl worker --runtime` sets it.
     worker_deadline: datetime | None = None
 
+    #: A file that a worker touches while its loop moves, for a container's health check.
+    pulse_file: Path | None = None
+
     #: Seconds between two heartbeats of a worker, and of silence after which it counts as lost.
     heartbeat_interval: float = Field(5.0, gt=0)
     lost_after: float = Field(25.0, gt=0)
@@ -282,7 +285,7 @@ def _authority(path: Path) -> str:
     """The file's text; raises ValueError unless it holds certificates."""
     try:
         text = path.read_text()
-        ssl.create_default_context(cadata=text)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         why = error.strerror if isinstance(error, FileNotFoundError | PermissionError) else "no certificate in PEM form"
         raise ValueError(f"HOWL_CA_FILE: {path} cannot be used ({why}): give the server's ca.crt") from None

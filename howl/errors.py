@@ -114,3 +114,7 @@ class ArchiveRefused(HowlError):
 
 class RestoreRefused(HowlError):
     """What is to be restored would be mixed with what is there already."""
+
+
+class ProvisionFailed(HowlError):
+    """A real server's folder cannot be made or changed as asked."""

@@ -1,5 +1,6 @@
 """TLS for every client that HOWL starts: one place that says how, and in words why a connection was refused."""
 
+import logging
 import ssl
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,6 +47,7 @@ def nats_options(settings: Settings) -> dict[str, Any]:
     """
     if urlsplit(settings.nats_url or "").scheme != "tls":
         return {}
+    logging.getLogger("asyncio").addFilter(_is_news)
     return {"tls": context(settings.ca), "tls_handshake_first": True}
 
 
@@ -56,10 +58,20 @@ def context(ca: str | None) -> ssl.SSLContext:
     return made
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """asyncio warns of how nats-py ends an encrypted connection, each time, and nothing follows from it."""
+    return "eof_received() has no effect when using ssl" not in record.getMessage()
+
+
 def reason(error: BaseException) -> str:
     """Why a server cannot be used, and what to do if TLS or the login is the matter; else the error's first line."""
     known = next((words for cause in _causes(error) if (words := _words(cause))), None)
     return known or (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def is_refused_login(error: BaseException) -> bool:
+    """Whether Redis or NATS refused user name and password; NATS says so in words alone."""
+    return isinstance(error, AuthenticationError) or "authorization violation" in str(error).lower()
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
@@ -75,5 +87,4 @@ def _words(error: BaseException) -> str | None:
         return next((words for codes, words in _VERDICTS if error.verify_code in codes), None)
     if isinstance(error, ssl.SSLError):
         return _NO_TLS if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE") else None
-    refused = isinstance(error, AuthenticationError) or "authorization violation" in str(error).lower()
-    return _LOGIN if refused else None
+    return _LOGIN if is_refused_login(error) else None

@@ -103,6 +103,18 @@ def test_the_permanent_worker_cannot_reach_postgresql() -> None:
     assert not [name for name in worker["environment"] if "POSTGRES" in name or "DATABASE" in name]
 
 
+def test_redis_and_nats_are_told_no_secret_but_in_their_mounted_folder() -> None:
+    assert not [name for name in ("redis", "nats") if "environment" in COMPOSE["services"][name]]
+
+
+def test_whoever_talks_to_redis_checks_its_certificate() -> None:
+    talking = {name: service["environment"] for name, service in COMPOSE["services"].items()
+               if "REDIS_HOST" in (service.get("environment") or {})}  # fmt: skip
+    assert talking
+    assert {told["HOWL_TLS"] for told in talking.values()} == {"1"}
+    assert all(told["HOWL_CA_FILE"] and COMPOSE["services"][name]["volumes"] for name, told in talking.items())
+
+
 @pytest.mark.parametrize("service", LONG_RUNNING)
 def test_a_long_running_service_is_watched_restarted_and_bounded(service: str) -> None:
     stated = COMPOSE["services"][service]

@@ -21,6 +21,7 @@ COMMANDS = {
     "analytics": "Show how tasks, workers, queues and bursts fared.",
     "burst": "Start workers for a limited time.",
     "mcp": "Serve HOWL's tools to an MCP client.",
+    "init": "Make what a real server needs: secrets, certificates, configuration.",
     "server": "Run the persistent side.",
     "doctor": "Check what this machine needs, and say what to do.",
     "backup": "Write all that stays into one archive.",

@@ -47,7 +47,8 @@ def variables(settings: Settings) -> dict[str, str]:
     }
     if not any(urls.values()):
         settings.redis()
-    return {name: url for name, url in urls.items() if url} | _for_libpq(settings.database_url or "")
+    authority = {"HOWL_CA_FILE": str(settings.ca_file.absolute())} if settings.ca_file else {}
+    return {name: url for name, url in urls.items() if url} | authority | _for_libpq(settings.database_url or "")
 
 
 def _for_libpq(url: str) -> dict[str, str]:

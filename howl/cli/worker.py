@@ -35,8 +35,8 @@ def worker(
     """Run a worker.
 
     It takes tasks until it is told to stop (Ctrl-C, SIGTERM) or its runtime is over; running tasks then end, others
-    go back on the queue. It needs Redis and NATS (HOWL_REDIS_URL, HOWL_NATS_URL, or MANAGER_HOST and passwords),
-    never PostgreSQL.
+    go back on the queue. It needs Redis and NATS (HOWL_JOIN, which `howl init join` prints on the server, or
+    HOWL_REDIS_URL and HOWL_NATS_URL), never PostgreSQL.
 
     \b
     Examples:

@@ -1,0 +1,109 @@
+"""Telling running servers that their users changed: nothing stops, and who lost a credential is sent away."""
+
+import asyncio
+import json
+import random
+import time
+from contextlib import suppress
+from typing import Any
+
+import nats
+import redis
+from nats.errors import Error as NatsError
+
+from howl.backend import redis_client
+from howl.config import Settings, load_settings
+from howl.provision import environment
+from howl.provision.folder import Folder
+from howl.provision.state import OPERATOR, State
+from howl.tls import is_refused_login, nats_options, reason
+
+#: Seconds for each server to answer.
+PATIENCE = 5
+DONE = "has the new users"
+
+
+def tell(folder: Folder, before: State, now: State) -> list[str]:
+    """Have Redis and NATS read their users again; what became of it, a sentence each.
+
+    Whoever tells them logs in with the password that they knew `before`.
+    """
+    old, new = _operator(folder, before), _operator(folder, now)
+    return [f"Redis: {_tell_redis(old)}.", f"NATS: {asyncio.run(_tell_nats(old, new))}."]
+
+
+def _operator(folder: Folder, state: State) -> Settings:
+    """Settings that lead to the servers as this machine reaches them, whatever the environment says."""
+    told = environment.read(folder.env)
+    login = {"user": OPERATOR, "password": state.passwords[OPERATOR]}
+    named = {f"{server}_{name}": value for server in ("redis", "nats") for name, value in login.items()}
+    places: dict[str, Any] = {
+        name.lower(): told[name] for name in ("REDIS_HOST", "REDIS_PORT", "NATS_HOST", "NATS_PORT") if told.get(name)
+    }
+    unused = dict.fromkeys(("redis_url", "nats_url", "database_url", "join"))
+    return load_settings(**unused, **places, **named, tls=True, ca_file=None if state.public else folder.ca)
+
+
+def _tell_redis(settings: Settings) -> str:
+    try:
+        with redis_client(settings, timeout=PATIENCE) as client:
+            client.execute_command("ACL", "LOAD")
+    except redis.RedisError as error:
+        return _untold("redis", error)
+    return DONE
+
+
+async def _tell_nats(old: Settings, new: Settings) -> str:
+    try:
+        client = await _nats_client(old)
+        try:
+            if old.nats() == new.nats():
+                return await _reload(client)
+            # A request, or NATS would not do it; but it sends us away before its answer.
+            subject = f"$SYS.REQ.SERVER.{await _server_id(client)}.RELOAD"
+            await client.publish(subject, reply=client.new_inbox())
+            with suppress(NatsError, OSError, TimeoutError):
+                await client.flush(PATIENCE)
+            return await _knows(new)
+        finally:
+            await client.close()
+    except (NatsError, OSError, TimeoutError) as error:
+        return _untold("nats", error)
+
+
+async def _nats_client(settings: Settings) -> Any:
+    async def failed(_: Exception) -> None:
+        """What fails is raised."""
+
+    return await nats.connect(
+        settings.nats(), allow_reconnect=False, connect_timeout=PATIENCE, error_cb=failed, **nats_options(settings)
+    )
+
+
+async def _server_id(client: Any) -> str:
+    return str(json.loads((await client.request("$SYS.REQ.SERVER.PING", timeout=PATIENCE)).data)["server"]["id"])
+
+
+async def _reload(client: Any) -> str:
+    answer = await client.request(f"$SYS.REQ.SERVER.{await _server_id(client)}.RELOAD", timeout=PATIENCE)
+    refusal = json.loads(answer.data or b"{}").get("error")
+    return f"refuses its new users ({refusal['description']}): look at its log" if refusal else DONE
+
+
+async def _knows(settings: Settings) -> str:
+    """Look until the new password is good, `PATIENCE` seconds at most; raises NATS's error then."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            await (await _nats_client(settings)).close()
+        except NatsError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311  # jitter, no secret
+        else:
+            return DONE
+
+
+def _untold(service: str, error: Exception) -> str:
+    why = "it knows another password of operator" if is_refused_login(error) else reason(error)
+    return f"not told ({why}); it reads its users when it starts: `docker compose restart {service}`"

@@ -1,0 +1,49 @@
+"""Redis's configuration, and its file of users."""
+
+import hashlib
+from collections.abc import Iterable
+
+from howl.provision import rights
+from howl.provision.state import HEALTH, OPERATOR, SERVER, State
+
+#: Where the container sees the folder.
+FOLDER = "/etc/howl"
+
+CONFIGURATION = f"""\
+# Made by `howl init`, which from then on leaves this file as it is. Data go to the folder the server is started in.
+port 0
+tls-port 6379
+tls-cert-file {FOLDER}/server.crt
+tls-key-file {FOLDER}/server.key
+tls-auth-clients no
+tls-protocols "TLSv1.2 TLSv1.3"
+aclfile {FOLDER}/users.acl
+appendonly yes
+appendfsync everysec
+save ""
+maxmemory 512mb
+maxmemory-policy noeviction
+# Idle and half-open connections cost a little memory each, and nobody may have more of them than this.
+maxclients 4000
+tcp-keepalive 60
+# Somebody who does not read what was asked for is sent away, not remembered.
+client-output-buffer-limit normal 64mb 32mb 30
+client-output-buffer-limit pubsub 32mb 8mb 60
+"""
+
+
+def users(state: State, prefix: str) -> str:
+    """The ACL file: hashes of passwords, and the default user, who needs none, switched off."""
+    lines = [
+        "user default off resetkeys resetchannels -@all",
+        _user(state, HEALTH, ["+ping"]),
+        _user(state, OPERATOR, ["+ping", "+acl|load"]),
+        _user(state, SERVER, rights.server_rules(prefix)),
+        *(_user(state, grant.name, rights.worker_rules(prefix, grant)) for grant in state.worker_grants),
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _user(state: State, name: str, rules: Iterable[str]) -> str:
+    password = hashlib.sha256(state.passwords[name].encode()).hexdigest()
+    return " ".join(["user", name, "on", f"#{password}", "resetkeys", "resetchannels", "-@all", *rules])

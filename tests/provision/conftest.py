@@ -1,0 +1,61 @@
+"""A server as `howl init` makes it, at work: one for all tests that leave it as it was."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from howl import db
+from howl.embedded.stack import Stack
+from howl.provision.state import OWNER
+from howl.server import migrate
+from tests.provision.servers import HOST, Server, psql
+
+DATABASE = "mcp_provisioned"
+
+
+@pytest.fixture
+def out() -> Iterator[Path]:
+    """A folder for .env and howl-server/."""
+    folder = Path(tempfile.mkdtemp(prefix="howl-init-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def server(stack: Stack) -> Iterator[Server]:
+    """Redis and NATS as docker-compose.yml starts them; of PostgreSQL a database that roles.sql was run in."""
+    folder = Path(tempfile.mkdtemp(prefix="howl-init-", dir="/tmp"))
+    made = Server(folder)
+    try:
+        made.start_redis()
+        made.start_nats()
+        _make_database(stack, made)
+        yield made
+    finally:
+        made.stop()
+        db.engine(database_url(stack, made)).dispose()
+        shutil.rmtree(folder)
+
+
+def superuser_url(stack: Stack, database: str = "postgres") -> str:
+    return f"postgresql://postgres:{stack.postgres.passwords['postgres']}@{HOST}:{stack.postgres.port}/{database}"
+
+
+def database_url(stack: Stack, server: Server, role: str = OWNER) -> str:
+    password = server.folder.existing().passwords[role]
+    return f"postgresql://{role}:{password}@{HOST}:{stack.postgres.port}/{DATABASE}"
+
+
+def _make_database(stack: Stack, server: Server) -> None:
+    with psycopg.connect(superuser_url(stack), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {DATABASE}".encode())
+    psql(superuser_url(stack, DATABASE), server.path / "postgres" / "init" / "roles.sql")
+    migrate.upgrade(database_url(stack, server))
+    with server.folder.env.open("a") as file:
+        file.write(f"POSTGRES_PORT={stack.postgres.port}\nPOSTGRES_DB={DATABASE}\n")
