@@ -62,17 +62,21 @@ class Secured:
             process.terminate()
             process.wait(10)
 
+    @property
+    def ca(self) -> Path:
+        """Whom a client must trust: HOWL_CA_FILE."""
+        return self.folder / "ca.crt"
+
     def redis_url(self, user: str) -> str:
-        """With the options that make kombu check certificates."""
-        options = f"ssl_cert_reqs=required&ssl_ca_certs={self.folder}/ca.crt"
-        return f"rediss://{user}:{PASSWORD}@127.0.0.1:{self.redis_port}/0?{options}"
+        return f"rediss://{user}:{PASSWORD}@127.0.0.1:{self.redis_port}/0"
 
     def nats_url(self, user: str) -> str:
         return f"nats://{user}:{PASSWORD}@127.0.0.1:{self.nats_port}"
 
     def client(self, user: str) -> Any:
         """A client of Redis as this user, who repeats nothing by himself."""
-        return redis.Redis.from_url(self.redis_url(user), retry=Retry(NoBackoff(), 0), socket_timeout=10)
+        options = {"retry": Retry(NoBackoff(), 0), "socket_timeout": 10, "ssl_ca_certs": str(self.ca)}
+        return redis.Redis.from_url(self.redis_url(user), **options)
 
     def denied(self) -> list[Any]:
         """What Redis has refused anybody, by its own log."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from celery import chord, group
 
+from howl.config import load_settings
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
 from howl.outcomes import ChordCreated, encode, failure
@@ -33,9 +34,9 @@ class SecuredCrew(Crew):
         self.redis.close()
         self.app.close()
         self.secured = secured
-        self.adopt(self.settings.model_copy(update={
-            "redis_url": secured.redis_url(SERVER), "nats_url": secured.nats_url(SERVER), "lease": 4.0,
-        }))  # fmt: skip
+        kept = {name: getattr(self.settings, name) for name in ("key_prefix", "subject_prefix", "home", "database_url")}
+        urls = {"redis_url": secured.redis_url(SERVER), "nats_url": secured.nats_url(SERVER)}
+        self.adopt(load_settings(**kept, **urls, ca_file=secured.ca, lease=4.0))
 
     def start(self) -> None:
         server = self._run("server", env=self._env(SERVER) | {"HOWL_DATABASE_URL": self.settings.database()})
@@ -55,6 +56,7 @@ class SecuredCrew(Crew):
         names = ("key_prefix", "subject_prefix", "home", "lease")
         given = {f"HOWL_{name.upper()}": str(getattr(self.settings, name)) for name in names}
         urls = {"HOWL_REDIS_URL": self.secured.redis_url(user), "HOWL_NATS_URL": self.secured.nats_url(user)}
+        urls["HOWL_CA_FILE"] = str(self.secured.ca)
         return clean_environment(**given, **urls, HOWL_TASK_MODULES=TASKS, PYTHONPATH=str(ROOT))
 
     async def _delete_events(self) -> None:
@@ -67,9 +69,9 @@ def crew(request: pytest.FixtureRequest, stack: Stack) -> Iterator[SecuredCrew]:
     name = f"secured{next(_numbers)}"
     folder = Path(tempfile.mkdtemp(prefix="secured-", dir=stack.home))
     secured = Secured(folder, f"{name}:", name, [Grant(WORKER, ("celery",))])
+    secured.start()
     made = SecuredCrew(stack, secured, name, request.param, folder)
     try:
-        secured.start()
         made.start()
         yield made
     finally:

@@ -19,6 +19,7 @@ from howl.config import Settings, load_settings
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
 from howl.models import Task, TaskEvent
+from howl.tls import redis_options
 from tests.support import Process, eventually
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,7 +49,7 @@ class Crew:
     def adopt(self, settings: Settings) -> None:
         """Make its clients, with these settings."""
         self.settings = settings
-        self.redis: Any = redis.Redis.from_url(self.settings.redis())
+        self.redis: Any = redis.Redis.from_url(settings.redis(), **redis_options(settings))
         self.app: Celery = create_app(self.settings)
         self.app.loader.import_default_modules()
 
