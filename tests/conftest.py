@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if by_path or any(config.getoption(name, None) for name in ("keyword", "markexpr", "lf", "stepwise")):
         return 0
     return min(max(os.cpu_count() or 1, FEWEST), MOST)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """One test at a time in each process, and while one that wants to be alone runs, in no other process."""
+    if not hasattr(item.config, "workerinput"):  # which pytest-xdist gives to the processes that share a suite
+        return (yield)
+    with (ROOT / "pyproject.toml").open() as queue, (ROOT / "Makefile").open() as room:
+        fcntl.flock(queue, fcntl.LOCK_EX)  # or those who share the room would never leave it empty
+        fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        return (yield)
 
 
 @pytest.fixture(scope="session")

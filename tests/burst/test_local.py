@@ -57,6 +57,7 @@ def sleeping_task(seconds: float, session: Session, app: Celery) -> str:
     return submit(TaskRequest(name="tests.sleep", args=[seconds]), session, app)
 
 
+@pytest.mark.alone
 def test_a_burst_registers_works_and_leaves_by_itself(
     start_burst: Callable[..., LocalBurst], told: Settings, session: Session, app: Celery
 ) -> None:

@@ -33,6 +33,7 @@ def leaves(command, path=("howl",)):
 ALL_LEAVES = leaves(main)
 
 
+@pytest.mark.alone
 def test_help_comes_in_less_than_300_ms():
     howl = [sys.executable, "-m", "howl.cli", "--help"]
     times = []

@@ -32,6 +32,7 @@ BUSY_QUERY = b"SELECT count(*) FROM generate_series(1, 1000000) a, generate_seri
 COUNT_BUSY = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT count(*) FROM gen%'"
 
 
+@pytest.mark.alone
 def test_a_killed_parent_takes_all_servers_with_it_within_a_second(home: Path) -> None:
     with _parent(home) as (process, said):
         assert all(Path(f"/proc/{pid}").exists() for pid in said["pids"])
@@ -39,6 +40,7 @@ def test_a_killed_parent_takes_all_servers_with_it_within_a_second(home: Path) -
         _assert_all_gone_within(home, 1.0)
 
 
+@pytest.mark.alone
 def test_even_a_busy_query_ends_when_the_parent_is_killed(home: Path) -> None:
     with _parent(home) as (process, said), _busy_query(said["urls"]["database_url"]):
         process.kill()
