@@ -441,8 +441,10 @@ def test_the_servers_credential_does_not_run_redis_either(server: Any, command: 
 # --- NATS -------------------------------------------------------------------------------------------------------------
 
 
-async def _with_nats(secured: Secured, user: str, act: Callable[[Any], Any]) -> list[str]:
-    """What NATS complained of while the user did something."""
+async def _with_nats(
+    secured: Secured, user: str, act: Callable[[Any], Any], *, until_refused: bool = False
+) -> list[str]:
+    """What NATS complained of while the user did something; wait for it `until_refused`, or seconds have passed."""
     complaints: list[str] = []
 
     async def complain(error: Exception) -> None:
@@ -451,8 +453,12 @@ async def _with_nats(secured: Secured, user: str, act: Callable[[Any], Any]) -> 
     client = await nats.connect(secured.nats_url(user), error_cb=complain, connect_timeout=5, allow_reconnect=False)
     try:
         await act(client)
-        for _ in range(3):  # a complaint may come after the answer to what it is about
+        # A complaint may come after the answer to what it is about.
+        for turn in range(100):
             await client.flush(5)
+            if complaints or (turn == 2 and not until_refused):
+                break
+            await asyncio.sleep(0.05 * until_refused)
     finally:
         await client.close()
     return complaints
@@ -499,7 +505,9 @@ API = "$JS.API"
     ],
 )  # fmt: skip
 def test_a_worker_says_nothing_on_another_subject(secured: Secured, stream: Callable[[], int], subject: str) -> None:
-    complaints = asyncio.run(_with_nats(secured, "worker", lambda client: client.publish(subject, b"")))
+    complaints = asyncio.run(
+        _with_nats(secured, "worker", lambda client: client.publish(subject, b""), until_refused=True)
+    )
     assert [complaint for complaint in complaints if "permissions violation for publish" in complaint]
     assert stream() == 1
 
@@ -508,7 +516,9 @@ def test_a_worker_says_nothing_on_another_subject(secured: Secured, stream: Call
                                      "$JS.>", "$SYS.>",
                                      "$JS.EVENT.>", "other.>", "$KV.>", "$O.>"])  # fmt: skip
 def test_a_worker_hears_nothing(secured: Secured, subject: str) -> None:
-    complaints = asyncio.run(_with_nats(secured, "worker", lambda client: client.subscribe(subject)))
+    complaints = asyncio.run(
+        _with_nats(secured, "worker", lambda client: client.subscribe(subject), until_refused=True)
+    )
     assert [complaint for complaint in complaints if "permissions violation for subscription" in complaint]
 
 
