@@ -138,6 +138,19 @@ def test_a_task_that_redis_lost_is_pushed_again_and_one_that_waits_or_ended_is_n
     assert [lost in message.decode() for message in messages] == [True]
 
 
+def test_a_task_that_redis_lost_while_it_ran_is_pushed_again_but_not_if_it_may_have_ended(session, app, settings,
+                                                                                          client):  # fmt: skip
+    begun, told_of_later = (submit(_request(), session, app) for _ in range(2))
+    client.delete(settings.key("celery"), settings.key("inflight"))
+    past = func.now() - func.make_interval(0, 0, 0, 0, 0, 2)
+    session.execute(update(Task).values(pushed_at=past, status="started", rank=1, attempts=1))
+    session.execute(update(Task).where(Task.task_id == told_of_later).values(attempts=2))
+    session.commit()
+    Keeper(settings, app).push_what_is_missing()
+    messages = client.lrange(settings.key("celery"), 0, -1)
+    assert [begun in message.decode() for message in messages] == [True]
+
+
 def test_an_expired_task_is_recorded_as_expired_although_no_worker_came(session, app, settings, server, task_row,
                                                                        queued):  # fmt: skip
     task_id = submit(_request(expires_in=60), session, app)

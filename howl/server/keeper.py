@@ -17,7 +17,7 @@ from howl.config import Settings
 from howl.db import session
 from howl.errors import WorkerGone
 from howl.models import Task, Worker
-from howl.outcomes import failure
+from howl.outcomes import FINAL_RANK, failure
 from howl.server import chords, claims
 from howl.submit import push, take_off_queue
 
@@ -60,10 +60,14 @@ class Keeper:
     def push_what_is_missing(self) -> None:
         """Push submitted tasks that never reached Redis, and those it has lost since."""
         now = datetime.now(UTC)
-        never_pushed = Task.pushed_at.is_(None) & (Task.queued_at < now - timedelta(seconds=PATIENCE))
+        never_pushed = (
+            (Task.rank == 0) & Task.pushed_at.is_(None) & (Task.queued_at < now - timedelta(seconds=PATIENCE))
+        )
         pushed_long_ago = Task.pushed_at < now - timedelta(seconds=self.settings.push_again_after)
-        for task in self._unmarked(self._queued(or_(never_pushed, pushed_long_ago))):
-            if self._still_queued(task):
+        # What had begun is lost as well when Redis forgets its message. Told of a later attempt, a row may have ended
+        # before, and a worker's word is not enough to start it anew.
+        for task in self._unmarked(self._open((Task.attempts <= 1) & or_(never_pushed, pushed_long_ago))):
+            if self._still_open(task):
                 push(task, self.app)
                 self._note_push(task)
                 logger.warning("Task %s (%s) was not on its queue: pushed again.", task.task_id, task.name)
@@ -98,10 +102,12 @@ class Keeper:
         chords.submit_due(self.settings, self.app)
 
     def _queued(self, condition: Any) -> Sequence[Task]:
+        return self._open((Task.rank == 0) & condition)
+
+    def _open(self, condition: Any) -> Sequence[Task]:
+        oldest = select(Task).where(Task.rank < FINAL_RANK, condition).order_by(Task.queued_at).limit(AT_ONCE)
         with session(self.settings.database()) as opened:
-            return opened.scalars(
-                select(Task).where(Task.rank == 0, condition).order_by(Task.queued_at).limit(AT_ONCE)
-            ).all()
+            return opened.scalars(oldest).all()
 
     def _unmarked(self, tasks: Sequence[Task]) -> Iterable[Task]:
         if not tasks:
@@ -109,10 +115,10 @@ class Keeper:
         marks = self.redis.hmget(self.settings.key("inflight"), [task.task_id for task in tasks])
         return [task for task, mark in zip(tasks, marks, strict=True) if mark is None]
 
-    def _still_queued(self, task: Task) -> bool:
+    def _still_open(self, task: Task) -> bool:
         """Read again after the mark was seen missing: the recorder removes marks of what has ended."""
         with session(self.settings.database()) as opened:
-            return opened.scalar(select(Task.rank).where(Task.task_id == task.task_id)) == 0
+            return opened.scalar(select(Task.rank < FINAL_RANK).where(Task.task_id == task.task_id)) is True
 
     def _note_push(self, task: Task) -> None:
         with session(self.settings.database()) as opened:
