@@ -16,8 +16,10 @@ from typing import Any, Self
 import psycopg
 from celery import Celery
 
+from benchmarks.faults.log import Log
 from benchmarks.faults.witness import Diary, Witness
 from howl.backend import redis_client
+from howl.broker.areas import area_of
 from howl.config import Settings
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
@@ -40,7 +42,8 @@ class Account:
     lost: int
     #: Final outcomes accepted beyond the first of a task and attempt.
     twice: int
-    #: Runs beyond the first of a task, and how many the faults account for: tasks running when they struck.
+    #: Runs beyond the first of a task, and how many the faults account for: tasks running when they struck, or of
+    #: which Redis has forgotten that they were taken.
     started_again: int
     running_at_faults: int
     #: Claims that are still held though every task has ended.
@@ -48,7 +51,7 @@ class Account:
     #: Ends that a worker was told are no longer its to tell.
     stale: int
     dead: int
-    #: Entries of the stream that the witness could not read: then `twice` proves nothing.
+    #: Entries of the stream that the witness has not: then `twice` proves nothing.
     unseen: int
     #: Whatever a scenario checks beside: what is not as it should be.
     wrong: int = 0
@@ -72,20 +75,24 @@ class Ground:
         self.random = random.Random(seed)  # noqa: S311  # repeatable, no secret
         self.redis: Any = redis_client(settings)
         self.diary = Diary(folder / "diary")
-        self.witness = Witness(settings, folder / "witness")
+        self.area = area_of(settings)
+        self.log = Log(stack, self.redis)
+        self.witness = Witness(settings, folder / "witness", self.redis, self.log)
         self.client = _client(settings)
         self.task_ids: list[str] = []
         self.processes: list[Process] = []
         self.killed: list[Process] = []
         self.faults = 0
+        #: Runs that Redis has forgotten, and will see again.
+        self.forgotten_runs = 0
         #: For each kill, ids that the killed worker held, and its processes.
         self._struck: list[tuple[set[str], set[int]]] = []
         self._began = time.monotonic()
 
     def __enter__(self) -> Self:
         try:
-            reader = self.start("python", "-m", "benchmarks.faults.reader", str(self.folder / "witness"))
-            self.awaited(reader, "reading")
+            self.reader = self.start("python", "-m", "benchmarks.faults.reader", str(self.folder / "witness"))
+            self.awaited(self.reader, "reading")
         except BaseException:
             self.__exit__()
             raise
@@ -95,7 +102,6 @@ class Ground:
         with ExitStack() as closing:
             closing.callback(self.redis.close)
             closing.callback(self.client.close)
-            closing.callback(self.witness.close)
             for process in self.processes:
                 closing.callback(process.end)
 
@@ -145,7 +151,7 @@ class Ground:
 
     def held(self, name: str) -> set[str]:
         """Ids of the tasks that all lives of this worker hold."""
-        keys = self.redis.keys(self.settings.key(f"claims:celery@{name}.*"))
+        keys = self.redis.keys(self.area.key(f"claims:celery@{name}.*"))
         claims = [value for key in keys for tag, value in self.redis.hgetall(key).items() if tag[:6] != b"began:"]
         return {json.loads(claim.partition(b"\n")[2])["headers"]["id"] for claim in claims}
 
@@ -165,11 +171,11 @@ class Ground:
                     "bench.diary", arguments, task_id=self.task_ids[-1], producer=producer, countdown=wait
                 )
 
-    def ended(self) -> int:
-        """How many of the tasks have a final row."""
+    def ended(self, task_ids: list[str] | None = None) -> int:
+        """How many of these, by default of all tasks, have a final row."""
         with psycopg.connect(self.settings.database()) as connection:
             query = "SELECT count(*) FROM tasks WHERE rank = 3 AND task_id = ANY(%s)"
-            row = connection.execute(query, (self.task_ids,)).fetchone()
+            row = connection.execute(query, (self.task_ids if task_ids is None else task_ids,)).fetchone()
         return int(row[0]) if row else 0
 
     def wait_for_ends(self, patience: float) -> None:
@@ -186,6 +192,7 @@ class Ground:
     def account(self, patience: float = 30.0, *, wrong: int = 0) -> Account:
         """Wait for the ends, then count."""
         self.wait_for_ends(patience)
+        unseen = self.witness.unseen()
         lost = len(self.task_ids) - self.ended()
         stranded = self.stranded()
         starts = self.diary.starts()
@@ -195,11 +202,11 @@ class Ground:
             lost=lost,
             twice=sum(count - 1 for count in self.witness.finals.values()),
             started_again=sum(starts.values()) - len(starts),
-            running_at_faults=self._running_at_faults(),
+            running_at_faults=self._running_at_faults() + self.forgotten_runs,
             stranded=stranded,
             stale=sum(process.output.count(" is stale: ") for process in self.processes),
             dead=self.witness.dead,
-            unseen=self.witness.unseen,
+            unseen=unseen,
             wrong=wrong,
             orphans=sum(len(group(process.pid)) for process in self.killed),
             seconds=round(time.monotonic() - self._began, 1),
@@ -213,7 +220,7 @@ class Ground:
         return held
 
     def _claims(self) -> int:
-        keys = self.redis.keys(self.settings.key("claims:*"))
+        keys = self.redis.keys(self.area.key("claims:*"))
         return sum(1 for key in keys for tag in self.redis.hkeys(key) if tag[:6] != b"began:")
 
     def _running_at_faults(self) -> int:

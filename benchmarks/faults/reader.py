@@ -1,4 +1,4 @@
-"""A process that copies every entry of the outcomes stream to a file, before the recorder deletes it.
+"""A process that copies the entries of the outcomes stream to a file, before the recorder deletes them.
 
 A process of its own, and an urgent one where that is allowed: it must read while the recorder writes to PostgreSQL.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import redis
 
 from howl.backend import redis_client
+from howl.broker.areas import area_of
 from howl.config import load_settings
 
 GROUP = "witness"
@@ -24,7 +25,7 @@ def main(path: Path) -> None:
         os.nice(-10)
     settings = load_settings()
     client: Any = redis_client(settings)
-    key = settings.key("outcomes")
+    key = area_of(settings).key("outcomes")
     client.xgroup_create(key, GROUP, id="0", mkstream=True)
     print("reading", flush=True)
     with path.open("ab", buffering=0) as file:

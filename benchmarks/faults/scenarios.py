@@ -3,17 +3,18 @@
 import base64
 import json
 import os
-import re
 import signal
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import psycopg
 
 from benchmarks.faults.ground import Account, Ground, children, strike
+from benchmarks.faults.log import taken_in
 from benchmarks.faults.proxy import ANSWERS, REQUESTS, Proxy
 from howl import db
 from howl.celery import create_app
@@ -107,7 +108,9 @@ def connection_cut(ground: Ground, *, tasks: int, cuts: int, pool: str = "prefor
         for number in range(cuts):
             ground.publish(tasks // cuts, 0.05, countdown=3.0)
             time.sleep(ground.random.uniform(0.05, 0.5))
-            ground.faults += bool(proxy.cut((REQUESTS, ANSWERS)[number % 2], ground.random.uniform(0.002, 0.05)))
+            lost, after = (REQUESTS, ANSWERS)[number % 2], ground.random.uniform(0.002, 0.05)
+            eventually(partial(proxy.cut, lost, after))  # a worker that just connects again has nothing to cut
+            ground.faults += 1
         return ground.account()
 
 
@@ -121,13 +124,23 @@ def redis_forgets(ground: Ground, *, tasks: int, times: int) -> Account:
     ground.server()
     ground.worker("w1"), ground.worker("w2")
     for _ in range(times):
-        _submit(ground, tasks // times)
-        kept = _log_size(ground)
-        time.sleep(1.0)
+        _submit(ground, tasks // times // 2)
+        kept = Kept(len(ground.diary.lines()), ground.log.size, len(ground.task_ids))
+        then = time.monotonic()
+        _submit(ground, tasks // times // 2)
+        time.sleep(max(0.0, then + 1 - time.monotonic()))
         ground.faults += 1
         _lose_what_came_after(ground, kept, away=ground.settings.lease + 1)
-    # What ran in the lost second runs again, and so may what began then: no fault counts them one by one.
     return ground.account(patience=30 + 3 * ground.settings.push_again_after)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How far things had come: lines of the diary, bytes of Redis's log, tasks submitted."""
+
+    diary: int
+    log: int
+    tasks: int
 
 
 def _submit(ground: Ground, count: int) -> None:
@@ -140,30 +153,24 @@ def _submit(ground: Ground, count: int) -> None:
     app.close()
 
 
-def _log(ground: Ground) -> Path:
-    return max((ground.stack.redis.folder / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
-
-
-def _log_size(ground: Ground) -> int:
-    return _log(ground).stat().st_size
-
-
-def _lose_what_came_after(ground: Ground, kept: int, away: float) -> None:
+def _lose_what_came_after(ground: Ground, kept: Kept, away: float) -> None:
     server = ground.stack.redis
     os.kill(server.pid, signal.SIGKILL)
     server.stop()
-    log = _log(ground)
-    with log.open("r+b") as file:
-        file.seek(kept)
-        forgotten = file.read()
-        file.truncate(kept)
-    # An entry's id stands in the log where it was added, and where it was deleted: nothing older is added again.
-    added = re.compile(rb"\r\nXADD\r\n\$\d+\r\n" + re.escape(ground.settings.key("outcomes").encode())
-                       + rb"\r\n\$\d+\r\n(\d+-\d+)\r\n", re.IGNORECASE)  # fmt: skip
+    lost = ground.log.lose(kept.log)
     time.sleep(away)
-    ground.witness.forget(set(added.findall(forgotten)))
+    ground.forgotten_runs += _forgotten_runs(ground, kept, lost)
+    ground.witness.forget_what_redis_lost()
     server.start()
-    eventually(lambda: ground.redis.info("persistence")["loading"] == 0)
+    ground.log.keep_whole()
+
+
+def _forgotten_runs(ground: Ground, kept: Kept, lost: bytes) -> int:
+    """Of messages that were taken in the lost second: they are on their queue again, or will be pushed again."""
+    began = Counter(line.task_id for line in ground.diary.lines()[kept.diary :] if line.kind == "began")
+    forgotten = taken_in(lost, ground.area.key("claims:")) & began
+    never_submitted = [task_id for task_id in ground.task_ids[kept.tasks :] if task_id in forgotten]
+    return forgotten.total() - ground.ended(never_submitted)  # what Redis never heard of and is recorded stays ended
 
 
 def scripts_flushed(ground: Ground, *, tasks: int, flushes: int) -> Account:
@@ -208,7 +215,7 @@ def garbage(ground: Ground, *, messages: int, neighbours: int) -> Account:
     ground.wait_for_ends(30)
     eventually(lambda: ground.redis.llen(queue) == 0)
     account_now = ground.account()
-    aside = ground.redis.llen(ground.settings.key("unreadable"))
+    aside = ground.redis.llen(ground.area.key("unreadable"))
     refused = ground.witness.refused
     with psycopg.connect(ground.settings.database()) as connection:
         query = "SELECT result::text FROM tasks WHERE task_id = ANY(%s)"
@@ -270,7 +277,8 @@ SCENARIOS = {
     "connection-of-threads-cut": Scenario(
         connection_of_threads_cut, {"tasks": 200, "cuts": 10}, {"tasks": 4000, "cuts": 200}, UNSEEN_BY_CELERY
     ),
-    "redis-forgets": Scenario(redis_forgets, {"tasks": 60, "times": 1}, {"tasks": 1000, "times": 10}, NEVER),
+    "redis-forgets": Scenario(redis_forgets, {"tasks": 60, "times": 1}, {"tasks": 1000, "times": 10},
+                              (*NEVER, "extra")),
     "scripts-flushed": Scenario(scripts_flushed, {"tasks": 100, "flushes": 5}, {"tasks": 2000, "flushes": 50},
                                 UNSEEN_BY_CELERY),
     "recorder-killed": Scenario(recorder_killed, {"tasks": 20, "kills": 1}, {"tasks": 500, "kills": 20},

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from howl.backend import redis_client
+from benchmarks.faults.log import Log
+from howl.broker.areas import area_of
 from howl.config import Settings
 from howl.outcomes import STATUSES
 
@@ -17,29 +18,34 @@ PATIENCE = 2.0
 
 
 class Witness:
-    """What the reader's process has copied of the stream."""
+    """What was said in the stream: what the reader's process, a consumer group of its own, has copied of it.
 
-    def __init__(self, settings: Settings, path: Path) -> None:
-        self._client: Any = redis_client(settings)
-        self._key = settings.key("outcomes")
+    The recorder deletes what it has recorded, and waits for nobody: on a busy machine it is now and then faster than
+    the reader. What that missed is taken from Redis's log, so that nothing goes uncounted.
+    """
+
+    def __init__(self, settings: Settings, path: Path, client: Any, log: Log) -> None:
+        self._client = client
+        self._key = area_of(settings).key("outcomes")
         self._path = path
+        self._log = log
         self._forgotten: set[bytes] = set()
+        self._missed: dict[bytes, bytes] = {}
         path.touch()
 
-    def close(self) -> None:
-        self._client.close()
+    def forget_what_redis_lost(self) -> None:
+        """What was read and is not in Redis's log any more counts as never said."""
+        # Ids are times: none that was lost is given again.
+        self._forgotten |= self._read().keys() - self._log.added(self._key).keys()
 
-    def forget(self, entry_ids: set[bytes]) -> None:
-        """Redis lost these."""
-        self._forgotten |= entry_ids
-
-    @property
     def unseen(self) -> int:
-        """Entries of the stream that were gone before they could be read: if there are any, nothing is proved."""
+        """Look for all that was said; how many entries Redis counts and nobody has: if any, nothing is proved."""
         deadline = time.monotonic() + PATIENCE
         while (unseen := self._unseen()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        return unseen
+        if unseen:
+            self._missed = self._log.added(self._key)
+        return self._unseen()
 
     def _unseen(self) -> int:
         return int(self._client.xinfo_stream(self._key)["entries-added"]) - len(self._entries())
@@ -65,10 +71,13 @@ class Witness:
         return sum(1 for document in self._entries().values() if word in document)
 
     def _entries(self) -> dict[bytes, bytes]:
+        read = self._read()
+        return self._missed | {entry_id: read[entry_id] for entry_id in read.keys() - self._forgotten}
+
+    def _read(self) -> dict[bytes, bytes]:
         """What each entry says; the reader may copy one twice, when Redis forgot that it had read it."""
         whole, _, _ = self._path.read_bytes().rpartition(b"\n")
-        entries = dict(line.partition(b" ")[::2] for line in whole.split(b"\n") if line)
-        return {entry_id: document for entry_id, document in entries.items() if entry_id not in self._forgotten}
+        return dict(line.partition(b" ")[::2] for line in whole.split(b"\n") if line)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""Redis's own log (the append-only file): whatever it did is written there before anybody hears of it."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from howl.embedded.stack import Stack
+
+
+class Log:
+    """What Redis did since this was made, and has not lost."""
+
+    def __init__(self, stack: Stack, client: Any) -> None:
+        self._folder = stack.redis.folder / "appendonlydir"
+        self._client = client
+        self.keep_whole()
+        self._begin = self.size
+
+    def keep_whole(self) -> None:
+        """To be said again whenever Redis was started."""
+        # A rewritten log leaves out what was deleted since; and while Redis syncs, it answers first and writes later.
+        self._client.config_set("auto-aof-rewrite-percentage", 0)
+        self._client.config_set("appendfsync", "no")
+
+    @property
+    def path(self) -> Path:
+        """The file that is written to now."""
+        return max(self._folder.glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
+
+    @property
+    def size(self) -> int:
+        """Bytes by now."""
+        return self.path.stat().st_size
+
+    def added(self, stream: str) -> dict[bytes, bytes]:
+        """Every entry that was added to a stream: its id, and the value of its one field."""
+        with self.path.open("rb") as file:
+            file.seek(self._begin)
+            return {words[2]: words[4] for words in _commands(file) if _is(b"XADD", stream, words)}
+
+    def lose(self, kept: int) -> bytes:
+        """Cut off what came after so many bytes, while Redis is away; what was lost."""
+        with self.path.open("r+b") as file:
+            file.seek(kept)
+            lost = file.read()
+            file.truncate(kept)
+        return lost
+
+
+def taken_in(part: bytes, claims: str) -> Counter[str]:
+    """Which messages that part of a log gave out to owners whose `claims` keys begin like this: task ids.
+
+    `part` must begin where a command does.
+    """
+    said = (words for words in _commands(BytesIO(part)) if words[0].upper() == b"HSET")
+    values = (words[3] for words in said if words[1].startswith(claims.encode()))
+    # A claim is its list, a line's end, its message; what else these keys hold has one line.
+    return Counter(json.loads(value.partition(b"\n")[2])["headers"]["id"] for value in values if b"\n" in value)
+
+
+def _is(name: bytes, key: str, words: list[bytes]) -> bool:
+    return words[0].upper() == name and words[1] == key.encode()
+
+
+def _commands(file: BinaryIO) -> Iterator[list[bytes]]:
+    """Each whole command, as its words: RESP's arrays of bulk strings."""
+    try:
+        while True:
+            yield [_word(file) for _ in range(_number(file))]
+    except EOFError:
+        return  # the last one may be cut off
+
+
+def _word(file: BinaryIO) -> bytes:
+    size = _number(file)
+    word = file.read(size + 2)
+    if len(word) < size + 2:
+        raise EOFError
+    return word[:-2]
+
+
+def _number(file: BinaryIO) -> int:
+    line = file.readline()
+    if not line.endswith(b"\r\n"):
+        raise EOFError
+    return int(line[1:])
