@@ -69,6 +69,10 @@ def test_a_redis_that_lost_its_last_second_loses_no_submitted_task(ground: Groun
     assert tried("redis-forgets", ground).started_again > 0
 
 
+def test_servers_that_are_restarted_in_turn_lose_no_task_and_start_none_again(ground: Ground) -> None:
+    assert tried("servers-restarted", ground).faults == 3
+
+
 def test_forgotten_scripts_are_not_noticed(ground: Ground) -> None:
     assert tried("scripts-flushed", ground).faults > 0
 

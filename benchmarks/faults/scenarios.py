@@ -18,8 +18,10 @@ from benchmarks.faults.log import taken_in
 from benchmarks.faults.proxy import ANSWERS, REQUESTS, Proxy
 from howl import db
 from howl.celery import create_app
+from howl.embedded.nats import Nats
+from howl.embedded.valkey import Valkey
 from howl.submit import TaskRequest, submit
-from tests.support import Process, eventually
+from tests.support import PATIENCE, Process, eventually
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,45 @@ def _forgotten_runs(ground: Ground, kept: Kept, lost: bytes) -> int:
     return forgotten.total() - ground.ended(never_submitted)  # what Redis never heard of and is recorded stays ended
 
 
+def servers_restarted(ground: Ground, *, tasks: int, restarts: int) -> Account:
+    """`howl server`, Redis and NATS stopped and started again in turn under load, as for an upgrade.
+
+    `wrong` counts servers that did not end well, and workers that are not heard after the last restart.
+    """
+    server, unwell = ground.server(), 0
+    ground.worker("w1"), ground.worker("w2")
+    for number in range(restarts):
+        _submit(ground, tasks // restarts)
+        time.sleep(ground.random.uniform(0, 0.3))
+        if number % 3 == 0:
+            server.signal(signal.SIGTERM)
+            unwell += server.wait() != 0
+            server = ground.server()
+        else:
+            _restart(ground, (ground.stack.redis, ground.stack.nats)[number % 3 - 1])
+        ground.faults += 1
+    return ground.account(wrong=unwell + _unheard(ground, {"w1", "w2"}))
+
+
+def _restart(ground: Ground, server: Valkey | Nats) -> None:
+    server.stop()
+    server.start()
+    ground.log.keep_whole()
+
+
+def _unheard(ground: Ground, workers: set[str]) -> int:
+    """How many of the workers no heartbeat comes from."""
+    query = "SELECT worker_id FROM workers WHERE last_heartbeat_at > %s"
+    with psycopg.connect(ground.settings.database(), autocommit=True) as connection:
+        now = connection.execute("SELECT now()").fetchone()
+        deadline = time.monotonic() + PATIENCE  # a beacon tries NATS again now and then
+        while silent := workers - {worker_id for (worker_id,) in connection.execute(query, now)}:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+    return len(silent)
+
+
 def scripts_flushed(ground: Ground, *, tasks: int, flushes: int) -> Account:
     """Redis forgets its scripts under load."""
     ground.server()
@@ -279,6 +320,8 @@ SCENARIOS = {
     ),
     "redis-forgets": Scenario(redis_forgets, {"tasks": 60, "times": 1}, {"tasks": 1000, "times": 10},
                               (*NEVER, "extra")),
+    "servers-restarted": Scenario(servers_restarted, {"tasks": 60, "restarts": 3}, {"tasks": 3000, "restarts": 60},
+                                  UNSEEN_BY_CELERY),
     "scripts-flushed": Scenario(scripts_flushed, {"tasks": 100, "flushes": 5}, {"tasks": 2000, "flushes": 50},
                                 UNSEEN_BY_CELERY),
     "recorder-killed": Scenario(recorder_killed, {"tasks": 20, "kills": 1}, {"tasks": 500, "kills": 20},
