@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import redis
 from celery import Celery
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 PASSING = (HowlError, redis.RedisError, NatsError, OperationalError, OSError, TimeoutError)
 #: Seconds before a part is run again, at first and at most.
 FIRST_WAIT, LAST_WAIT = 0.5, 10.0
+#: Seconds for the parts to end, before they are told again, and how often they are.
+PATIENCE, ATTEMPTS = 1.0, 20
 
 
 def main(settings: Settings) -> None:
@@ -52,9 +54,18 @@ async def _serve(settings: Settings, app: Celery) -> None:
         running = [group.create_task(_keep_running(name, part), name=name) for name, part in parts.items()]
         logger.info("HOWL's server is up: %s.", ", ".join(parts))
         await stop.wait()
+        await end(running)
+    logger.info("HOWL's server is down.")
+
+
+async def end(running: Collection[asyncio.Task[None]]) -> None:
+    """Cancel until it is heard: nats-py, closing while it connects again, keeps a cancellation to itself."""
+    for _ in range(ATTEMPTS):
         for task in running:
             task.cancel()
-    logger.info("HOWL's server is down.")
+        _, running = await asyncio.wait(running, timeout=PATIENCE)
+        if not running:
+            return
 
 
 async def _keep_running(name: str, part: Callable[[], Awaitable[None]]) -> None:
