@@ -57,8 +57,8 @@ check-compose: .venv/installed
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
 .PHONY: bench
-bench: .venv/installed ## Measure tasks a second beside stock Celery
-	@$(BIN)/python -m benchmarks.throughput
+bench: .venv/installed ## Measure tasks a second beside stock Celery; other measures with ARGS, as in ARGS=--tls
+	@$(BIN)/python -m benchmarks.throughput $(ARGS)
 
 .PHONY: faults
 faults: .venv/installed ## Break workers, connections and servers under load, and count; in full with ARGS=--full

@@ -15,8 +15,10 @@ import redis
 from celery import Celery
 from click import ClickException
 
+from benchmarks.provisioned import Provisioned
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
+from howl.provision.state import SERVER, WORKER
 from howl.server import migrate
 
 ROOT = Path(__file__).parent.parent
@@ -93,13 +95,22 @@ class Contender:
         raise NotImplementedError
 
     @contextmanager
+    def servers(self) -> Iterator[None]:
+        """What must run, from before tasks are published, beside the shared servers."""
+        yield
+
+    @contextmanager
     def services(self) -> Iterator[None]:
         """What else must run beside the worker."""
         yield
 
+    def broker(self) -> str:
+        """Where a client beside the servers publishes."""
+        return self.stack.urls.redis_url
+
     def publish(self, task: str, args: tuple[object, ...], count: int) -> None:
         """Put tasks on the queue as any Celery client does, before the clock starts."""
-        client = Celery("client", broker=self.stack.urls.redis_url, set_as_current=False)
+        client = Celery("client", broker=self.broker(), set_as_current=False)
         client.conf.broker_transport_options = {"global_keyprefix": f"{self.space}:"}
         with client.producer_pool.acquire() as producer, producer.batch(max_size=1000):
             for _ in range(count):
@@ -155,8 +166,12 @@ class Howl(Contender):
         migrate.upgrade(self.database_url)
 
     def environment(self) -> dict[str, str]:
-        redis_url, nats_url = self.distance.of(self.stack.urls.redis_url), self.distance.of(self.stack.urls.nats_url)
+        redis_url, nats_url = map(self.distance.of, self.addresses(WORKER))
         return self._told(HOWL_REDIS_URL=redis_url, HOWL_NATS_URL=nats_url)
+
+    def addresses(self, user: str) -> tuple[str, str]:  # noqa: ARG002  # the embedded servers have one for everyone
+        """Redis's and NATS's, as this user reaches them where they stand."""
+        return self.stack.urls.redis_url, self.stack.urls.nats_url
 
     def _told(self, **addresses: str) -> dict[str, str]:
         return clean_environment(
@@ -171,15 +186,46 @@ class Howl(Contender):
     @contextmanager
     def services(self) -> Iterator[None]:
         """The server stands beside Redis and PostgreSQL, wherever the worker is."""
-        urls = self.stack.urls
-        near = self._told(
-            HOWL_REDIS_URL=urls.redis_url, HOWL_NATS_URL=urls.nats_url, HOWL_DATABASE_URL=self.database_url
-        )
+        redis_url, nats_url = self.addresses(SERVER)
+        near = self._told(HOWL_REDIS_URL=redis_url, HOWL_NATS_URL=nats_url, HOWL_DATABASE_URL=self.database_url)
         with self._process(["howl", "server"], near):
             yield
 
     def done(self) -> int:
         return self._count("SELECT count(*) FROM tasks WHERE rank = 3")
+
+
+class HowlOnDebian(Howl):
+    """HOWL with the users and rights that `howl init` makes, on Debian's Redis: what TLS is held against."""
+
+    name = "HOWL, no TLS"
+
+    def __init__(self, stack: Stack, number: int, distance: "Distance") -> None:
+        super().__init__(stack, number, distance)
+        self.provisioned = Provisioned(stack.home.parent / f"{self.space}-server", self.space)
+
+    @contextmanager
+    def servers(self) -> Iterator[None]:
+        with self.provisioned.running():
+            yield
+
+    def addresses(self, user: str) -> tuple[str, str]:
+        return self.provisioned.redis_url(user, tls=False), self.stack.urls.nats_url
+
+    def broker(self) -> str:
+        return self.provisioned.redis_url(SERVER, tls=False)
+
+
+class HowlOverTls(HowlOnDebian):
+    """The same, with everything that workers and the server say to Redis and NATS encrypted."""
+
+    name = "HOWL, TLS"
+
+    def addresses(self, user: str) -> tuple[str, str]:
+        return self.provisioned.redis_url(user, tls=True), self.provisioned.nats_url(user)
+
+    def _told(self, **addresses: str) -> dict[str, str]:
+        return super()._told(HOWL_CA_FILE=str(self.provisioned.folder.ca), **addresses)
 
 
 class StockPostgres(Contender):
@@ -219,4 +265,10 @@ class StockRedis(StockPostgres):
         return sum(1 for _ in self.redis.scan_iter(pattern, count=10_000))
 
 
-CONTENDERS = {"howl": Howl, "stock-postgresql": StockPostgres, "stock-redis": StockRedis}
+CONTENDERS: dict[str, type[Contender]] = {
+    "howl": Howl, "stock-postgresql": StockPostgres, "stock-redis": StockRedis,
+    "howl-no-tls": HowlOnDebian, "howl-tls": HowlOverTls,
+}  # fmt: skip
+BESIDE_STOCK = ("howl", "stock-postgresql", "stock-redis")
+#: What differs is TLS alone: one redis-server, one set of users.
+COST_OF_TLS = ("howl-no-tls", "howl-tls")

@@ -11,13 +11,14 @@ import shutil
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contenders import CONTENDERS, Contender, Distance
+from benchmarks.contenders import BESIDE_STOCK, CONTENDERS, COST_OF_TLS, Contender, Distance
 from howl.embedded.isolation import isolate
 from howl.embedded.stack import Stack
 
@@ -44,11 +45,12 @@ FAR_TASKS = 60
     show_default=True,
     help="Milliseconds of a round trip between workers and servers; more than once for more than one.",
 )
+@click.option("--tls", is_flag=True, help="Compare HOWL with TLS and without, as `howl init` sets servers up.")
 @click.option("--only", multiple=True, type=click.Choice(list(CONTENDERS)), help="Compare these alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(
     tasks: int, rounds: int, concurrency: int, workers: int, pool: str, sleep: float, distance: tuple[float, ...],
-    only: tuple[str, ...], as_json: bool,
+    tls: bool, only: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Measure tasks a second, near and far."""
     isolate()
@@ -57,7 +59,8 @@ def main(
     setting = {"concurrency": concurrency, "workers": workers, "pool": pool}
     try:
         with Stack(home / "state") as stack:
-            race = Race(stack, only or tuple(CONTENDERS), tasks, sleep / 1000, setting, quiet=as_json)
+            names = only or (COST_OF_TLS if tls else BESIDE_STOCK)
+            race = Race(stack, names, tasks, sleep / 1000, setting, quiet=as_json)
             results = {far: race.run(rounds, far) for far in distance}
     finally:
         shutil.rmtree(home)
@@ -80,7 +83,7 @@ class Race:
         self.stack = stack
         self.names = names
         self.tasks = tasks
-        self.work = ("bench.sleep", (seconds,)) if seconds else ("bench.noop", ())
+        self.work: tuple[str, tuple[object, ...]] = ("bench.sleep", (seconds,)) if seconds else ("bench.noop", ())
         self.setting = setting
         self.quiet = quiet
         self.laps = 0
@@ -94,7 +97,9 @@ class Race:
                 for name in self.names:
                     self.laps += 1
                     contender = CONTENDERS[name](self.stack, self.laps, distance)
-                    rate = self.measure(contender, FAR_TASKS if milliseconds and name != "howl" else self.tasks)
+                    rate = self.measure(
+                        contender, FAR_TASKS if milliseconds and name.startswith("stock") else self.tasks
+                    )
                     rates[contender.name].append(rate)
                     if not self.quiet:
                         line = f"{milliseconds:g} ms, round {lap}: {contender.name:24} {rate:8,.0f} tasks/s"
@@ -105,8 +110,10 @@ class Race:
 
     def measure(self, contender: Contender, tasks: int) -> float:
         """Tasks a second between a tenth of the tasks being done and all of them."""
-        contender.publish(*self.work, tasks)
-        with contender.working(**self.setting):  # type: ignore[arg-type]  # as the options say
+        with ExitStack() as lap:
+            lap.enter_context(contender.servers())
+            contender.publish(*self.work, tasks)
+            lap.enter_context(contender.working(**self.setting))  # type: ignore[arg-type]  # as the options say
             began, first = _when_done(contender, tasks // 10)
             ended, last = _when_done(contender, tasks)
         return (last - first) / (ended - began)
@@ -128,12 +135,12 @@ def _show(results: dict[float, dict[str, list[float]]], *, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps({"cores": os.cpu_count(), "rates": results, "medians": medians}, indent=2))
         return
-    table = Table("round trip", "contender", "tasks/s (median)", "rounds", "HOWL is")
+    first, *_ = next(iter(results.values()))
+    table = Table("round trip", "contender", "tasks/s (median)", "rounds", f"{first} is")
     for far, rates in results.items():
-        reference = next(iter(medians[far].values()))
         for name, laps in rates.items():
             shown = ", ".join(f"{value:,.0f}" for value in laps)
-            ratio = f"{reference / medians[far][name]:.1f} times"
+            ratio = f"{medians[far][first] / medians[far][name]:.2f} times"
             table.add_row(f"{far:g} ms", name, f"{medians[far][name]:,.0f}", shown, ratio)
     Console().print(table)
 
