@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import select
+import signal
 import threading
 import time
 from collections import OrderedDict, deque
@@ -264,6 +265,10 @@ class Ledger(threading.Thread):
                 self._wait()
                 self._give_up_stale_waits()
                 self._turn()
+        except Exception:
+            # Without its ledger a worker would sit there, holding tasks for a while and doing none for ever.
+            logger.exception("The ledger has failed: this worker ends, and what it holds goes back with its lease.")
+            os.kill(os.getpid(), signal.SIGTERM)
         finally:
             self._client.close()
             self._bell.hang_up()
