@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import cache
 from urllib.parse import urlsplit
 
-from psycopg.errors import UndefinedColumn, UndefinedTable
+from psycopg.errors import DiskFull, UndefinedColumn, UndefinedTable
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
@@ -40,6 +40,11 @@ def session(url: str) -> Iterator[Session]:
     except (OperationalError, InterfaceError) as error:
         if str(getattr(error.orig, "sqlstate", None)).startswith(PROGRAM_LIMIT):
             raise  # this statement is too much for PostgreSQL, which is well
+        if isinstance(error.orig, DiskFull):
+            raise DatabaseUnavailable(
+                f"PostgreSQL at {_address(url)} cannot write, for its disk is full: make room there, and work goes on "
+                "by itself."
+            ) from error
         raise DatabaseUnavailable(f"PostgreSQL at {_address(url)} does not answer: {_reason(error)}.") from error
     except ProgrammingError as error:
         if not isinstance(error.orig, UndefinedTable | UndefinedColumn):

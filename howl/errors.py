@@ -116,5 +116,9 @@ class RestoreRefused(HowlError):
     """What is to be restored would be mixed with what is there already."""
 
 
+class EventsNotKept(HowlError):
+    """NATS answers, and does not store what workers tell."""
+
+
 class ProvisionFailed(HowlError):
     """A real server's folder cannot be made or changed as asked."""

@@ -159,7 +159,9 @@ def retry(task_id: str, session: Session, app: Celery) -> None:
     try:
         _forget_the_past(task_id, app)
     except RedisError as error:
-        raise QueueUnavailable(f"Task {task_id} is not retried: Redis does not answer ({error}). Try again.") from error
+        raise QueueUnavailable(
+            f"Task {task_id} is not retried: Redis does not answer ({reason(error)}). Try again."
+        ) from error
     queue = task.queue or _queue_name(request, app)
     session.execute(update(Task).where(Task.task_id == task_id).values(queue=queue, **AS_NEW))
     session.commit()

@@ -5,7 +5,7 @@ import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, OutOfMemoryError, ResponseError
 
 from howl.config import Settings
 
@@ -21,6 +21,11 @@ _VERDICTS = (
     ),
 )
 _NO_TLS = "it does not speak TLS there: check the address and port"
+#: How Redis begins its answer when it takes nothing new (redis.io/docs, "Redis persistence" and `maxmemory`).
+_NO_ROOM = {
+    "MISCONF": "the disk it writes to is full, or fails: make room there, and work goes on by itself",
+    "OOM": "its memory is full (`maxmemory` in redis.conf): once some is recorded or purged, work goes on by itself",
+}
 _LOGIN = "user name or password is wrong, perhaps rotated: store a new HOWL_JOIN (`howl init join` prints it)"
 
 
@@ -74,6 +79,21 @@ def is_refused_login(error: BaseException) -> bool:
     return isinstance(error, AuthenticationError) or "authorization violation" in str(error).lower()
 
 
+def takes_nothing_new(error: BaseException) -> bool:
+    """Whether Redis refuses to write anything at all: its own trouble, not the command's."""
+    return _no_room(error) is not None
+
+
+def _no_room(error: BaseException) -> str | None:
+    if not isinstance(error, ResponseError):
+        return None
+    # redis-py knows OOM by its class, and says what command of a pipeline had the error before the error.
+    kind = (
+        "OOM" if isinstance(error, OutOfMemoryError) else str(error).rpartition("caused error: ")[2].partition(" ")[0]
+    )
+    return _NO_ROOM.get(kind)
+
+
 def _causes(error: BaseException | None) -> list[BaseException]:
     found: list[BaseException] = []
     while error is not None and error not in found:
@@ -87,4 +107,4 @@ def _words(error: BaseException) -> str | None:
         return next((words for codes, words in _VERDICTS if error.verify_code in codes), None)
     if isinstance(error, ssl.SSLError):
         return _NO_TLS if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE") else None
-    return _LOGIN if is_refused_login(error) else None
+    return _LOGIN if is_refused_login(error) else _no_room(error)

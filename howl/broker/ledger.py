@@ -25,6 +25,7 @@ from howl.broker.bell import Bell, doorbell
 from howl.broker.room import Room
 from howl.broker.scripts import TURN
 from howl.config import Settings
+from howl.tls import reason, takes_nothing_new
 
 logger = logging.getLogger(__name__)
 
@@ -372,12 +373,13 @@ class Ledger(threading.Thread):
                 answer = TURN.run(self._client, self._keys(), self._arguments(words, wanted))
             except redis.RedisError as error:
                 failures += 1
-                self._client.connection_pool.disconnect()
+                if not takes_nothing_new(error):  # it answers, and a thousand workers' handshakes would not help it
+                    self._client.connection_pool.disconnect()
                 if self._closing is not None and time.monotonic() > self._closing:
-                    logger.error("Redis cannot be told what ended (%s): it runs again elsewhere.", error)  # noqa: TRY400
+                    logger.error("Redis cannot be told what ended (%s): it runs again elsewhere.", reason(error))  # noqa: TRY400
                     return None
                 if failures in (2, 20, 200):
-                    logger.warning("Redis does not answer (%s): trying again.", error)
+                    logger.warning("Redis does not take a turn (%s): trying again.", reason(error))
                 time.sleep(min(2.0, 0.05 * 2 ** min(failures, 6)) * random.uniform(0.5, 1.0))  # noqa: S311  # jitter
                 continue
             if answer[0] == b"ok":

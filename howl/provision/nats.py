@@ -16,6 +16,8 @@ include users.conf
 tls { cert_file: "server.crt", key_file: "server.key", handshake_first: true, timeout: 5 }
 jetstream { max_memory_store: 64MB, max_file_store: 2GB }
 max_connections: 4000
+# Of one connection: a client of HOWL's has a few.
+max_subscriptions: 100
 max_payload: 1MB
 # Somebody who does not read is sent away.
 max_pending: 16MB

@@ -26,9 +26,14 @@ maxmemory-policy noeviction
 # Idle and half-open connections cost a little memory each, and nobody may have more of them than this.
 maxclients 4000
 tcp-keepalive 60
-# Somebody who does not read what was asked for is sent away, not remembered.
+# Who neither says nor waits for anything for so many seconds is sent away; HOWL's clients come back by themselves.
+timeout 300
+# Somebody who does not read what was asked for is sent away, not remembered; so is whoever holds most if all clients
+# together hold too much, which would otherwise count against maxmemory.
 client-output-buffer-limit normal 64mb 32mb 30
 client-output-buffer-limit pubsub 32mb 8mb 60
+client-query-buffer-limit 64mb
+maxmemory-clients 192mb
 """
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from howl.config import Settings
 from howl.db import session
+from howl.errors import EventsNotKept
 from howl.models import Worker
 from howl.server.storable import storable
 from howl.tls import nats_options, reason
@@ -32,6 +33,10 @@ KEPT_SECONDS, KEPT_BYTES = 86_400.0, 256 << 20
 BATCH, WAIT = 500, 1.0
 #: Seconds within which a NATS that can be heard answers.
 ANSWER_TIMEOUT = 2
+#: Seconds within which a stream that keeps events says so.
+KEEP_TIMEOUT = 5
+#: What proves that it does: a message with no event in it.
+NO_EVENTS = b"[]"
 #: Characters of a reason that is logged: it may quote what a worker wrote.
 REASON_LIMIT = 200
 
@@ -73,6 +78,8 @@ class Bridge:
         self.settings = settings
         #: Monotonic second since which NATS is heard without a gap; None while it is not.
         self.hearing_since: float | None = None
+        #: Monotonic second at which the stream last had or took a message.
+        self.kept_at = 0.0
         #: Monotonic second of the next look for workers that fell silent.
         self.next_look = 0.0
 
@@ -81,12 +88,15 @@ class Bridge:
         client = await self._connect()
         try:
             consumer = await self._subscribe(client.jetstream())
+            await self._require_keeping(client.jetstream())
             self.hearing_since = time.monotonic()
             while True:
                 messages = await _fetch(consumer)
                 await asyncio.to_thread(self.record, [*self._sightings(messages)])
                 for message in messages:
                     await message.ack()
+                if messages:
+                    self.kept_at = time.monotonic()
                 if len(messages) < BATCH:  # nothing of what workers said is still unread
                     await self._look_for_the_silent(client)
         finally:
@@ -105,6 +115,8 @@ class Bridge:
         if time.monotonic() < self.next_look:
             return
         await client.flush(ANSWER_TIMEOUT)
+        if time.monotonic() - self.kept_at > self.settings.lost_after / 2:
+            await self._require_keeping(client.jetstream())
         await asyncio.to_thread(self.mark_lost)
         self.next_look = time.monotonic() + WAIT
 
@@ -121,6 +133,21 @@ class Bridge:
             ).all()
         for worker_id in lost:
             logger.warning("Worker %s has been silent for %g s: lost.", worker_id, self.settings.lost_after)
+
+    async def _require_keeping(self, stream: JetStreamContext) -> None:
+        """After a write failed, as on a full disk, NATS answers and delivers, but this stream keeps nothing until it is
+        made anew, which `run` does as soon as there is room. What it still held is heartbeats and has been read.
+        """
+        prefix = self.settings.subject_prefix
+        try:
+            await stream.publish(f"{prefix}.events.server.none", NO_EVENTS, timeout=KEEP_TIMEOUT)
+        except TimeoutError:
+            await stream.delete_stream(f"{prefix}-events")
+            raise EventsNotKept(
+                "NATS keeps no events, as when its disk is full: make room there. Until then workers' silence does not "
+                "count; tasks go on"
+            ) from None
+        self.kept_at = time.monotonic()
 
     async def _connect(self) -> Client:
         return await nats.connect(

@@ -20,6 +20,7 @@ from howl.celery import worker_id_of
 from howl.config import Settings
 from howl.errors import TaskDied
 from howl.outcomes import encode, failure
+from howl.tls import takes_nothing_new
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,9 @@ def _in_every_area(client: Any, settings: Settings, duty: Callable[[Area], Any])
         try:
             duty(area)
         except redis.exceptions.ResponseError as error:
-            if area.user == DEFAULT_USER or isinstance(error, redis.exceptions.NoPermissionError):
+            ours = area.user == DEFAULT_USER or isinstance(error, redis.exceptions.NoPermissionError)
+            # While Redis takes nothing, nobody can renew a lease: the keeper starts again, and grants one more.
+            if ours or takes_nothing_new(error):
                 raise
             logger.error("What the workers of Redis user %s left cannot be looked after: %s.", area.user, error)  # noqa: TRY400
 

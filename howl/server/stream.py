@@ -21,7 +21,7 @@ from howl.config import Settings
 from howl.errors import UnreadableOutcome
 from howl.outcomes import ENTRY_FIELD, Entry, Outcome, decode
 from howl.server.storable import NEST_LIMIT
-from howl.tls import redis_options
+from howl.tls import redis_options, takes_nothing_new
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class OutcomeStream:
             try:
                 await self._make_group(stream)
             except ResponseError as error:
-                if area.user == DEFAULT_USER:
+                if area.user == DEFAULT_USER or takes_nothing_new(error):
                     raise
                 logger.warning("What workers of Redis user %s tell cannot be recorded: %s.", area.user, error)
                 continue
@@ -134,6 +134,8 @@ class OutcomeStream:
         try:
             answer = await self.redis.xreadgroup(GROUP, CONSUMER, self._after, count=self._count, block=wait)
         except ResponseError as error:
+            if takes_nothing_new(error):
+                raise
             logger.warning("A stream of outcomes was gone or spoilt (%s): reading the others.", error)
             self._after.clear()
             await self._find_streams()
@@ -180,7 +182,8 @@ class OutcomeStream:
         try:
             await together.execute()
         except ResponseError as error:
-            if self._users.get(stream) is None:
+            # What was not confirmed is read again, but only by a recorder that starts again.
+            if self._users.get(stream) is None or takes_nothing_new(error):
                 raise
             logger.warning("Stream %s was spoilt while it was read: %s.", stream, error)
 

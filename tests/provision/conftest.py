@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -12,7 +12,9 @@ from howl import db
 from howl.embedded.stack import Stack
 from howl.provision.state import OWNER
 from howl.server import migrate
-from tests.provision.servers import HOST, Server, psql
+from tests.provision.person import Person
+from tests.provision.servers import HOST, Server, psql, serving
+from tests.support import Process
 
 DATABASE = "mcp_provisioned"
 
@@ -41,6 +43,20 @@ def server(stack: Stack) -> Iterator[Server]:
         made.stop()
         db.engine(database_url(stack, made)).dispose()
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def howl_server(server: Server, start: Callable[..., Process]) -> Process:
+    """`howl server` as the .env that `howl init` wrote has it."""
+    return serving(start("server", env=server.env()))
+
+
+@pytest.fixture
+def person(server: Server, stack: Stack) -> Iterator[Person]:
+    """Somebody who may submit."""
+    somebody = Person(server, database_url(stack, server))
+    yield somebody
+    somebody.app.close()
 
 
 def superuser_url(stack: Stack, database: str = "postgres") -> str:

@@ -21,7 +21,7 @@ from howl.embedded.isolation import clean_environment
 from howl.embedded.server import free_port
 from howl.provision.folder import Folder
 from howl.provision.join import join_string
-from tests.support import eventually
+from tests.support import Process, eventually
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = YAML(typ="safe").load(ROOT / "docker-compose.yml")
@@ -78,7 +78,7 @@ class Server:
     def path(self) -> Path:
         return self.folder.path
 
-    def start_redis(self, port: int | None = None, certificate: Path | None = None) -> None:
+    def start_redis(self, port: int | None = None, certificate: Path | None = None, **more: str) -> None:
         """With another certificate and key (`certificate` is their path without its end) if one is given."""
         port, pair = port or self.redis_port, certificate or self.path / "redis" / "server"
         program, configuration = COMPOSE["services"]["redis"]["command"]
@@ -89,6 +89,7 @@ class Server:
             "tls-cert-file": pair.with_suffix(".crt"), "tls-key-file": pair.with_suffix(".key"),
         }  # fmt: skip
         words = [word for name, value in moved.items() for word in (f"--{name}", str(value))]
+        words += [word for name, value in more.items() for word in (f"--{name}", value)]
         self._start("redis", [redis_server(), str(self._mounted("redis", configuration)), *words], port)
 
     def start_nats(self, port: int | None = None, certificate: Path | None = None) -> None:
@@ -110,6 +111,16 @@ class Server:
             program.begin_end()
         for program in self._programs.values():
             program.end()
+
+    def pid(self, name: str) -> int:
+        """Of the `redis` or `nats` that everybody uses, which must be at work."""
+        popen = self._programs[f"{name}-{getattr(self, f'{name}_port')}"].popen
+        assert popen.poll() is None, f"{name} has ended"
+        return popen.pid
+
+    def data(self, name: str) -> Path:
+        """Where the same keeps what it keeps."""
+        return self._data(f"{name}-{getattr(self, f'{name}_port')}")
 
     def join(self, name: str = "worker") -> str:
         return join_string(self.folder, self.folder.existing(), name)
@@ -166,6 +177,20 @@ class Listener:
                 caller.sendall(self._greeting)
                 while said := caller.recv(4096):
                     self._heard += said
+
+
+def ready(process: Process) -> Process:
+    """A worker that consumes."""
+    eventually(lambda: " ready." in process.output or process.popen.poll() is not None)
+    assert process.popen.poll() is None, process.output
+    return process
+
+
+def serving(process: Process) -> Process:
+    """A `howl server` that serves."""
+    eventually(lambda: "server is up" in process.output or process.popen.poll() is not None)
+    assert process.popen.poll() is None, process.output
+    return process
 
 
 def _listens(port: int) -> bool:

@@ -32,7 +32,7 @@ from howl.provision.authority import Pair, issue, make_authority
 from howl.provision.state import OWNER, READER
 from howl.server.stream import OutcomeStream
 from tests.provision.conftest import DATABASE, database_url, superuser_url
-from tests.provision.servers import COMPOSE, HOST, Listener, Server, howl, psql, scalar
+from tests.provision.servers import COMPOSE, HOST, Listener, Server, howl, psql, ready, scalar
 from tests.support import Process, eventually
 
 pytestmark = pytest.mark.servers
@@ -43,15 +43,6 @@ Client = Callable[[Settings], None]
 REFUSALS = (redis.RedisError, NatsError, OperationalError, OSError, TimeoutError)
 
 
-@pytest.fixture
-def howl_server(server: Server, start: Start) -> Process:
-    """`howl server` as the .env that `howl init` wrote has it."""
-    process = start("server", env=server.env())
-    eventually(lambda: "server is up" in process.output or process.popen.poll() is not None)
-    assert process.popen.poll() is None, process.output
-    return process
-
-
 def submit(server: Server, *arguments: str) -> str:
     """What `howl submit … --wait` prints, in the server's folder."""
     argv = [str(Path(sys.executable).with_name("howl")), "submit", *arguments, "--wait", "--timeout", "60s"]
@@ -59,12 +50,6 @@ def submit(server: Server, *arguments: str) -> str:
     answer = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=90, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer.stdout.strip()
-
-
-def ready(process: Process) -> Process:
-    eventually(lambda: " ready." in process.output or process.popen.poll() is not None)
-    assert process.popen.poll() is None, process.output
-    return process
 
 
 def known(server: Server, name: str = "worker") -> Settings:
