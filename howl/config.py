@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import parse_qs, quote, urlsplit
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from howl.errors import NotConfigured, SettingsError
@@ -48,6 +57,14 @@ def _of(*schemes: str) -> Callable[[str | None], str | None]:
         return url
 
     return check
+
+
+def _api(url: str) -> str:
+    """An address that a token may be sent to: encrypted, or on this machine."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS):
+        raise ValueError("not an address of the form https://api.example.com")
+    return url.rstrip("/")
 
 
 def _join_string(text: str | None) -> str | None:
@@ -116,6 +133,17 @@ class Settings(BaseSettings):
     worker_origin: str | None = Field(None, pattern="^(server|github-actions|docker|local)$")
     #: When this worker will be gone; `howl worker --runtime` sets it.
     worker_deadline: datetime | None = None
+
+    #: The repository whose runners bursts are started on, as owner/name, and a token that may start its workflows.
+    github_repository: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")
+    github_token: SecretStr | None = None
+    #: The workflow's file name, and the branch or tag it runs from.
+    github_workflow: str = Field("burst.yml", pattern=r"^[A-Za-z0-9_.-]+$")
+    github_ref: str = "main"
+    github_api: Annotated[str, AfterValidator(_api)] = "https://api.github.com"
+    #: Minutes of GitHub's runners that bursts may take in a calendar month (UTC), and most of their workers at once.
+    budget_minutes: int = Field(2000, ge=0)
+    burst_concurrency: int = Field(20, ge=0)
 
     #: A file that a worker touches while its loop moves, for a container's health check.
     pulse_file: Path | None = None

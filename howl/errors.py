@@ -48,6 +48,22 @@ class BurstFailed(HowlError):
     """Burst workers could not be started."""
 
 
+class BurstRefused(HowlError):
+    """A burst would take more than the budget leaves, or more than makes sense."""
+
+
+class UnknownBurst(HowlError):
+    """No burst of that id is recorded."""
+
+
+class GitHubFailed(BurstFailed):
+    """GitHub's API refused, or does not answer."""
+
+
+class GitHubUnsure(GitHubFailed):
+    """GitHub may have done what was asked although it did not say so."""
+
+
 class OutcomeRefused(HowlError):
     """A task ended with values that PostgreSQL cannot hold; its end is recorded without them."""
 

@@ -7,13 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from howl.burst import record
 from howl.burst.record import TaskCounts
+from howl.burst.request import BurstRequest
 from howl.config import Settings
 from howl.errors import BurstFailed, DatabaseUnavailable
 from howl.outcomes import FINAL_STATUSES
@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 #: Most workers a burst may start on one machine, and its longest runtime in seconds.
 MOST_WORKERS = 64
 LONGEST_RUNTIME = 86_400.0
-#: Seconds before its deadline at which a worker stops taking tasks: at most this, and a quarter of a short runtime.
-DEFAULT_GRACE = 90.0
 #: Seconds beyond its deadline after which a worker that has not left is killed.
 OVERTIME = 20.0
 #: Seconds for a worker to put its running tasks back when it is told to leave at once.
@@ -36,36 +34,11 @@ POLL = 0.5
 
 LOG_TAIL = 2048  # bytes
 
-#: Settings that are not passed on as they are: PostgreSQL is none of a worker's business, complete URLs replace hosts
-#: and passwords, and who it is its command line says.
-NOT_PASSED_ON = ("database_", "postgres_", "redis_", "nats_", "worker_")
+#: Settings that are not passed on as they are: PostgreSQL and GitHub are none of a worker's business, complete URLs
+#: replace hosts and passwords, and who it is its command line says.
+NOT_PASSED_ON = ("database_", "postgres_", "redis_", "nats_", "worker_", "github_")
 #: Variables of this process that would lead a worker to PostgreSQL, or to other servers than the settings'.
 LEADING = ("HOWL_", "MANAGER_", "REDIS_", "NATS_", "POSTGRES_", "PG", "WORKER_", "CELERY_")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BurstRequest:
-    """What somebody wants started."""
-
-    workers: int
-    #: Seconds until every worker is gone, and how long before that it stops taking tasks.
-    runtime: float
-    grace: float | None = None
-    concurrency: int | None = None
-    tags: tuple[str, ...] = ()
-    queues: tuple[str, ...] = ()
-    requested_by: str | None = None
-    burst_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    @property
-    def names(self) -> list[str]:
-        """The ids its workers will have."""
-        return [f"local-{self.burst_id[:8]}-{number}" for number in range(1, self.workers + 1)]
-
-    @property
-    def patience(self) -> float:
-        """Seconds that a draining worker has for the tasks it runs."""
-        return min(DEFAULT_GRACE, self.runtime / 4) if self.grace is None else self.grace
 
 
 @dataclass

@@ -15,7 +15,8 @@ from rich.live import Live
 from rich.text import Text
 
 from howl.burst import local, record
-from howl.burst.local import BurstRequest, BurstState, LocalBurst
+from howl.burst.local import BurstState, LocalBurst
+from howl.burst.request import BurstRequest
 from howl.cli import words
 from howl.cli.options import DURATION, NAMES
 from howl.cli.output import Column, emit

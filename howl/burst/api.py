@@ -1,0 +1,225 @@
+"""GitHub's REST API, as much of it as bursts need: each error is a sentence that says what to do.
+
+docs.github.com/en/rest/actions/workflows and /workflow-runs; how long to wait when there were too many requests:
+docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api.
+"""
+
+import random
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+
+from howl.config import LOOPBACK_HOSTS, Settings
+from howl.errors import GitHubFailed, GitHubUnsure, NotConfigured
+
+VERSION = "2026-03-10"
+#: Seconds for a connection, and for each answer.
+CONNECT_TIMEOUT, TIMEOUT = 5.0, 15.0
+#: How often a request is made that may be repeated, and seconds before the second time; doubled from then on.
+TRIES, FIRST_WAIT = 4, 0.5
+#: Seconds that are waited for a rate limit to end; when it ends later, that is said.
+PATIENCE = 20.0
+#: GitHub asks for a minute after a secondary limit that does not say how long it lasts.
+UNSAID = 60.0
+#: Newest runs among which one is looked for.
+RUNS_SEEN = 50
+
+#: Before the request was sent: nothing can have happened.
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkflowRun:
+    """A run as GitHub knows it; `conclusion` (success, failure, cancelled, timed_out …) is None until it has ended."""
+
+    run_id: str
+    attempt: str
+    title: str
+    status: str
+    conclusion: str | None
+    url: str
+
+
+class GitHub:
+    """A connection for the length of a `with`; raises NotConfigured, GitHubFailed, or GitHubUnsure where it says so."""
+
+    def __init__(self, settings: Settings) -> None:
+        if not is_configured(settings):
+            raise NotConfigured("Bursts on GitHub need HOWL_GITHUB_REPOSITORY and HOWL_GITHUB_TOKEN; or add --local.")
+        if settings.loopback_only and urlsplit(settings.github_api).hostname not in LOOPBACK_HOSTS:
+            raise NotConfigured("HOWL_GITHUB_API names another machine, and HOWL_LOOPBACK_ONLY is set.")
+        assert settings.github_token  # noqa: S101  # is_configured has looked, which mypy cannot see
+        self.repository = str(settings.github_repository)
+        self.workflow, self.ref = settings.github_workflow, settings.github_ref
+        self._http = httpx.Client(
+            base_url=f"{settings.github_api}/repos/{self.repository}/actions",
+            headers={
+                "Accept": "application/vnd.github+json",
+                "Authorization": f"Bearer {settings.github_token.get_secret_value()}",
+                "User-Agent": "howl",
+                "X-GitHub-Api-Version": VERSION,
+            },
+            timeout=httpx.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def dispatch(self, inputs: dict[str, str]) -> tuple[str, str] | None:
+        """Start the workflow; its run's id and page, or None if GitHub took it but does not say.
+
+        Raises GitHubUnsure when it may have been started although no answer says so: never repeat it before a look.
+        """
+        body = {"ref": self.ref, "inputs": inputs}
+        answer = self._ask("POST", f"/workflows/{self.workflow}/dispatches", body, repeatable=False)
+        if answer.status_code == httpx.codes.NO_CONTENT:
+            return None
+        told = _json(answer)
+        return (str(told["workflow_run_id"]), str(told["html_url"])) if "workflow_run_id" in told else None
+
+    def runs(self) -> list[WorkflowRun]:
+        """The newest runs that were started by a dispatch."""
+        path = f"/workflows/{self.workflow}/runs?event=workflow_dispatch&per_page={RUNS_SEEN}"
+        return [_run(told) for told in _json(self._ask("GET", path)).get("workflow_runs", [])]
+
+    def run(self, run_id: str) -> WorkflowRun:
+        """One run, its latest attempt."""
+        return _run(_json(self._ask("GET", f"/runs/{run_id}")))
+
+    def cancel(self, run_id: str) -> bool:
+        """End a run; False if it had ended already."""
+        answer = self._ask("POST", f"/runs/{run_id}/cancel", accepted=(httpx.codes.CONFLICT,))
+        return answer.status_code != httpx.codes.CONFLICT
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        repeatable: bool = True,
+        accepted: tuple[int, ...] = (),
+    ) -> httpx.Response:
+        for tried in range(1, TRIES + 1):
+            again = tried < TRIES
+            try:
+                answer = self._http.request(method, path, json=body)
+            except httpx.TransportError as error:
+                self._or_raise(again, error, repeatable)
+                _pause(FIRST_WAIT * 2**tried)
+                continue
+            if answer.is_success or answer.status_code in accepted:
+                return answer
+            if (limited := _limited_for(answer)) is not None:
+                if not again or limited > PATIENCE:
+                    raise GitHubFailed(_limit(limited))
+                _pause(limited)
+            elif answer.is_server_error and repeatable and again:
+                _pause(FIRST_WAIT * 2**tried)
+            else:
+                raise self._refusal(answer, repeatable)
+        raise AssertionError("the last try returns or raises")
+
+    def _or_raise(self, again: bool, error: httpx.TransportError, repeatable: bool) -> None:
+        if isinstance(error, NOT_SENT):
+            if not again:
+                raise GitHubFailed(
+                    f"GitHub's API at {self._http.base_url.host} cannot be reached ({_reason(error)})."
+                ) from error
+        elif not repeatable:
+            raise GitHubUnsure(f"GitHub took the request and did not answer ({_reason(error)}).") from error
+        elif not again:
+            raise GitHubFailed(f"GitHub does not answer ({_reason(error)}): try again.") from error
+
+    def _refusal(self, answer: httpx.Response, repeatable: bool) -> GitHubFailed:
+        said = _said(answer)
+        if answer.is_server_error:
+            kind = GitHubFailed if repeatable else GitHubUnsure
+            return kind(f"GitHub has trouble ({answer.status_code}{said}): try again, or see githubstatus.com.")
+        advice = _ADVICE.get(answer.status_code, _UNKNOWN).format(
+            repository=self.repository, workflow=self.workflow, ref=self.ref
+        )
+        return GitHubFailed(f"GitHub refuses ({answer.status_code}{said}): {advice}")
+
+
+def is_configured(settings: Settings) -> bool:
+    """Whether bursts on GitHub can be started from here."""
+    return settings.github_repository is not None and settings.github_token is not None
+
+
+_UNKNOWN = "check HOWL_GITHUB_API."
+_ADVICE = {
+    301: "{repository} was renamed: correct HOWL_GITHUB_REPOSITORY.",
+    401: "the token is wrong or has expired; put a new one into HOWL_GITHUB_TOKEN.",
+    403: 'give the token "Actions: read and write" on {repository}.',
+    404: "there is no repository {repository}, no workflow {workflow} in it, or the token may not see them.",
+    422: "is there a branch or tag {ref}, and has its {workflow} `workflow_dispatch` with HOWL's inputs?",
+}
+
+
+def _limited_for(answer: httpx.Response) -> float | None:
+    """Seconds until GitHub takes requests again; None if too many requests are not the matter."""
+    if answer.status_code not in (httpx.codes.FORBIDDEN, httpx.codes.TOO_MANY_REQUESTS):
+        return None
+    told = answer.headers
+    if told.get("retry-after", "").isdecimal():
+        return float(told["retry-after"])
+    if told.get("x-ratelimit-remaining") == "0" and told.get("x-ratelimit-reset", "").isdecimal():
+        return max(0.0, float(told["x-ratelimit-reset"]) - time.time())
+    secondary = answer.status_code == httpx.codes.TOO_MANY_REQUESTS or "rate limit" in _said(answer)
+    return UNSAID if secondary else None
+
+
+def _limit(seconds: float) -> str:
+    until = datetime.fromtimestamp(time.time() + seconds, UTC)
+    return (
+        f"GitHub takes no more requests of this token until {until:%H:%M:%S} UTC (in {seconds:.0f} s): try again then."
+    )
+
+
+def _pause(seconds: float) -> None:
+    time.sleep(seconds + random.uniform(0, FIRST_WAIT))  # noqa: S311  # jitter, no secret
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+def _said(answer: httpx.Response) -> str:
+    """GitHub's own words, which are an error's only clue at times."""
+    try:
+        message = str(answer.json()["message"])
+    except (ValueError, LookupError, TypeError):
+        return ""
+    return f", {message[:200].rstrip('.')}" if message.isprintable() else ""
+
+
+def _json(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        told = answer.json()
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise GitHubFailed("GitHub's answer is none of GitHub's: check HOWL_GITHUB_API.")
+    return told
+
+
+def _run(told: dict[str, Any]) -> WorkflowRun:
+    return WorkflowRun(
+        run_id=str(told.get("id", "")),
+        attempt=str(told.get("run_attempt", 1)),
+        title=str(told.get("display_title", "")),
+        status=str(told.get("status", "")),
+        conclusion=told.get("conclusion"),
+        url=str(told.get("html_url", "")),
+    )
