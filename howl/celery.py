@@ -34,6 +34,7 @@ def create_app(settings: Settings | None = None) -> Celery:
     made.steps["worker"].add("howl.worker.boot:Preflight")
     made.steps["worker"].add("howl.worker.outbox:Outbox")
     made.steps["worker"].add("howl.worker.beacon:Beacon")
+    made.steps["worker"].add("howl.worker.leaving:Leaving")
     made.steps["consumer"].add("howl.worker.claims:Claims")
     made.steps["consumer"].add("howl.worker.pulse:Pulse")
     return made

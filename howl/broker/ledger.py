@@ -94,6 +94,7 @@ class Ledger(threading.Thread):
         self._claims: OrderedDict[str, Claim] = OrderedDict()
         #: Those of the claims that Celery has not been handed, in order.
         self._buffer: deque[Claim] = deque()
+        self._idle_since = time.monotonic()
         #: How many of the claims wait for their time.
         self._waiting = 0
         self._words: deque[Word] = deque()
@@ -150,6 +151,15 @@ class Ledger(threading.Thread):
     def tick(self) -> None:
         """Celery's loop is alive."""
         self._ticked_at = time.monotonic()
+
+    def wake_loop(self) -> None:
+        """Celery's loop shall look around, rather than sleep on; a signal's handler may call it."""
+        _poke(self._ready_writer)
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long nothing has been held; 0 while something is."""
+        return 0.0 if self._claims else time.monotonic() - self._idle_since
 
     def holds(self, tag: str) -> bool:
         return tag in self._claims
@@ -242,6 +252,7 @@ class Ledger(threading.Thread):
             claim = self._claims.pop(tag, None)
             if claim is None:
                 return  # settled already, or stale
+            self._idle_since = time.monotonic()
             if claim.began_at is not None:
                 self.room.ended(time.monotonic() - claim.began_at)
             self._no_longer_waits(claim)

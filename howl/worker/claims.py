@@ -112,7 +112,7 @@ class Holder:
     def attach(self, consumer: Any) -> None:
         """Feed this channel from now on."""
         if self._channel is not None:
-            self._put_back_what_celery_dropped()
+            self._put_back(self._not_in_the_pool())
         self._channel = consumer.task_consumer.channel
         self._channel.claims = self
         self._channel.connection.patient = True
@@ -121,22 +121,36 @@ class Holder:
         self._hub.add_reader(self.ledger.ready_reader, self._hand_over)
         self._hub.on_tick.add(self.ledger.tick)
 
-    def _put_back_what_celery_dropped(self) -> None:
-        """Celery forgets what waits for its time or for a child when it starts its consumer anew."""
+    def _not_in_the_pool(self) -> set[str]:
+        """What waits for its time or for a child: Celery forgets it when it starts its consumer anew, or stops it."""
         processes = getattr(self.pool, "_pool", None)
         waiting = {job.correlation_id for job in getattr(processes, "_cache", {}).values()}
-        runs = list(self._runs.items())
-        dropped = [tag for tag, run in runs if not run.begun and run.task_id not in waiting]
-        for tag in reversed(dropped):
-            # Threads run what they were handed, whatever Celery forgets: only what waits for its time is dropped there.
-            if processes is not None or self.ledger.is_waiting(tag):
-                self._forget(tag)
-                self.ledger.put_back(tag)
+        runs = [(tag, run) for tag, run in list(self._runs.items()) if not run.begun and run.task_id not in waiting]
+        # Threads run what they were handed, whatever Celery forgets: only what waits for its time is not theirs.
+        return {tag for tag, _ in runs if processes is not None or self.ledger.is_waiting(tag)}
+
+    def release(self) -> None:
+        """Take no more, and put back in order all that no process of the pool has yet; Celery's loop has ended."""
+        self.ledger.listen([])
+        self._put_back(self._withdrawn() | self._not_in_the_pool())
+
+    def hand_back(self) -> None:
+        """Settle what has said its end, put back all else; from any thread, when nothing may be waited for."""
+        self.collector.read()
+        for tag, run in list(self._runs.items()):
+            if run.task_id in run.ends:
+                self._settle(tag)
+        self.close()
 
     def close(self) -> None:
         """Settle what ended, put back what did not."""
         self.collector.close()
         self.ledger.close()
+
+    def _put_back(self, tags: set[str]) -> None:
+        for tag in reversed([tag for tag in self._runs if tag in tags]):
+            self._forget(tag)
+            self.ledger.put_back(tag)
 
     # --- from the ledger to Celery ----------------------------------------------------------------------------------
 
@@ -146,7 +160,8 @@ class Holder:
     def _hand_over(self) -> None:
         if self.ledger.wants_back:
             self.ledger.wants_back = False
-            self._withdraw()
+            # Behind a long task, while another worker may idle.
+            self._put_back(self._withdrawn())
         for claim in self.ledger.take():
             try:
                 self._deliver(claim)
@@ -169,12 +184,10 @@ class Holder:
             self.ledger.waits(claim.tag)
         self._channel.connection._deliver(message, self._queue_of(claim))  # noqa: SLF001  # kombu's way in
 
-    def _withdraw(self) -> None:
-        """What waits in Celery's hands behind a long task is put back, for a worker that idles."""
-        withdrawn = {withdraw(self.pool, self.semaphore, request) for request in list(state.reserved_requests)}
-        for tag in reversed([tag for tag in self._runs if tag in withdrawn]):
-            self._forget(tag)
-            self.ledger.put_back(tag)
+    def _withdrawn(self) -> set[str]:
+        """What waited in Celery's hands for a child, and does no more."""
+        asked = (withdraw(self.pool, self.semaphore, request) for request in list(state.reserved_requests))
+        return {tag for tag in asked if tag is not None}
 
     def _queue_of(self, claim: Claim) -> str:
         name = claim.key.decode().removeprefix(self._channel.global_keyprefix)

@@ -1,6 +1,7 @@
 """Who a worker is: what it tells the server of itself with every heartbeat."""
 
 import os
+import re
 import socket
 import uuid
 from pathlib import Path
@@ -10,15 +11,18 @@ from urllib.parse import urlsplit
 from celery.worker import state
 
 import howl
+from howl.broker.areas import DEFAULT_USER, user_of
 from howl.celery import settings_of, worker_id_of, worker_queue
 from howl.config import Settings
 
-#: GitHub's variables, by the name under which a run is recorded.
+#: GitHub's variables, and the burst workflow's own, by the name under which a run is recorded.
 RUN_VARIABLES = {
     "repository": "GITHUB_REPOSITORY",
     "run_id": "GITHUB_RUN_ID",
     "attempt": "GITHUB_RUN_ATTEMPT",
     "job": "GITHUB_JOB",
+    "index": "HOWL_WORKER_INDEX",
+    "burst_id": "HOWL_BURST_ID",
 }
 
 
@@ -46,13 +50,27 @@ class Identity:
             "origin": origin(settings),
             "concurrency": self.worker.concurrency,
             "version": howl.__version__,
-            "run": {name: os.environ[variable] for name, variable in RUN_VARIABLES.items() if variable in os.environ},
+            "run": {name: value for name, variable in RUN_VARIABLES.items() if (value := os.environ.get(variable))},
             "deadline_at": settings.worker_deadline.isoformat() if settings.worker_deadline else None,
         }
 
     def _queues(self) -> list[str]:
         own = worker_queue(self.worker_id).name
         return sorted(name for name in self.worker.app.amqp.queues.consume_from if name != own)
+
+
+def default_name(settings: Settings) -> str:
+    """A worker's id when nobody chose one.
+
+    Under GitHub Actions it is made of the run, and begins with the credential's name: only then may the worker be
+    assigned tasks by its name (docs/security.md). A workflow without an index in its matrix has its runner's name.
+    """
+    run, attempt = os.environ.get("GITHUB_RUN_ID"), os.environ.get("GITHUB_RUN_ATTEMPT", "1")
+    if os.environ.get("GITHUB_ACTIONS") != "true" or not run:
+        return f"{socket.gethostname()}-{os.getpid()}"
+    user = user_of(settings)
+    index = os.environ.get("HOWL_WORKER_INDEX") or os.environ.get("RUNNER_NAME") or str(os.getpid())
+    return f"{'worker' if user == DEFAULT_USER else user}-{run}-{attempt}-{re.sub(r'[^A-Za-z0-9_-]+', '-', index)}"
 
 
 def origin(settings: Settings) -> str:

@@ -23,6 +23,12 @@ def most_in_hand(pool: Any) -> int:
     return AHEAD if _processes(pool) is not None else 1
 
 
+def pids(pool: Any) -> list[int]:
+    """The processes of its children; threads have none."""
+    processes = _processes(pool)
+    return [] if processes is None else [process.pid for process in processes._pool]  # noqa: SLF001
+
+
 def withdraw(pool: Any, semaphore: Any, request: Any) -> str | None:
     """Take a request back that no child has been sent yet; its claim's tag, or None if it is too late."""
     if _leaves_the_pool(pool, request):

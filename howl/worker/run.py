@@ -3,15 +3,21 @@
 import logging
 import os
 import signal
-import socket
+import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from celery.utils.nodenames import default_nodename
+from celery.worker import state
 
 from howl.celery import app
 from howl.config import load_settings
 from howl.errors import InvalidRequest
+from howl.worker.identity import default_name
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +34,8 @@ class WorkerOptions:
     runtime: float | None = None
     #: Seconds before that at which it stops taking tasks; None: 90, or a quarter of a short runtime.
     grace: float | None = None
+    #: Seconds without a task after which it leaves; None: it stays.
+    idle_exit: float | None = None
     concurrency: int | None = None
     queues: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -38,12 +46,21 @@ class WorkerOptions:
 
 
 def run(options: WorkerOptions) -> None:
-    """Work until told to stop, or until the deadline; ends by SystemExit with Celery's exit status."""
+    """Work until told to stop, or until the deadline or idleness ends it; ends by SystemExit with an exit status."""
     _tell_settings(options)
     if options.runtime is not None:
-        plan = (time.monotonic() + options.runtime, _grace(options.runtime, options.grace), options.pool)
-        threading.Thread(target=_leave_in_time, args=plan, name="howl-deadline", daemon=True).start()
-    app.worker_main(_arguments(options))
+        plan = (time.monotonic() + options.runtime, _grace(options.runtime, options.grace))
+        _in_background(_leave_in_time, *plan)
+    # Not app.worker_main: the `celery` command loads every plugin that is installed, which takes longer than all else.
+    worker = app.Worker(**_arguments(options))
+    if options.idle_exit is not None:
+        _in_background(_leave_when_idle, worker, options.idle_exit)
+    worker.start()
+    sys.exit(worker.exitcode)
+
+
+def _in_background(watch: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=watch, args=arguments, name=f"howl{watch.__name__}", daemon=True).start()
 
 
 def _grace(runtime: float, wanted: float | None) -> float:
@@ -65,29 +82,46 @@ def _tell_settings(options: WorkerOptions) -> None:
     os.environ.update({name: value for name, value in given.items() if value})
 
 
-def _arguments(options: WorkerOptions) -> list[str]:
-    name = options.name or load_settings().worker_id or f"{socket.gethostname()}-{os.getpid()}"
+def _arguments(options: WorkerOptions) -> dict[str, Any]:
+    settings = load_settings()
     # Gossip and mingle make workers talk to each other, and dead ones leave bindings behind for ever.
-    arguments = ["worker", "--hostname", name, "--without-gossip", "--without-mingle"]
-    arguments += ["--pool", options.pool, "--loglevel", options.loglevel]
-    if options.concurrency:
-        arguments += ["--concurrency", str(options.concurrency)]
-    if options.queues:
-        arguments += ["--queues", ",".join(options.queues)]
-    return arguments
+    given = {"without_gossip": True, "without_mingle": True, "optimization": "fair"}
+    name = options.name or settings.worker_id or default_name(settings)
+    return given | {
+        "hostname": default_nodename(name),
+        "pool": options.pool,
+        "loglevel": options.loglevel,
+        "concurrency": options.concurrency,
+        "queues": list(options.queues) or None,
+    }
 
 
-def _leave_in_time(deadline: float, grace: float, pool: str) -> None:
+def _leave_in_time(deadline: float, grace: float) -> None:
     """First the signal that lets running tasks finish; at the deadline the one that puts them back."""
     _sleep_until(deadline - grace)
     logger.info("The deadline is %g s away: taking no more tasks.", grace)
-    os.kill(os.getpid(), signal.SIGTERM)
+    _drain()
     _sleep_until(deadline)
-    if pool == "threads":
-        logger.warning("The deadline has come, but threads cannot be stopped: waiting for their tasks to end.")
-        return
-    logger.warning("The deadline has come: putting running tasks back.")
+    logger.warning("The deadline has come.")
     os.kill(os.getpid(), signal.SIGQUIT)
+
+
+def _leave_when_idle(worker: Any, patience: float) -> None:
+    """When nothing has been held for so many seconds since the worker was ready."""
+    idle = 0.0
+    while idle < patience and state.should_stop is None:
+        time.sleep(min(1.0, patience - idle))
+        claims = getattr(getattr(worker, "consumer", None), "howl_claims", None)
+        idle = claims.ledger.idle_seconds if claims is not None else 0.0
+    if state.should_stop is None:
+        logger.info("No task for %g s: leaving.", patience)
+        _drain()
+
+
+def _drain() -> None:
+    """As the first signal does; when somebody has sent one already, another would put back what still runs."""
+    if state.should_stop is None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _sleep_until(moment: float) -> None:

@@ -28,11 +28,12 @@ def test_without_options_a_worker_is_what_its_settings_say(started):
 
 def test_every_option_reaches_the_worker(started):
     line = (
-        "--name w1 --runtime 30m --grace 10s --concurrency 3 --queues a,b --tags x,y --pool threads --origin docker -v"
+        "--name w1 --runtime 30m --grace 10s --idle-exit 5m --concurrency 3 --queues a,b --tags x,y --pool threads "
+        "--origin docker -v"
     )
     assert started(*line.split()) == WorkerOptions(
-        name="w1", runtime=1800.0, grace=10.0, concurrency=3, queues=("a", "b"), tags=("x", "y"), pool="threads",
-        origin="docker", loglevel="DEBUG",
+        name="w1", runtime=1800.0, grace=10.0, idle_exit=300.0, concurrency=3, queues=("a", "b"), tags=("x", "y"),
+        pool="threads", origin="docker", loglevel="DEBUG",
     )  # fmt: skip
 
 

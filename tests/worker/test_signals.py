@@ -26,8 +26,6 @@ def client(settings):
 def test_what_a_signalled_worker_did_not_finish_is_done_elsewhere(
     number, target, pool, server, start_worker, app, task_row, client, settings
 ):
-    if number == signal.SIGQUIT and pool == "threads":
-        pytest.skip("Celery cannot stop threads: NotImplementedError from its own pool")
     first = start_worker("w1", "--concurrency", "2", "--pool", pool)
     sent = [tasks.sleep.delay(1.5) for _ in range(6)]
     eventually(lambda: sum(bool(task_row(result.id)) for result in sent) == 2)

@@ -1,0 +1,82 @@
+"""How a worker leaves: the first signal lets running tasks end, a second puts them back at once, whatever the pool."""
+
+import logging
+import os
+import signal
+import threading
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.apps.worker import safe_say
+from celery.worker import state
+
+from howl.worker.pool import pids
+
+logger = logging.getLogger(__name__)
+
+#: The first of these drains, another puts back; SIGQUIT puts back at once.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+
+
+class Leaving(bootsteps.StartStopStep):
+    """Replaces what Celery does on a signal, which with threads or on a second SIGTERM is nothing."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self.worker = parent
+        self._asked = False
+        self._gone = False
+
+    def start(self, parent: Any) -> None:  # noqa: ARG002  # Celery's signature
+        if threading.current_thread() is threading.main_thread():  # others may not: a worker within a test, say
+            for number in SIGNALS:
+                signal.signal(number, self._told)
+
+    def close(self, parent: Any) -> None:
+        """The worker takes no more: what it holds and has not begun is for others, while the rest ends."""
+        claims = getattr(parent.consumer, "howl_claims", None)
+        if claims is not None:
+            claims.release()
+
+    def _told(self, number: int, _: Any) -> None:
+        """In the main thread, between any two of its instructions: whatever takes a lock happens elsewhere."""
+        if number != signal.SIGQUIT and not self._asked:
+            self._asked = True
+            self._drain(signal.Signals(number).name)
+        elif not self._gone:
+            self._gone = True
+            threading.Thread(target=self._put_back_at_once, name="howl-leaving").start()
+
+    def _drain(self, name: str) -> None:
+        safe_say("worker: Taking no more tasks; those that run may end. Another signal puts them back at once.")
+        signals.worker_shutting_down.send(sender=self.worker.hostname, sig=name, how="Warm", exitcode=0)
+        state.should_stop = 0
+        claims = getattr(self.worker.consumer, "howl_claims", None)
+        if claims is not None:
+            claims.ledger.wake_loop()
+
+    def _put_back_at_once(self) -> None:
+        """Children are held still first, so that none ends, or goes on with, what another worker has by then."""
+        logger.warning("Putting running tasks back on the queue, and leaving.")
+        running = pids(self.worker.pool)
+        try:
+            _signal_all(running, signal.SIGSTOP)
+            claims = getattr(self.worker.consumer, "howl_claims", None)
+            if claims is not None:
+                claims.hand_back()
+            signals.worker_shutdown.send(sender=self.worker)
+        finally:
+            _signal_all(running, signal.SIGKILL)
+            logging.shutdown()
+            # Threads cannot be stopped, and a main thread that waits for them does not end.
+            os._exit(0)
+
+
+def _signal_all(running: list[int], number: signal.Signals) -> None:
+    for pid in running:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue  # it has ended
