@@ -48,6 +48,25 @@ def noted(path: str, name: str, seconds: float = 0.0) -> None:
         notes.write(f"{name} {began} {time.time()}\n")
 
 
+@shared_task(name="tests.gated", bind=True)
+def gated(self: Any, diary: str, gate: str) -> None:
+    """Write down one's beginning, wait until a file exists, a minute at most, and write down one's end."""
+    _write_down(diary, f"began {self.request.id} {os.getpid()}\n")
+    deadline = time.monotonic() + 60
+    while not Path(gate).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _write_down(diary, f"ended {self.request.id} {os.getpid()}\n")
+
+
+def _write_down(path: str, line: str) -> None:
+    # One write at the file's end: lines of many processes do not mix.
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
 @shared_task(name="tests.noop")
 def noop() -> None:
     """Do nothing."""

@@ -120,15 +120,17 @@ class Ground:
 
     def start(self, program: str, *arguments: str, database: bool = True, **told: str) -> Process:
         """Any program beside this interpreter."""
+        argv = [str(Path(sys.executable).with_name(program)), *arguments]
+        env = self.environment(database=database) | told
+        self.processes.append(Process(argv, env, self.folder / f"process-{len(self.processes)}.log"))
+        return self.processes[-1]
+
+    def environment(self, *, database: bool = True) -> dict[str, str]:
+        """What a process is told of this place; a worker is not told the database."""
         given = {f"HOWL_{name.upper()}": str(getattr(self.settings, name)) for name in TOLD}
         if not database:
             del given["HOWL_DATABASE_URL"]
-        env = clean_environment(
-            **{**given, **told}, HOWL_TASK_MODULES="benchmarks.tasks,tests.tasks", PYTHONPATH=str(ROOT)
-        )
-        argv = [str(Path(sys.executable).with_name(program)), *arguments]
-        self.processes.append(Process(argv, env, self.folder / f"process-{len(self.processes)}.log"))
-        return self.processes[-1]
+        return clean_environment(**given, HOWL_TASK_MODULES="benchmarks.tasks,tests.tasks", PYTHONPATH=str(ROOT))
 
     def awaited(self, process: Process, word: str) -> Process:
         """When its output says so."""
@@ -169,6 +171,15 @@ class Ground:
                 wait = self.random.uniform(0, countdown) if number % 2 and countdown else None
                 self.client.send_task(
                     "bench.diary", arguments, task_id=self.task_ids[-1], producer=producer, countdown=wait
+                )
+
+    def send(self, name: str, *arguments: Any, count: int = 1, countdown: float | None = None) -> None:
+        """Any task, so many times."""
+        with self.client.producer_pool.acquire() as producer:
+            for _ in range(count):
+                self.task_ids.append(str(uuid.uuid4()))
+                self.client.send_task(
+                    name, arguments, task_id=self.task_ids[-1], producer=producer, countdown=countdown
                 )
 
     def ended(self, task_ids: list[str] | None = None) -> int:
