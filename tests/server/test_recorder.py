@@ -13,6 +13,7 @@ from howl import db
 from howl.models import TaskEvent
 from howl.outcomes import ChordCreated, Outcome, encode
 from howl.server.recorder import Recorder
+from howl.server.service import end
 from howl.server.stream import Received
 from tests import tasks
 from tests.support import PATIENCE, eventually, taken_away
@@ -107,8 +108,7 @@ def test_a_mark_of_flight_goes_with_the_end_and_not_before(settings, app, client
 async def _run_until(recorder: Recorder, done) -> None:
     running = asyncio.create_task(recorder.run())
     await asyncio.to_thread(eventually, done)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await end([running])
 
 
 GARBAGE = {
