@@ -1,5 +1,6 @@
 """`howl doctor`: is everything there, well, and as it should be?"""
 
+import json
 import time
 from dataclasses import asdict
 
@@ -7,7 +8,6 @@ import click
 
 from howl.cli import words
 from howl.cli.options import as_json, silence_asyncio
-from howl.cli.output import emit
 from howl.config import load_settings
 from howl.doctor.examine import run
 from howl.doctor.finding import Finding, Verdict
@@ -41,7 +41,9 @@ def doctor(context: click.Context, role: str, as_json: bool) -> None:
     failed = any(finding.verdict is Verdict.FAILURE for finding in findings)
     if as_json:
         seconds = round(time.monotonic() - began, 3)
-        emit({"well": not failed, "seconds": seconds, "findings": [asdict(each) for each in findings]}, as_json)
+        # Not howl.cli.output, which needs what a burst machine does not install.
+        answer = {"well": not failed, "seconds": seconds, "findings": [asdict(each) for each in findings]}
+        click.echo(json.dumps(answer, indent=2))
     else:
         _print(findings)
     context.exit(1 if failed else 0)

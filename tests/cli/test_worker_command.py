@@ -6,6 +6,7 @@ from click.testing import CliRunner
 from howl.cli import main
 from howl.cli import worker as command
 from howl.worker.run import WorkerOptions
+from tests.cli.test_cli import modules_after
 
 
 @pytest.fixture
@@ -40,3 +41,19 @@ def test_every_option_reaches_the_worker(started):
 def test_a_runtime_that_its_grace_would_use_up_is_refused_with_status_1(env):
     answer = CliRunner().invoke(main, ["worker", "--runtime", "30s", "--grace", "30s"], env=env)
     assert (answer.exit_code, "must be longer than the grace" in answer.output) == (1, True)
+
+
+#: All that a running worker has loaded: Celery's worker, our steps in it, the transport and the tasks.
+BOOTED = """
+import celery.apps.worker, howl.cli.doctor, howl.cli.worker, howl.broker.transport
+from kombu.utils.imports import symbol_by_name
+from howl.celery import app
+app.loader.import_default_modules()
+[symbol_by_name(step) for steps in app.steps.values() for step in steps]
+"""
+
+
+def test_a_worker_loads_nothing_that_only_servers_and_people_need(worker_env):
+    loaded = modules_after(f"exec({BOOTED!r})", env=worker_env)
+    assert {"celery", "nats", "redis", "workers"} <= loaded
+    assert not loaded & {"alembic", "click_repl", "flower", "mcp", "prompt_toolkit", "psycopg", "sqlalchemy"}
