@@ -26,6 +26,7 @@ class Leaving(bootsteps.StartStopStep):
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
         self.worker = parent
+        self._pid = os.getpid()
         self._asked = False
         self._gone = False
 
@@ -42,6 +43,8 @@ class Leaving(bootsteps.StartStopStep):
 
     def _told(self, number: int, _: Any) -> None:
         """In the main thread, between any two of its instructions: whatever takes a lock happens elsewhere."""
+        if os.getpid() != self._pid:
+            return  # a child that was started later, whose parent has been told as well
         if number != signal.SIGQUIT and not self._asked:
             self._asked = True
             self._drain(signal.Signals(number).name)
