@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Float, Select, case, func, or_, select
 from sqlalchemy.orm import Session
 
+from howl.burst import fate
 from howl.durations import parse_duration
 from howl.errors import HowlError, InvalidRequest, UnknownTask, UnknownWorker
 from howl.models import TASK_STATUSES, WORKER_STATUSES, Burst, Task, TaskEvent, Worker
@@ -83,11 +84,13 @@ def list_tasks(
 def show_task(session: Session, task_id: str) -> Row:
     """Everything recorded of a task, `events` being its newest; the first characters of an id will do.
 
+    `lost_with` says of each worker that went away while it ran the task what became of that worker.
+
     Raises UnknownTask when no task, or more than one, has such an id.
     """
     found = find_task_id(session, task_id)
     (task,) = _rows(session, select(*TASK_DETAILS).where(Task.task_id == found))
-    return task | {"events": _events(session, found)}
+    return task | {"lost_with": fate.lost_with(session, found), "events": _events(session, found)}
 
 
 def find_task_id(session: Session, task_id: str) -> str:

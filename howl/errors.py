@@ -56,6 +56,10 @@ class UnknownBurst(HowlError):
     """No burst of that id is recorded."""
 
 
+class ServerUnavailable(HowlError):
+    """`howl server` does not answer over NATS, or cannot decide now."""
+
+
 class GitHubFailed(BurstFailed):
     """GitHub's API refused, or does not answer."""
 

@@ -53,7 +53,10 @@ class TaskEvent(BaseModel):
 
 
 class TaskReport(TaskSummary):  # type: ignore[no-redef]  # pydantic's mypy plugin adds **kwargs beside our kwargs
-    """Everything recorded of a task; `note` says what to do next. Long values are cut, and say so."""
+    """Everything recorded of a task; `note` says what to do next, `lost_with` what became of workers that went away.
+
+    Long values are cut, and say so.
+    """
 
     args: Any
     kwargs: Any
@@ -66,6 +69,7 @@ class TaskReport(TaskSummary):  # type: ignore[no-redef]  # pydantic's mypy plug
     parent_id: str | None
     root_id: str | None
     group_id: str | None
+    lost_with: list[str]
     events: list[TaskEvent]
     note: str
 
@@ -111,6 +115,25 @@ class WorkerList(BaseModel):
     left_out: int
 
 
+class BurstReport(BaseModel):
+    """A burst: `origin` is github-actions or local, `registered` how many of its workers have come so far."""
+
+    burst_id: str
+    origin: str
+    status: str
+    num_workers: int
+    registered: int
+    runtime_minutes: float
+    minutes_planned: float
+    minutes_used: float | None
+    requested_by: str | None
+    started_at: datetime
+    ended_at: datetime | None
+    run: dict[str, Any]
+    reason: str | None
+    note: str
+
+
 class Analytics(BaseModel):
     """One row an entity: counts of tasks by status, rates, and times in seconds; `left_out` counts further rows."""
 
@@ -138,6 +161,11 @@ def task_list(rows: list[dict[str, Any]]) -> TaskList:
 def worker_list(rows: list[dict[str, Any]]) -> WorkerList:
     """From what `analytics.list_workers` returns."""
     return WorkerList(workers=_bounded(rows[:ROW_LIMIT], SHORT_TEXT), left_out=max(0, len(rows) - ROW_LIMIT))
+
+
+def burst_report(row: dict[str, Any], note: str) -> BurstReport:
+    """From what `record.summary` returns."""
+    return BurstReport.model_validate(_bounded(row | {"note": note}, SHORT_TEXT))
 
 
 def analytics(answer: dict[str, Any]) -> Analytics:

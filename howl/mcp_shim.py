@@ -12,10 +12,15 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from howl import __version__, analytics, db, mcp_answers
+from howl.burst import detached, github, record
+from howl.burst.api import is_configured
+from howl.burst.request import BurstRequest
+from howl.burst.stop import stop
 from howl.celery import create_app
 from howl.config import Settings, load_settings
 from howl.mcp_answers import (
     Analytics,
+    BurstReport,
     Cancellation,
     EntityType,
     TaskList,
@@ -41,7 +46,8 @@ AT_ONCE = 8
 INSTRUCTIONS = """HOWL runs tasks on a crew of remote workers. Submit work with assign_task (a coding agent follows a \
 prompt) or submit_task (a named task with arguments); both return a task_id at once, or the result too when given \
 wait_seconds. Submit all you have before you wait: tasks run side by side. Follow up with get_task. Use list_workers \
-to see whether anyone is there to work. Times are ISO 8601 in UTC, lengths of time are seconds."""
+to see whether anyone is there to work, and spawn_workers if nobody is. Times are ISO 8601 in UTC, \
+lengths of time are seconds."""
 
 
 # --- arguments ---------------------------------------------------------------------------------------------------
@@ -197,6 +203,42 @@ class Tools:
         )
         return mcp_answers.analytics(answer)
 
+    async def spawn_workers(
+        self,
+        ctx: Context,
+        runtime_minutes: Annotated[
+            float, Field(gt=0, le=1440, description="They are gone after so many minutes.")
+        ] = 30,
+        num_workers: Annotated[int, Field(ge=1, le=256, description="How many.")] = 3,
+        tags: Annotated[list[str] | None, Field(description="Words to know them by in list_workers.")] = None,
+        queues: Annotated[
+            list[str] | None, Field(description="Queues they take tasks from; left out, the usual one.")
+        ] = None,
+    ) -> BurstReport:
+        """Start workers for a limited time: on GitHub's runners where that is set up, otherwise on this machine.
+
+        On GitHub it costs minutes of a monthly budget, and a refusal says how many are left. It returns at once there:
+        workers come after a minute or two, and list_workers shows them; on this machine it returns when they have come.
+        They leave by themselves; stop_burst ends them earlier.
+        """
+        request = BurstRequest(
+            workers=num_workers,
+            runtime=runtime_minutes * 60,
+            tags=tuple(tags or ()),
+            queues=tuple(queues or ()),
+            requested_by=_client_name(ctx),
+        )
+        return await self._in_thread(lambda settings: _spawn(request, settings))
+
+    async def stop_burst(
+        self, burst_id: Annotated[str, Field(description="A burst's id, as spawn_workers returned it.")]
+    ) -> BurstReport:
+        """End a burst before its time: its workers leave, and what they could not end goes back on its queue.
+
+        One that has ended stays as it is.
+        """
+        return await self._in_thread(lambda settings: _stopped(burst_id, settings))
+
     async def _submit(self, request: TaskRequest, wait_seconds: float, ctx: Context) -> TaskReport:
         task_id = await self._ask(lambda session, app: submit(request, session, app))
         return await self._wait(task_id, wait_seconds, ctx)
@@ -213,14 +255,15 @@ class Tools:
             await anyio.sleep(min(POLL, seconds - waited))
 
     async def _ask(self, question: Question[T]) -> T:
-        """Ask in a thread, so that the protocol goes on meanwhile."""
-
-        def ask() -> T:
-            settings = self._load()
+        def ask(settings: Settings) -> T:
             with db.session(settings.database()) as session:
                 return question(session, _application(settings))
 
-        return await anyio.to_thread.run_sync(ask, limiter=self._threads)
+        return await self._in_thread(ask)
+
+    async def _in_thread(self, act: Callable[[Settings], T]) -> T:
+        """So that the protocol goes on meanwhile."""
+        return await anyio.to_thread.run_sync(lambda: act(self._load()), limiter=self._threads)
 
 
 @lru_cache(maxsize=1)
@@ -246,7 +289,24 @@ def _next_step(task: dict[str, Any], session: Session) -> str:
         return f"It has ended; `howl tasks show {task['task_id']} --json` prints it uncut."
     if analytics.list_workers(session, status="active"):
         return "It waits for a free worker: call get_task with wait_seconds to wait for its end."
-    return "It waits, and no worker is active: ask a person to start some, e.g. `howl burst start --local`."
+    return "It waits, and no worker is active: spawn_workers starts some."
+
+
+def _spawn(request: BurstRequest, settings: Settings) -> BurstReport:
+    if is_configured(settings):
+        github.start(request, settings)
+        note = "Its workers come after a minute or two: list_workers shows them."
+    else:
+        detached.start(request, settings)
+        note = "Its workers are there."
+    with db.session(settings.database()) as session:
+        return mcp_answers.burst_report(record.summary(session, record.find(session, request.burst_id)), note)
+
+
+def _stopped(burst_id: str, settings: Settings) -> BurstReport:
+    row = stop(burst_id, settings)
+    note = "It has ended." if row["ended_at"] else "Its workers are leaving: list_workers shows who is still there."
+    return mcp_answers.burst_report(row, note)
 
 
 def _after_cancelling(status: str) -> str:
@@ -271,6 +331,8 @@ def create_server(load: Callable[[], Settings] = load_settings) -> StrictServer:
         strict_tool(tools.list_tasks, "List tasks", reads),
         strict_tool(tools.cancel_task, "Cancel a task", stops),
         strict_tool(tools.list_workers, "List workers", reads),
+        strict_tool(tools.spawn_workers, "Start workers", runs),
+        strict_tool(tools.stop_burst, "End a burst", stops),
         strict_tool(tools.get_analytics, "Analytics", reads),
     ]
     return StrictServer(

@@ -211,3 +211,72 @@ def test_analytics_refuse_what_they_cannot_answer_in_one_short_sentence(session,
 def test_a_list_that_cannot_be_is_refused(session, filters):
     with pytest.raises(InvalidRequest):
         analytics.list_tasks(session, **filters)
+
+
+# --- workers that a task was lost with ---------------------------------------------------------------------------
+
+
+def add_events(session, *events):
+    for worker_id, kind in events:
+        session.add(TaskEvent(task_id="task-1", worker_id=worker_id, kind=kind))
+        session.flush()
+
+
+def add_crew(session, status="offline", run=None, conclusion=None):
+    """Two workers of one run, which came to such an end."""
+    run = run or {"repository": "owner/name", "run_id": "123", "attempt": "1"}
+    session.add(
+        Burst(
+            burst_id="b" * 32, origin="github-actions", num_workers=2, runtime_minutes=30, minutes_planned=60,
+            run=run | ({"conclusion": conclusion} if conclusion else {}),
+        )
+    )  # fmt: skip
+    for index in ("1", "2"):
+        add_worker(session, f"worker-123-1-{index}", status, run=run | {"index": index})
+
+
+def test_a_task_whose_worker_was_cancelled_says_so(session):
+    add_crew(session, conclusion="cancelled")
+    add_worker(session, "next")
+    add_task(session, "task-1", "succeeded", worker_id="next")
+    add_events(session, ("worker-123-1-2", "started"), ("next", "started"), ("next", "succeeded"))
+    assert analytics.show_task(session, "task-1")["lost_with"] == ["run 123, attempt 1, worker 2: cancelled"]
+
+
+@pytest.mark.parametrize(("status", "how"), [("lost", "lost"), ("offline", "left")])
+def test_a_worker_whose_run_says_nothing_is_lost_or_left(session, status, how):
+    add_crew(session, status)
+    add_task(session, "task-1", "started", worker_id="worker-123-1-1")
+    add_events(session, ("worker-123-1-1", "started"))
+    assert analytics.show_task(session, "task-1")["lost_with"] == [f"run 123, attempt 1, worker 1: {how}"]
+
+
+def test_a_worker_of_another_attempt_was_not_cancelled_with_this_one(session):
+    add_crew(session, conclusion="cancelled")
+    run = {"repository": "owner/name", "run_id": "123", "attempt": "2", "index": "1"}
+    add_worker(session, "worker-123-2-1", "lost", run=run)
+    add_task(session, "task-1", "started", worker_id="worker-123-2-1")
+    add_events(session, ("worker-123-2-1", "started"))
+    assert analytics.show_task(session, "task-1")["lost_with"] == ["run 123, attempt 2, worker 1: lost"]
+
+
+def test_a_burst_on_one_machine_is_named_by_its_id(session):
+    add_crew(session, run={"burst_id": "b" * 32})
+    add_task(session, "task-1", "started", worker_id="worker-123-1-2")
+    add_events(session, ("worker-123-1-2", "started"))
+    assert analytics.show_task(session, "task-1")["lost_with"] == ["burst bbbbbbbbbbbb, worker 2: left"]
+
+
+@pytest.mark.parametrize("ending", ["succeeded", "failed", "retrying", "ended"])
+def test_a_task_that_ended_on_a_worker_was_not_lost_with_it(session, ending):
+    add_crew(session, conclusion="cancelled")
+    add_task(session, "task-1", "succeeded", worker_id="worker-123-1-1")
+    add_events(session, ("worker-123-1-1", "started"), ("worker-123-1-1", ending))
+    assert analytics.show_task(session, "task-1")["lost_with"] == []
+
+
+def test_a_task_that_runs_is_not_lost(session):
+    add_crew(session, "active")
+    add_task(session, "task-1", "started", worker_id="worker-123-1-1")
+    add_events(session, ("worker-123-1-1", "started"))
+    assert analytics.show_task(session, "task-1")["lost_with"] == []

@@ -13,19 +13,22 @@ import pytest
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, Implementation
+from pydantic import SecretStr
 from sqlalchemy.orm import Session
 
 from howl import mcp_shim
 from howl.config import Settings, load_settings
 from howl.mcp_server import StrictServer
 from howl.models import Task
+from tests.burst.fake_github import REPOSITORY, TOKEN, fake_github
 from tests.support import Process, eventually
 
 DOCS = Path(__file__).parent.parent / "docs" / "mcp.md"
 HOWL = str(Path(sys.executable).with_name("howl"))
 ME = Implementation(name="tests", version="1")
 
-TOOLS = {"assign_task", "submit_task", "get_task", "list_tasks", "cancel_task", "list_workers", "get_analytics"}
+TOOLS = {"assign_task", "submit_task", "get_task", "list_tasks", "cancel_task", "list_workers", "get_analytics",
+         "spawn_workers", "stop_burst"}  # fmt: skip
 
 
 @pytest.fixture
@@ -108,6 +111,47 @@ def test_the_json_in_the_docs_can_be_pasted() -> None:
     assert len(blocks) >= 3
     for block in blocks:
         json.loads(block)
+
+
+# --- bursts ------------------------------------------------------------------------------------------------------
+
+
+def test_workers_are_spawned_on_github_within_the_budget_and_stopped(settings: Settings) -> None:
+    with fake_github() as fake:
+        told = settings.model_copy(
+            update={"github_repository": REPOSITORY, "github_token": SecretStr(TOKEN), "github_api": fake.url}
+        )
+        shim = mcp_shim.create_server(lambda: told)
+        spawned = answer(call(shim, "spawn_workers", runtime_minutes=20, num_workers=2, tags=["a"]))
+        assert (spawned["origin"], spawned["status"], spawned["requested_by"]) == (
+            "github-actions",
+            "running",
+            "mcp:tests",
+        )
+        assert spawned["run"]["run_id"] == str(fake.runs[0]["id"])
+        assert "256 workers x 20 min" in refusal(call(shim, "spawn_workers", runtime_minutes=20, num_workers=256))
+        assert len(fake.runs) == 1
+        stopped = answer(call(shim, "stop_burst", burst_id=spawned["burst_id"]))
+    assert fake.runs[0]["conclusion"] == "cancelled"
+    assert stopped["run"]["conclusion"] == "cancelled"
+
+
+def test_workers_are_spawned_on_this_machine_where_github_is_not_set_up(
+    env: dict[str, str], server: Process, worker_row: Callable[..., Any], tmp_path: Path
+) -> None:
+    stdio = StdioServerParameters(command=HOWL, args=["mcp"], env=env | {"HOWL_HOME": str(tmp_path)})
+    spawned = answer(call(stdio, "spawn_workers", runtime_minutes=2, num_workers=1))
+    assert (spawned["origin"], spawned["registered"], spawned["requested_by"]) == ("local", 1, "mcp:tests")
+    name = f"local-{spawned['burst_id'][:8]}-1"
+    assert worker_row(name).run["burst_id"] == spawned["burst_id"]
+    answer(call(stdio, "stop_burst", burst_id=spawned["burst_id"]))
+    eventually(lambda: worker_row(name).status == "offline")
+    shown = answer(call(stdio, "get_analytics", entity_type="burst", entity_id=spawned["burst_id"]))
+    assert shown["rows"][0]["run"]["conclusion"] == "cancelled"
+
+
+def test_a_burst_that_nobody_knows_cannot_be_stopped(shim: StrictServer) -> None:
+    assert "howl burst list" in refusal(call(shim, "stop_burst", burst_id="abcdef01"))
 
 
 # --- working -----------------------------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ from typing import Any
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
+from howl.burst.record import ON_GITHUB, crew
 from howl.burst.request import BurstRequest
 from howl.config import Settings
 from howl.models import Burst, Worker
 
-ORIGIN = "github-actions"
 #: GitHub's own limits: jobs of one matrix, and minutes of a job, of which its set-up needs some.
 MOST_WORKERS, LONGEST_MINUTES = 256, 350
 #: After its runtime, how long a burst may still have workers that nobody has heard of: GitHub lets jobs wait.
@@ -47,12 +47,11 @@ class Leave:
     run: Run | None = None
     refused: str | None = None
 
-    @property
-    def matrix(self) -> list[dict[str, Any]]:
-        """The jobs of the run: `index` from 1, and the worker's `name`; none when refused."""
+    def matrix(self, user: str) -> list[dict[str, Any]]:
+        """The jobs of the run: `index` from 1, and the worker's `name`, which begins with its credential's; or none."""
         if self.refused is not None or self.run is None:
             return []
-        stem = f"gh-{self.run.run_id}-{self.run.attempt}"
+        stem = f"{user}-{self.run.run_id}-{self.run.attempt}"
         return [{"index": index, "name": f"{stem}-{index}"} for index in range(1, self.workers + 1)]
 
 
@@ -85,7 +84,7 @@ def _answered(session: Session, run: Run | None) -> Leave | None:
 
 def _begun(session: Session, request: BurstRequest, run: Run | None) -> Leave | None:
     """The leave of a burst that was granted before its run was started; None if this run is none of it."""
-    row = session.get(Burst, request.burst_id, populate_existing=True)
+    row = session.get(Burst, request.burst_id, populate_existing=True, with_for_update=True)
     if row is None or run is None:
         return None
     if row.run.get("run_id") == run.run_id:
@@ -117,7 +116,7 @@ def _new(session: Session, settings: Settings, request: BurstRequest, run: Run |
 def _row(request: BurstRequest, run: Run | None) -> Burst:
     return Burst(
         burst_id=request.burst_id,
-        origin=ORIGIN,
+        origin=ON_GITHUB,
         requested_by=request.requested_by,
         num_workers=request.workers,
         runtime_minutes=request.runtime / 60,
@@ -190,7 +189,7 @@ def look(session: Session, settings: Settings) -> dict[str, Any]:
 
 def _sums(session: Session, settings: Settings) -> dict[str, Any]:
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    ours, ended = Burst.origin == ORIGIN, Burst.ended_at.is_not(None)
+    ours, ended = Burst.origin == ON_GITHUB, Burst.ended_at.is_not(None)
     used = session.scalars(select(Burst.minutes_used).where(ours, ended, Burst.started_at >= month)).all()
     going = session.execute(select(Burst.minutes_planned, Burst.num_workers).where(ours, ~ended)).all()
     spent, planned = sum(minutes or 0 for minutes in used), sum(minutes for minutes, _ in going)
@@ -217,7 +216,7 @@ def settle(session: Session) -> None:
 def became(session: Session, burst_id: str, run: Run, url: str) -> None:
     """Note which run a burst has become, unless the run has said so itself and is another."""
     _one_at_a_time(session)
-    row = session.get_one(Burst, burst_id, populate_existing=True)
+    row = session.get_one(Burst, burst_id, populate_existing=True, with_for_update=True)
     if row.run.get("run_id") in (None, run.run_id):
         row.run = asdict(run) | {"url": url} | row.run
 
@@ -225,23 +224,15 @@ def became(session: Session, burst_id: str, run: Run, url: str) -> None:
 def give_up(session: Session, burst_id: str, why: str) -> None:
     """A burst whose run was never started takes no minutes."""
     _one_at_a_time(session)
-    row = session.get_one(Burst, burst_id, populate_existing=True)
+    row = session.get_one(Burst, burst_id, populate_existing=True, with_for_update=True)
     if row.ended_at is None and "run_id" not in row.run:
         row.request = row.request | {"failed": why}
         row.ended_at, row.minutes_used = _now(session), 0
 
 
-def crew(session: Session, row: Burst) -> list[Worker]:
-    """Its workers that have registered."""
-    told = {name: row.run[name] for name in ("repository", "run_id", "attempt") if name in row.run}
-    if "run_id" not in told:
-        return []
-    return list(session.scalars(select(Worker).where(Worker.run.contains(told)).order_by(Worker.worker_id)))
-
-
 def _settle(session: Session) -> None:
     now = _now(session)
-    for row in session.scalars(select(Burst).where(Burst.origin == ORIGIN, Burst.ended_at.is_(None))):
+    for row in session.scalars(select(Burst).where(Burst.origin == ON_GITHUB, Burst.ended_at.is_(None))):
         workers = crew(session, row)
         if _is_over(row, workers, now):
             row.minutes_used = _used(row, workers)

@@ -1,12 +1,17 @@
 """Bursts on GitHub's runners: granted by the budget, started by one dispatch, ended by a cancel."""
 
+import random
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import select
 
 from howl import db
-from howl.burst import budget
+from howl.burst import budget, record
 from howl.burst.api import GitHub
 from howl.burst.budget import Run
+from howl.burst.record import ON_GITHUB
 from howl.burst.request import BurstRequest
 from howl.config import Settings
 from howl.errors import BurstRefused, GitHubUnsure, HowlError
@@ -54,6 +59,29 @@ def cancel(row: Burst, settings: Settings) -> None:
         run_id = row.run.get("run_id") or _look(github, row.burst_id)[0]
         if run_id:
             github.cancel(run_id)
+
+
+def conclude(settings: Settings) -> None:
+    """Note how runs of the last day ended; raises GitHubFailed, DatabaseUnavailable or NotConfigured."""
+    with db.session(settings.database()) as session:
+        rows = session.scalars(select(Burst).where(Burst.origin == ON_GITHUB, Burst.started_at > _yesterday())).all()
+    wanted = [row for row in rows if "run_id" in row.run and "conclusion" not in row.run]
+    random.shuffle(wanted)  # one that GitHub has forgotten must not keep the others from being heard of for ever
+    with GitHub(settings) as github:
+        for row in wanted:
+            if row.run["repository"] == github.repository:
+                _conclude(github, row, settings)
+
+
+def _conclude(github: GitHub, row: Burst, settings: Settings) -> None:
+    run = github.run(row.run["run_id"])
+    if run.attempt == row.run["attempt"] and run.conclusion:
+        with db.session(settings.database()) as session:
+            record.conclude(session, row.burst_id, run.conclusion)
+
+
+def _yesterday() -> datetime:
+    return datetime.now(UTC) - timedelta(days=1)
 
 
 def inputs(request: BurstRequest) -> dict[str, str]:

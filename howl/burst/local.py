@@ -117,7 +117,7 @@ def start(request: BurstRequest, settings: Settings) -> LocalBurst:
     burst = LocalBurst(request, folder, [])
     try:
         for name in request.names:
-            burst.workers.append(_start_worker(name, request, folder, environment))
+            burst.workers.append(_start_worker(name, request, folder, environment | _its_own(name, request)))
     except BaseException:
         kill(burst)
         finish(burst, settings)
@@ -139,6 +139,11 @@ def worker_environment(settings: Settings) -> dict[str, str]:
     servers = {"HOWL_REDIS_URL": settings.redis(), "HOWL_NATS_URL": settings.nats()}
     # What .env says has been read: a worker that reads it again would learn PostgreSQL's password.
     return inherited | agents | given | servers | {"HOWL_ENV_FILE": ""}
+
+
+def _its_own(name: str, request: BurstRequest) -> dict[str, str]:
+    """By which a worker, and so its tasks, are known to be of this burst."""
+    return {"HOWL_BURST_ID": request.burst_id, "HOWL_WORKER_INDEX": name.rpartition("-")[2]}
 
 
 def _as_variable(value: object) -> str:

@@ -1,11 +1,22 @@
 """What the database holds of a burst: its row, its workers, their tasks."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy.orm import Session
 
 from howl import db
+from howl.burst.request import BurstRequest
+from howl.errors import UnknownBurst
 from howl.models import Burst, Task, Worker
+
+#: Where a burst's workers run: bursts.origin.
+ON_GITHUB, ON_THIS_MACHINE = "github-actions", "local"
+#: Fewest characters of a burst's id that may stand for all of it, and most that any has.
+PREFIX_LENGTH, ID_LENGTH = 6, 64
+#: Most bursts that a list may have.
+LIMIT = 1000
 
 #: Numbers of tasks by worker and status.
 TaskCounts = dict[str, dict[str, int]]
@@ -33,3 +44,72 @@ def count(database_url: str, worker_ids: list[str]) -> tuple[int, TaskCounts]:
         for name, status, number in session.execute(question.group_by(Task.worker_id, Task.status)):
             tasks[str(name)][status] = number
     return registered or 0, tasks
+
+
+def find(session: Session, burst_id: str) -> Burst:
+    """The one burst whose id begins so (6 characters or more will do); raises UnknownBurst."""
+    if not (PREFIX_LENGTH <= len(burst_id) <= ID_LENGTH and burst_id.isalnum()):
+        raise UnknownBurst(
+            f"No burst has such an id: give {PREFIX_LENGTH} characters of one, as `howl burst list` shows."
+        )
+    found = session.scalars(select(Burst).where(Burst.burst_id.startswith(burst_id)).limit(2)).all()
+    if len(found) != 1:
+        several = "More than one burst's id begins" if found else "No burst's id begins"
+        raise UnknownBurst(f"{several} with {burst_id!r}: `howl burst list` shows them.")
+    return found[0]
+
+
+def list_all(session: Session, seconds: float) -> list[dict[str, Any]]:
+    """Bursts begun so long ago or later, or not yet ended, newest first."""
+    recent = (Burst.started_at > datetime.now(UTC) - timedelta(seconds=seconds)) | Burst.ended_at.is_(None)
+    rows = session.scalars(select(Burst).where(recent).order_by(Burst.started_at.desc()).limit(LIMIT))
+    return [summary(session, row) for row in rows]
+
+
+def summary(session: Session, row: Burst) -> dict[str, Any]:
+    """What a list says of a burst."""
+    return {
+        "burst_id": row.burst_id,
+        "origin": row.origin,
+        "status": status(row),
+        "num_workers": row.num_workers,
+        "registered": len(crew(session, row)),
+        "runtime_minutes": row.runtime_minutes,
+        "minutes_planned": row.minutes_planned,
+        "minutes_used": row.minutes_used,
+        "requested_by": row.requested_by,
+        "started_at": row.started_at,
+        "ended_at": row.ended_at,
+        "run": row.run,
+        "reason": row.request.get("refused") or row.request.get("failed"),
+    }
+
+
+def status(row: Burst) -> str:
+    """`refused`, `failed` (no run of it began), `starting`, `running`, or how it ended: `cancelled`, `ended`."""
+    if row.request.get("refused"):
+        return "refused"
+    if row.request.get("failed"):
+        return "failed"
+    if row.ended_at is not None:
+        return "cancelled" if row.run.get("conclusion") == "cancelled" else "ended"
+    return "starting" if row.origin == ON_GITHUB and "run_id" not in row.run else "running"
+
+
+def crew(session: Session, row: Burst) -> list[Worker]:
+    """Its workers that have registered: on GitHub those of its run, on this machine those of its names."""
+    if row.origin != ON_GITHUB:
+        names = BurstRequest(burst_id=row.burst_id, workers=row.num_workers, runtime=1).names
+        ours: ColumnElement[bool] = Worker.worker_id.in_(names)
+    elif "run_id" in row.run:
+        run = {name: row.run[name] for name in ("repository", "run_id", "attempt")}
+        ours = Worker.run.contains(run)
+    else:
+        return []
+    return list(session.scalars(select(Worker).where(ours).order_by(Worker.worker_id)))
+
+
+def conclude(session: Session, burst_id: str, conclusion: str) -> None:
+    """Note how its run ended: GitHub's word, the first one."""
+    row = session.get_one(Burst, burst_id, with_for_update=True, populate_existing=True)
+    row.run = {"conclusion": conclusion} | row.run

@@ -30,40 +30,49 @@ COMMANDS = {
 
 
 class CommandFiles(click.Group):
-    """A group whose commands are files beside this one."""
+    """A group whose commands are the files of a package; `told` is what its help says of each, in order."""
+
+    def __init__(self, *args: Any, package: str, told: dict[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.package, self.told = package, told
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
-        return list(COMMANDS)
+        return list(self.told)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # likewise
-        return _load(cmd_name) if cmd_name in COMMANDS else None
+        return _load(self.package, cmd_name) if cmd_name in self.told else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-        if args[0] not in COMMANDS and close:
+        close = difflib.get_close_matches(args[0], self.told, n=1)
+        if args[0] not in self.told and close:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # likewise
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl(list(self.told.items()))
 
 
-def _load(name: str) -> click.Command:
+def _load(package: str, name: str) -> click.Command:
+    """Command `name` of its file, which calls it `name_` where Python has taken the name."""
     try:
-        command: Any = getattr(importlib.import_module(f"howl.cli.{name}"), name)
+        file = importlib.import_module(f"{package}.{name}")
+        command: Any = getattr(file, name if hasattr(file, name) else f"{name}_")
     except ModuleNotFoundError as error:
         if (error.name or "howl").partition(".")[0] in ("howl", "workers"):
             raise
+        words = " ".join([*package.replace(".cli", "").split("."), name])
         raise click.ClickException(
-            f"`howl {name}` needs {error.name}, which is not installed here: `pip install 'howl[server]'`."
+            f"`{words}` needs {error.name}, which is not installed here: `pip install 'howl[server]'`."
         ) from error
     return command
 
 
-@click.command(cls=CommandFiles, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=CommandFiles, package="howl.cli", told=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, message="howl %(version)s")
 def main() -> None:
     """HOWL: a Celery task queue whose workers live far away and die young.

@@ -65,7 +65,8 @@ def server_rules(prefix: str) -> list[str]:
 
 def worker_subjects(subject_prefix: str) -> dict[str, list[str]]:
     """NATS's permissions: `publish` and `subscribe`. Neither list is ever empty, which NATS would take for "all"."""
-    return {"publish": [f"{subject_prefix}.events.*.*"], "subscribe": [f"{subject_prefix}.inbox.>"]}
+    publish = [f"{subject_prefix}.events.*.*", f"{subject_prefix}.leave"]
+    return {"publish": publish, "subscribe": [f"{subject_prefix}.inbox.>"]}
 
 
 def server_subjects(subject_prefix: str) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""`howl server`: the recorder, the bridge and the keeper, side by side until told to stop."""
+"""`howl server`: the recorder, the bridge, the keeper and the porter, side by side until told to stop."""
 
 import asyncio
 import logging
@@ -17,6 +17,7 @@ from howl.config import Settings
 from howl.errors import HowlError
 from howl.server.bridge import Bridge
 from howl.server.keeper import Keeper
+from howl.server.leave import Porter
 from howl.server.migrate import require_current
 from howl.server.recorder import Recorder
 from howl.tls import reason
@@ -46,6 +47,7 @@ async def _serve(settings: Settings, app: Celery) -> None:
         "recorder": Recorder(settings, app).run,
         "bridge": Bridge(settings).run,
         "keeper": Keeper(settings, app).run,
+        "porter": Porter(settings).run,
     }
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

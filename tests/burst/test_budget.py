@@ -49,7 +49,7 @@ def came(session: Session, by: Run, index: int, *, minutes: float, status: str =
     left = datetime.now(UTC) - timedelta(minutes=ago)
     session.add(
         Worker(
-            worker_id=f"gh-{by.run_id}-{by.attempt}-{index}", status=status,
+            worker_id=f"worker-{by.run_id}-{by.attempt}-{index}", status=status,
             run={"repository": by.repository, "run_id": by.run_id, "attempt": by.attempt, "index": str(index)},
             registered_at=left - timedelta(minutes=minutes), last_heartbeat_at=left,
             offline_at=left if status == "offline" else None,
@@ -60,7 +60,7 @@ def came(session: Session, by: Run, index: int, *, minutes: float, status: str =
 
 def test_what_is_granted_is_planned_and_a_jobs_minutes_are_rounded_up(told: Settings) -> None:
     leave = ask(told, wish(workers=3, minutes=9.5))
-    assert (leave.refused, leave.matrix) == (None, [])
+    assert (leave.refused, leave.matrix("worker")) == (None, [])
     assert [(row.minutes_planned, row.origin) for row in bursts(told)] == [(30, "github-actions")]
     assert (sums(told)["used"], sums(told)["planned"], sums(told)["left"]) == (0, 30, 70)
 
@@ -98,7 +98,7 @@ def test_two_who_ask_at_once_do_not_both_get_the_last_minutes(told: Settings) ->
 def test_a_run_that_asks_twice_gets_the_same_answer(told: Settings) -> None:
     first = ask(told, wish(workers=2), run())
     assert ask(told, wish(workers=9, minutes=1), run()) == first
-    assert first.matrix == [{"index": 1, "name": "gh-123-1-1"}, {"index": 2, "name": "gh-123-1-2"}]
+    assert first.matrix("worker") == [{"index": 1, "name": "worker-123-1-1"}, {"index": 2, "name": "worker-123-1-2"}]
     assert len(bursts(told)) == 1
 
 
@@ -106,7 +106,7 @@ def test_a_run_that_was_refused_stays_refused(told: Settings) -> None:
     first = ask(told, wish(workers=2, minutes=60), run())
     assert first.refused is not None
     assert ask(told, wish(workers=1, minutes=1), run()) == first
-    assert first.matrix == []
+    assert first.matrix("worker") == []
     assert (sums(told)["left"], sums(told)["workers"]) == (100, 0)
 
 
@@ -114,7 +114,7 @@ def test_a_second_attempt_of_a_run_is_a_burst_of_its_own(told: Settings) -> None
     first = ask(told, wish(minutes=20), run())
     second = ask(told, wish(minutes=20, burst_id=first.burst_id), run(attempt="2"))
     assert second.burst_id != first.burst_id
-    assert second.matrix[0]["name"] == "gh-123-2-1"
+    assert second.matrix("worker")[0]["name"] == "worker-123-2-1"
     assert sums(told)["planned"] == 80
 
 
@@ -122,7 +122,7 @@ def test_a_burst_that_was_granted_becomes_the_run_that_it_started(told: Settings
     request = wish(workers=2)
     ask(told, request)
     leave = ask(told, wish(workers=9, burst_id=request.burst_id), run())
-    assert (leave.burst_id, len(leave.matrix)) == (request.burst_id, 2)
+    assert (leave.burst_id, len(leave.matrix("worker"))) == (request.burst_id, 2)
     assert [row.run["run_id"] for row in bursts(told)] == ["123"]
 
 
@@ -188,7 +188,7 @@ def test_what_was_used_last_month_is_not_counted(told: Settings) -> None:
             began = datetime.now(UTC) - timedelta(days=days)
             session.add(
                 Burst(
-                    burst_id=str(days), origin=budget.ORIGIN, num_workers=1, runtime_minutes=1, minutes_planned=1,
+                    burst_id=str(days), origin=budget.ON_GITHUB, num_workers=1, runtime_minutes=1, minutes_planned=1,
                     minutes_used=minutes, started_at=began, ended_at=began,
                 )
             )  # fmt: skip

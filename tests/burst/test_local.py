@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 
 from howl import db
 from howl.burst import local
-from howl.burst.local import BurstRequest, LocalBurst
+from howl.burst.local import LocalBurst
+from howl.burst.request import BurstRequest
 from howl.config import Settings
 from howl.errors import BurstFailed, NotConfigured
 from howl.models import Burst

@@ -20,9 +20,10 @@ from nats.js.api import StreamConfig
 from howl.broker.areas import Area
 from howl.broker.scripts import FEED, KEEP, PUSH, TURN, load_all
 from howl.broker.transport import publishing_for
+from howl.burst.leave import LeaveAnswer, LeaveRequest, ask
 from howl.celery import create_app
 from howl.config import Settings, load_settings
-from howl.errors import NotGranted, SettingsError
+from howl.errors import NotGranted, ServerUnavailable, SettingsError
 from howl.provision.rights import Grant, server_rules, worker_rules, worker_subjects
 from howl.server import claims as keeping
 from tests.secured import ADMIN, SERVER, Secured
@@ -539,6 +540,39 @@ def test_a_worker_says_its_events(secured: Secured, stream: Callable[[], int]) -
 
     assert asyncio.run(_with_nats(secured, "worker", say)) == []
     assert stream() == 2
+
+
+def test_a_worker_asks_for_leave_and_hears_the_answer(secured: Secured) -> None:
+    settings = load_settings(nats_url=secured.nats_url("worker"), subject_prefix="t")
+    asked = LeaveRequest(repository="owner/name", run_id="1", workers=1, runtime=60.0)
+    assert asyncio.run(_answered(secured, lambda: ask(asked, settings))).reason == "No."
+
+
+async def _answered(secured: Secured, question: Callable[[], LeaveAnswer]) -> LeaveAnswer:
+    """What the question hears while somebody with the server's rights says no to it."""
+    client = await nats.connect(secured.nats_url(SERVER), connect_timeout=5)
+
+    async def refuse(message: Any) -> None:
+        await message.respond(LeaveAnswer(reason="No.").model_dump_json().encode())
+
+    try:
+        await client.subscribe("t.leave", cb=refuse)
+        await client.flush(5)
+        return await asyncio.to_thread(question)
+    finally:
+        await client.close()
+
+
+def test_a_credential_without_the_right_to_ask_for_leave_is_told_so(secured: Secured) -> None:
+    # It has the right on t.leave alone.
+    settings = load_settings(nats_url=secured.nats_url("worker"), subject_prefix="other")
+    with pytest.raises(ServerUnavailable, match="run `howl init` on the server"):
+        ask(LeaveRequest(repository="owner/name", run_id="1", workers=1, runtime=60.0), settings)
+
+
+def test_a_worker_answers_nobody_who_asks_for_leave(secured: Secured) -> None:
+    complaints = asyncio.run(_with_nats(secured, "worker", lambda client: client.subscribe("t.leave")))
+    assert [complaint for complaint in complaints if "permissions violation for subscription" in complaint]
 
 
 def test_no_list_of_subjects_is_empty_which_would_mean_all() -> None:

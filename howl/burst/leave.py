@@ -1,0 +1,157 @@
+"""Asking the server's leave over NATS: a burst's planning job reaches no database."""
+
+import asyncio
+import os
+import random
+from typing import Annotated, Any
+
+import nats
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from howl.broker.areas import DEFAULT_USER, user_of
+from howl.config import Settings
+from howl.errors import InvalidRequest, ServerUnavailable
+from howl.tls import nats_options, reason
+
+#: Seconds for a connection and for an answer; times the question is asked, which changes nothing the second time.
+CONNECT_TIMEOUT, ANSWER_TIMEOUT = 5, 10.0
+TRIES = 3
+
+Word = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
+
+
+class LeaveRequest(BaseModel):
+    """What a run asks for; strict, because anybody with a worker's credential may write anything."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    repository: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}$")
+    run_id: str = Field(pattern=r"^[0-9]{1,20}$")
+    attempt: str = Field("1", pattern=r"^[0-9]{1,6}$")
+    workers: int = Field(ge=1, le=10_000)
+    #: Seconds.
+    runtime: float = Field(gt=0, le=1e6)
+    concurrency: int | None = Field(None, ge=1, le=10_000)
+    tags: list[Word] = Field(default=[], max_length=50)
+    queues: list[Word] = Field(default=[], max_length=50)
+    #: The burst that was granted before its run was started, if one was.
+    burst_id: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
+    requested_by: Word | None = None
+    #: What the names of its workers begin with.
+    user: str = Field("worker", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+
+
+class Job(BaseModel):
+    """One worker of the run: `index` from 1, and its name."""
+
+    index: int
+    name: str
+
+
+class LeaveAnswer(BaseModel):
+    """Leave, or `reason` why not; `matrix` is empty then. `failed` says why nothing was decided."""
+
+    granted: bool = False
+    burst_id: str | None = None
+    runtime_minutes: float | None = None
+    matrix: list[Job] = []
+    reason: str | None = None
+    failed: str | None = None
+
+
+def this_run(settings: Settings, **asked: object) -> LeaveRequest:
+    """A question in the name of the GitHub Actions run around us; raises InvalidRequest outside one."""
+    told = os.environ.get
+    user = user_of(settings)
+    values = {
+        "repository": told("GITHUB_REPOSITORY"),
+        "run_id": told("GITHUB_RUN_ID"),
+        "attempt": told("GITHUB_RUN_ATTEMPT", "1"),
+        "requested_by": f"github:{told('GITHUB_EVENT_NAME', 'unknown')} by {told('GITHUB_ACTOR', 'unknown')}",
+        "user": "worker" if user == DEFAULT_USER else user,
+    }
+    try:
+        return LeaveRequest.model_validate(values | asked)
+    except ValidationError as error:
+        raise InvalidRequest(f"Leave is asked by a GitHub Actions run, with {_mistakes(error)}.") from None
+
+
+def ask(request: LeaveRequest, settings: Settings) -> LeaveAnswer:
+    """The server's answer; raises ServerUnavailable, NotConfigured."""
+    settings.nats()
+    return asyncio.run(_Asker(request, settings).ask())
+
+
+class _Asker:
+    def __init__(self, request: LeaveRequest, settings: Settings) -> None:
+        self.request, self.settings = request, settings
+        self.subject = f"{settings.subject_prefix}.leave"
+        #: Set when NATS says that this credential may not ask.
+        self.refused: asyncio.Future[Any]
+        #: What nats-py complained of last: that no server is left to try says nothing.
+        self.complaint: Exception | None = None
+
+    async def ask(self) -> LeaveAnswer:
+        self.refused = asyncio.get_running_loop().create_future()
+        for tried in range(1, TRIES + 1):
+            try:
+                return await self._ask_once()
+            except (NatsError, OSError, TimeoutError) as error:
+                if tried == TRIES:
+                    raise ServerUnavailable(self._why(error)) from error
+            await asyncio.sleep(tried * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, no secret
+        raise AssertionError("the last try returns or raises")
+
+    async def _ask_once(self) -> LeaveAnswer:
+        client = await nats.connect(
+            self.settings.nats(),
+            name="howl leave",
+            connect_timeout=CONNECT_TIMEOUT,
+            allow_reconnect=False,
+            max_reconnect_attempts=1,  # it means the first connection as well
+            # The only subjects that a worker's credential may hear.
+            inbox_prefix=f"{self.settings.subject_prefix}.inbox",
+            error_cb=self._hear,
+            **nats_options(self.settings),
+        )
+        try:
+            asked = client.request(self.subject, self.request.model_dump_json().encode(), timeout=ANSWER_TIMEOUT)
+            asking: asyncio.Future[Any] = asyncio.ensure_future(asked)
+            watched: list[asyncio.Future[Any]] = [asking, self.refused]
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                asking.cancel()
+                raise ServerUnavailable(str(self.refused.result()))
+            return _read(asking.result().data)
+        finally:
+            await client.close()
+
+    async def _hear(self, error: Exception) -> None:
+        self.complaint = error
+        if "permissions violation" in str(error).lower() and not self.refused.done():
+            self.refused.set_result("This credential may not ask for leave: run `howl init` on the server once more.")
+
+    def _why(self, error: Exception) -> str:
+        if isinstance(error, NoRespondersError):
+            return "No `howl server` listens at NATS: see on the server whether it runs, and is as new as this one."
+        if isinstance(error, TimeoutError):
+            return f"`howl server` did not answer within {ANSWER_TIMEOUT:g} s: see its log."
+        return f"NATS cannot be used ({reason(self.complaint or error)}): `howl doctor --as worker` says more."
+
+
+def _read(answer: bytes) -> LeaveAnswer:
+    try:
+        read = LeaveAnswer.model_validate_json(answer)
+    except ValidationError:
+        raise ServerUnavailable("The server's answer cannot be read: is it as new as this HOWL?") from None
+    if read.failed:
+        raise ServerUnavailable(read.failed)
+    return read
+
+
+def _mistakes(error: ValidationError) -> str:
+    """By name, without values."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{problem['loc'][0]} ({problem['msg']})" for problem in problems[:3])

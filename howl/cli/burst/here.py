@@ -1,0 +1,85 @@
+"""A burst on this machine in the foreground: shown until its workers are gone, and ended by Ctrl-C."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from howl.burst import local
+from howl.burst.local import BurstState, LocalBurst
+from howl.burst.request import BurstRequest
+from howl.cli import words
+from howl.config import Settings
+from howl.errors import BurstFailed
+
+#: Signals that ask for an orderly end: a terminal's Ctrl-C and its closing, and `kill`.
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run(request: BurstRequest, settings: Settings) -> list[dict[str, Any]]:
+    """Start it and stay; what each worker did. Raises BurstFailed when none ever registered."""
+    with _interruptible():
+        running = local.start(request, settings)
+        click.echo(f"Burst {request.burst_id}; logs in {running.folder}", err=True)
+        try:
+            last = _follow(running, settings)
+        except KeyboardInterrupt:
+            last = None
+            _drain(running)
+    tasks = local.finish(running, settings)
+    if last is not None and last.registered == 0:
+        raise BurstFailed(
+            f"No worker ever registered; {running.workers[0].log} ends with:\n{running.workers[0].log_tail()}"
+        )
+    return [
+        {"worker_id": worker.name, "time": worker.seconds(), "tasks": tasks[worker.name]} for worker in running.workers
+    ]
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Every wish for an orderly end is a KeyboardInterrupt, also in a script's background, where Ctrl-C is ignored."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _follow(running: LocalBurst, settings: Settings) -> BurstState:
+    """Show the burst until its workers are gone: a line that moves on a terminal, else a line a change."""
+    console = Console(stderr=True)
+    shown = ""
+    with Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else nullcontext() as live:
+        for state in local.watch(running, settings):
+            if live is not None:
+                live.update(Text(_progress(state, running)), refresh=True)
+            elif (progress := _counts(state, running)) != shown:
+                click.echo(shown := progress, err=True)
+    return state
+
+
+def _counts(state: BurstState, running: LocalBurst) -> str:
+    asked = running.request.workers
+    gone = f", {asked - state.alive} gone" if state.alive < asked else ""
+    return f"{state.registered} of {asked} workers registered{gone}; tasks done: {state.ended}"
+
+
+def _progress(state: BurstState, running: LocalBurst) -> str:
+    return f"{_counts(state, running)}; {words.length(state.seconds_left)} left (Ctrl-C ends it)"
+
+
+def _drain(running: LocalBurst) -> None:
+    patience = words.length(running.request.patience)
+    click.echo(f"\nThe workers end what they run, for {patience} at most; Ctrl-C ends them now.", err=True)
+    try:
+        for _ in local.drain(running):
+            pass
+    except KeyboardInterrupt:
+        local.kill(running)
