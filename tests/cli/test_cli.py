@@ -93,6 +93,12 @@ def test_the_worker_command_loads_nothing_of_the_server_side():
     assert not loaded & {"sqlalchemy", "psycopg", "alembic", "mcp", "flower"}
 
 
+def test_asking_for_leave_loads_nothing_of_the_server_side():
+    loaded = modules_after("import howl.cli.burst.leave")
+    assert "nats" in loaded
+    assert not loaded & {"sqlalchemy", "psycopg", "alembic", "mcp", "flower"}
+
+
 @pytest.mark.parametrize(
     "line",
     [
