@@ -4,6 +4,7 @@ import random
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from math import ceil
 
 from sqlalchemy import select
 
@@ -88,7 +89,7 @@ def inputs(request: BurstRequest) -> dict[str, str]:
     """What burst.yml is given; its `burst_id` is part of its run-name, by which the run is found."""
     told = {
         "burst_id": request.burst_id,
-        "runtime_minutes": f"{request.runtime / 60:g}",
+        "runtime_minutes": str(ceil(request.runtime / 60)),
         "num_workers": str(request.workers),
         "tags": ",".join(request.tags),
         "queues": ",".join(request.queues),
