@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from howl.durations import parse_duration
 from howl.errors import NotConfigured, SettingsError
 from howl.join import Join, decode
 
@@ -38,6 +39,12 @@ def _split_list(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _seconds(value: Any) -> Any:
+    """`10m` becomes 600.0."""
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
 
 
@@ -144,6 +151,16 @@ class Settings(BaseSettings):
     #: Minutes of GitHub's runners that bursts may take in a calendar month (UTC), and most of their workers at once.
     budget_minutes: int = Field(2000, ge=0)
     burst_concurrency: int = Field(20, ge=0)
+
+    #: When the server starts bursts by itself: cron expressions (UTC), and a threshold such as `waiting > 100`.
+    burst_schedule: str | None = None
+    burst_when: str | None = None
+    #: Workers of such a burst, and seconds until they are gone.
+    burst_workers: int = Field(3, ge=1)
+    burst_runtime: Duration = 1800.0
+    #: Seconds between two bursts that the threshold starts, and how many may be under way for it to start one.
+    burst_cooldown: Duration = 600.0
+    burst_most: int = Field(1, ge=1)
 
     #: A file that a worker touches while its loop moves, for a container's health check.
     pulse_file: Path | None = None

@@ -52,6 +52,10 @@ class BurstRefused(HowlError):
     """A burst would take more than the budget leaves, or more than makes sense."""
 
 
+class BurstBegun(BurstRefused):
+    """A burst of that id is recorded already."""
+
+
 class UnknownBurst(HowlError):
     """No burst of that id is recorded."""
 

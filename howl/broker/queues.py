@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,10 +29,22 @@ def survey(settings: Settings) -> dict[str, Any]:
 
     Raises QueueUnavailable.
     """
+    with _redis(settings) as client:
+        return _survey(client, settings)
+
+
+def waiting(settings: Settings) -> Counter[str]:
+    """Messages that wait, by queue; raises QueueUnavailable."""
+    with _redis(settings) as client:
+        return _waiting(client, settings)
+
+
+@contextmanager
+def _redis(settings: Settings) -> Iterator[Any]:
     client: Any = redis_client(settings, timeout=5)
     try:
         with client:
-            return _survey(client, settings)
+            yield client
     except redis.RedisError as error:
         raise QueueUnavailable(f"Redis cannot be asked: {reason(error)}. Check HOWL_REDIS_URL.") from error
 

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from howl.burst.record import ON_GITHUB, crew
 from howl.burst.request import BurstRequest
 from howl.config import Settings
+from howl.errors import BurstBegun
 from howl.models import Burst, Worker
 
 #: GitHub's own limits: jobs of one matrix, and minutes of a job, of which its set-up needs some.
@@ -62,7 +63,7 @@ def ask(session: Session, settings: Settings, request: BurstRequest, run: Run | 
     """Decide, record what was granted, and commit; a run that asks again gets the same answer.
 
     `run` is who asks, unless the run is yet to be started; a burst recorded before under the request's `burst_id`
-    becomes this run, with what was granted then.
+    becomes this run, with what was granted then. Raises BurstBegun if there is one, and no run of it asks.
     """
     _one_at_a_time(session)
     _settle(session)
@@ -85,8 +86,10 @@ def _answered(session: Session, run: Run | None) -> Leave | None:
 def _begun(session: Session, request: BurstRequest, run: Run | None) -> Leave | None:
     """The leave of a burst that was granted before its run was started; None if this run is none of it."""
     row = session.get(Burst, request.burst_id, populate_existing=True, with_for_update=True)
-    if row is None or run is None:
+    if row is None:
         return None
+    if run is None:
+        raise BurstBegun(f"Burst {row.burst_id} has been asked for before: `howl burst list` shows what became of it.")
     if row.run.get("run_id") == run.run_id:
         return None  # another attempt of it, which costs as much again
     if "run_id" in row.run:

@@ -37,7 +37,7 @@ def start(request: BurstRequest, settings: Settings) -> Started:
     """Ask the budget, start the workflow, and note which run it is; workers come a minute or so later.
 
     Raises BurstRefused, GitHubFailed, NotConfigured or DatabaseUnavailable; no minutes are planned for it then, and a
-    run that appears all the same does nothing.
+    run that appears all the same does nothing. Raises BurstBegun, and changes nothing, if there is one of that id.
     """
     with GitHub(settings) as github:
         with db.session(settings.database()) as session:

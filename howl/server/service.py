@@ -1,4 +1,4 @@
-"""`howl server`: the recorder, the bridge, the keeper and the porter, side by side until told to stop."""
+"""`howl server`: the recorder, the bridge, the keeper, the porter and the starter, side by side until told to stop."""
 
 import asyncio
 import logging
@@ -20,6 +20,7 @@ from howl.server.keeper import Keeper
 from howl.server.leave import Porter
 from howl.server.migrate import require_current
 from howl.server.recorder import Recorder
+from howl.server.starter import starter_of
 from howl.tls import reason
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ async def _serve(settings: Settings, app: Celery) -> None:
         "keeper": Keeper(settings, app).run,
         "porter": Porter(settings).run,
     }
+    if starter := starter_of(settings):
+        parts["starter"] = starter.run
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -1,0 +1,137 @@
+"""The starter: bursts on GitHub by the server's own clock, and when too much waits; each one asks the budget.
+
+Of several servers, and of one that was restarted, each may ask: a burst's id follows from what it is for, so that its
+row, of which there can be one, decides who starts it.
+"""
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import func, select
+
+from howl.analytics import longest_waits
+from howl.broker.queues import waiting
+from howl.burst import github
+from howl.burst.api import is_configured
+from howl.burst.clock import Demand, Schedule
+from howl.burst.record import ON_GITHUB
+from howl.burst.request import BurstRequest
+from howl.celery import worker_queue
+from howl.config import Settings
+from howl.db import session
+from howl.errors import BurstBegun, DatabaseUnavailable, HowlError
+from howl.models import Burst
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at the clock and the queues.
+ROUND = 5.0
+#: How late a burst of the schedule may start, after the server was down; one that is later is left out.
+LATE = timedelta(minutes=5)
+#: Who asks for a burst: bursts.requested_by.
+BY_SCHEDULE, BY_DEMAND = "HOWL_BURST_SCHEDULE", "HOWL_BURST_WHEN"
+
+
+def starter_of(settings: Settings) -> "Starter | None":
+    """The starter, if it has anything to do and can do it; raises SettingsError."""
+    starter = Starter(settings)
+    if not (starter.schedule or starter.demand):
+        return None
+    if not is_configured(settings):
+        logger.warning(
+            "HOWL_BURST_SCHEDULE and HOWL_BURST_WHEN start nothing until HOWL_GITHUB_REPOSITORY and HOWL_GITHUB_TOKEN "
+            "are set."
+        )
+        return None
+    return starter
+
+
+class Starter:
+    """Looks at the clock and the queues in rounds; `now` is what tells the time, with its zone."""
+
+    def __init__(self, settings: Settings, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.settings = settings
+        self.now = now
+        self.schedule = Schedule.parse(settings.burst_schedule) if settings.burst_schedule else None
+        self.demand = Demand.parse(settings.burst_when) if settings.burst_when else None
+        self.cooldown = timedelta(seconds=settings.burst_cooldown)
+        #: Minutes of the schedule up to here are done with.
+        self.done = now() - LATE
+        #: When demand may ask again: what was refused has no row that could tell.
+        self.patient_until = self.done
+
+    async def run(self) -> None:
+        """Until cancelled; raises DatabaseUnavailable or QueueUnavailable, and forgets nothing by being run again."""
+        while True:
+            await asyncio.to_thread(self.look)
+            await asyncio.sleep(ROUND * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, no secret
+
+    def look(self) -> None:
+        """Start what is due."""
+        if self.schedule:
+            self._by_schedule(self.schedule, self.now())
+        if self.demand:
+            self._by_demand(self.demand, self.now())
+
+    def _by_schedule(self, schedule: Schedule, now: datetime) -> None:
+        """One burst, however many minutes of the schedule have gone by since the last look."""
+        minute = schedule.newest(max(self.done, now - LATE), now)
+        if minute:
+            self._start(BY_SCHEDULE, f"{minute:%Y-%m-%dT%H:%M}")
+        self.done = now
+
+    def _by_demand(self, demand: Demand, now: datetime) -> None:
+        if now < self.patient_until:
+            return
+        last, under_way = self._latest()
+        if under_way >= self.settings.burst_most or (last and now < last.started_at + self.cooldown):
+            return
+        if demand.is_met(self._measure(demand)):
+            self._start(BY_DEMAND, f"after {last.burst_id if last else 'none'}")
+            self.patient_until = now + self.cooldown
+
+    def _latest(self) -> tuple[Burst | None, int]:
+        """The burst that demand started last, and how many are under way, whoever started them."""
+        ours = select(Burst).where(Burst.requested_by == BY_DEMAND).order_by(Burst.started_at.desc()).limit(1)
+        going = select(func.count()).where(Burst.origin == ON_GITHUB, Burst.ended_at.is_(None))
+        with session(self.settings.database()) as opened:
+            return opened.scalar(ours), opened.scalar(going) or 0
+
+    def _measure(self, demand: Demand) -> float:
+        if demand.measure == "waiting":
+            return sum(_for_anybody(waiting(self.settings)))
+        with session(self.settings.database()) as opened:
+            return max(_for_anybody(longest_waits(opened)), default=0.0)
+
+    def _start(self, why: str, which: str) -> None:
+        """Ask the budget and GitHub; what they refuse is said once, and not asked again for the same."""
+        request = BurstRequest(
+            burst_id=self._id(why, which),
+            workers=self.settings.burst_workers,
+            runtime=self.settings.burst_runtime,
+            requested_by=why,
+        )
+        try:
+            started = github.start(request, self.settings)
+        except BurstBegun:
+            logger.debug("%s: burst %s was started by another server, or before.", why, request.burst_id)
+        except DatabaseUnavailable:
+            raise
+        except HowlError as error:
+            logger.warning("%s (%s) started no burst: %s", why, which, error.message)
+        else:
+            logger.info("%s (%s) started burst %s, run %s.", why, which, started.burst_id, started.run_id)
+
+    def _id(self, *words: str) -> str:
+        """The same for every server of this installation."""
+        place = (str(self.settings.github_repository), self.settings.subject_prefix)
+        return uuid.uuid5(uuid.NAMESPACE_URL, "\n".join((*place, *words))).hex
+
+
+def _for_anybody(found: Mapping[str, float]) -> list[float]:
+    """Of queues that a worker of a burst can take from: what is assigned to one worker waits for that one."""
+    return [number for queue, number in found.items() if not queue.startswith(str(worker_queue("").name))]
