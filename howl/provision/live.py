@@ -66,7 +66,8 @@ async def _tell_nats(old: Settings, new: Settings) -> str:
                 await client.flush(PATIENCE)
             return await _knows(new)
         finally:
-            await client.close()
+            with suppress(NatsError, OSError):  # we were sent away: there may be nothing left to close
+                await client.close()
     except (NatsError, OSError, TimeoutError) as error:
         return _untold("nats", error)
 
@@ -96,7 +97,7 @@ async def _knows(settings: Settings) -> str:
     while True:
         try:
             await (await _nats_client(settings)).close()
-        except NatsError:
+        except (NatsError, OSError):  # sent away once more, while it reads its users
             if time.monotonic() > deadline:
                 raise
             await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311  # jitter, no secret

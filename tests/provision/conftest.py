@@ -42,6 +42,7 @@ def server(stack: Stack) -> Iterator[Server]:
     finally:
         made.stop()
         db.engine(database_url(stack, made)).dispose()
+        _drop_database(stack)
         shutil.rmtree(folder)
 
 
@@ -66,6 +67,12 @@ def superuser_url(stack: Stack, database: str = "postgres") -> str:
 def database_url(stack: Stack, server: Server, role: str = OWNER) -> str:
     password = server.folder.existing().passwords[role]
     return f"postgresql://{role}:{password}@{HOST}:{stack.postgres.port}/{DATABASE}"
+
+
+def _drop_database(stack: Stack) -> None:
+    """Another module's server, in this process, makes its own."""
+    with psycopg.connect(superuser_url(stack), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)".encode())
 
 
 def _make_database(stack: Stack, server: Server) -> None:
