@@ -167,17 +167,17 @@ def _nonsense(request: BurstRequest) -> str | None:
 
 def _refusal(session: Session, settings: Settings, request: BurstRequest) -> str | None:
     """The arithmetic, if it forbids the burst."""
-    sums = _sums(session, settings)
-    if planned(request) > sums["left"]:
+    found = sums(session, settings)
+    if planned(request) > found["left"]:
         return (
             f"{request.workers} workers x {ceil(request.runtime / 60)} min = {planned(request):,} minutes, and "
-            f"{max(0, sums['left']):g} of this month's {sums['budget']:,} are left ({sums['used']:g} used, "
-            f"{sums['planned']:g} planned): ask for fewer or shorter, or raise HOWL_BUDGET_MINUTES."
+            f"{max(0, found['left']):g} of this month's {found['budget']:,} are left ({found['used']:g} used, "
+            f"{found['planned']:g} planned): ask for fewer or shorter, or raise HOWL_BUDGET_MINUTES."
         )
-    if sums["workers"] + request.workers > sums["concurrency"]:
+    if found["workers"] + request.workers > found["concurrency"]:
         return (
-            f"{request.workers} workers and the {sums['workers']} of bursts under way are "
-            f"{sums['workers'] + request.workers}, and {sums['concurrency']} may be at once: ask for fewer, wait, or "
+            f"{request.workers} workers and the {found['workers']} of bursts under way are "
+            f"{found['workers'] + request.workers}, and {found['concurrency']} may be at once: ask for fewer, wait, or "
             "raise HOWL_BURST_CONCURRENCY."
         )
     return None
@@ -187,10 +187,11 @@ def look(session: Session, settings: Settings) -> dict[str, Any]:
     """This month's minutes (`budget`, `used`, `planned`, `left`), and workers under way (`workers`, `concurrency`)."""
     _one_at_a_time(session)
     _settle(session)
-    return _sums(session, settings)
+    return sums(session, settings)
 
 
-def _sums(session: Session, settings: Settings) -> dict[str, Any]:
+def sums(session: Session, settings: Settings) -> dict[str, Any]:
+    """The same as they stand, changing nothing: bursts that ended a moment ago may still count in full."""
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     ours, ended = Burst.origin == ON_GITHUB, Burst.ended_at.is_not(None)
     used = session.scalars(select(Burst.minutes_used).where(ours, ended, Burst.started_at >= month)).all()

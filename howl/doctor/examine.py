@@ -32,7 +32,6 @@ async def _visits(settings: Settings, as_worker: bool, postgresql: Any) -> list[
     visits = [
         _visit("redis", settings.redis, redis, settings, as_worker),
         _visit("nats", settings.nats, nats, settings, as_worker),
-        # A burst's leave of the minutes budget is asked for here once there is one to ask.
     ]
     if postgresql is not None:
         visits.append(_visit("postgresql", settings.database, postgresql, settings, as_worker))

@@ -1,11 +1,15 @@
 """What `howl doctor` asks of PostgreSQL."""
 
+import asyncio
 import statistics
 import time
 from typing import Any
 
 import psycopg
 
+from howl.burst import budget
+from howl.config import Settings
+from howl.db import session
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import name_is_known, port_is_open
 from howl.doctor.redis import PINGING, PINGS, judge_round_trip
@@ -62,6 +66,25 @@ async def role_is_modest(visit: Visit) -> Answer:
     return well("owns what it needs, and is no superuser")
 
 
+async def budget_is_left(visit: Visit) -> Answer | None:
+    """Where bursts on GitHub are configured: whether this month leaves any minutes."""
+    if not visit.settings.github_repository:
+        return None
+    return judge_budget(await asyncio.to_thread(_sums, visit.settings))
+
+
+def judge_budget(found: dict[str, Any]) -> Answer:
+    told = f"{found['month']}: {found['left']:,g} of {found['budget']:,} minutes left"
+    if found["left"] > 0:
+        return well(told)
+    return beware(told, "no burst gets leave until next month, or until HOWL_BUDGET_MINUTES is raised")
+
+
+def _sums(settings: Settings) -> dict[str, Any]:
+    with session(settings.database()) as opened:
+        return budget.sums(opened, settings)
+
+
 async def version_is_told(visit: Visit) -> Answer:
     return well(f"PostgreSQL {await _scalar(visit, 'SHOW server_version')}")
 
@@ -80,5 +103,6 @@ STEPS = (
     Step("round trip", round_trip_is_short, "look at the network between"),
     Step("rights", role_is_modest, "look at the log of PostgreSQL"),
     Step("migrations", tables_are_current, "run `alembic upgrade head`"),
+    Step("budget", budget_is_left, "run `howl burst budget`"),
     Step("version", version_is_told, "look at the log of PostgreSQL"),
 )

@@ -317,6 +317,17 @@ def test_what_nobody_configured_is_told() -> None:
     assert [each.check for each in findings if each.verdict is FAILURE] == ["settings", "settings"]
 
 
+def test_a_month_without_minutes_left_is_a_warning(settings: Settings) -> None:
+    configured = settings.model_copy(update={"github_repository": "owner/name", "budget_minutes": 90})
+    assert verdicts(run(configured), "postgresql")["budget"] is OK
+    with psycopg.connect(settings.database()) as connection:
+        connection.execute(
+            "INSERT INTO bursts (burst_id, origin, num_workers, runtime_minutes, minutes_planned) "
+            "VALUES ('b', 'github-actions', 3, 30, 90)"
+        )
+    assert verdicts(run(configured), "postgresql")["budget"] is WARNING
+
+
 # --- judgements, where the thing itself cannot be brought about ----------------------------------------------------
 
 
