@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -83,8 +84,8 @@ class Ground:
         self.processes: list[Process] = []
         self.killed: list[Process] = []
         self.faults = 0
-        #: Runs that Redis has forgotten, and will see again.
-        self.forgotten_runs = 0
+        #: How often Redis has forgotten that each message was taken.
+        self.forgotten: Counter[str] = Counter()
         #: For each kill, ids that the killed worker held, and its processes.
         self._struck: list[tuple[set[str], set[int]]] = []
         self._began = time.monotonic()
@@ -182,19 +183,19 @@ class Ground:
                     name, arguments, task_id=self.task_ids[-1], producer=producer, countdown=countdown
                 )
 
-    def ended(self, task_ids: list[str] | None = None) -> int:
-        """How many of these, by default of all tasks, have a final row."""
+    def ended(self, task_ids: list[str] | None = None) -> set[str]:
+        """Which of these, by default of all tasks, have a final row."""
         with psycopg.connect(self.settings.database()) as connection:
-            query = "SELECT count(*) FROM tasks WHERE rank = 3 AND task_id = ANY(%s)"
-            row = connection.execute(query, (self.task_ids if task_ids is None else task_ids,)).fetchone()
-        return int(row[0]) if row else 0
+            query = "SELECT task_id FROM tasks WHERE rank = 3 AND task_id = ANY(%s)"
+            rows = connection.execute(query, (self.task_ids if task_ids is None else task_ids,)).fetchall()
+        return {task_id for (task_id,) in rows}
 
     def wait_for_ends(self, patience: float) -> None:
         """Until every task has ended, or none has for `patience` seconds: who has not is lost."""
-        seen, since = self.ended(), time.monotonic()
+        seen, since = len(self.ended()), time.monotonic()
         while seen < len(self.task_ids) and time.monotonic() - since < patience:
             time.sleep(0.2)
-            now = self.ended()
+            now = len(self.ended())
             if now > seen:
                 seen, since = now, time.monotonic()
 
@@ -204,7 +205,7 @@ class Ground:
         """Wait for the ends, then count."""
         self.wait_for_ends(patience)
         unseen = self.witness.unseen()
-        lost = len(self.task_ids) - self.ended()
+        lost = len(self.task_ids) - len(self.ended())
         stranded = self.stranded()
         starts = self.diary.starts()
         return Account(
@@ -213,7 +214,7 @@ class Ground:
             lost=lost,
             twice=sum(count - 1 for count in self.witness.finals.values()),
             started_again=sum(starts.values()) - len(starts),
-            running_at_faults=self._running_at_faults() + self.forgotten_runs,
+            running_at_faults=self._running_at_faults() + _again(starts, self.forgotten),
             stranded=stranded,
             stale=sum(process.output.count(" is stale: ") for process in self.processes),
             dead=self.witness.dead,
@@ -237,6 +238,11 @@ class Ground:
     def _running_at_faults(self) -> int:
         runs = {(line.task_id, line.pid) for line in self.diary.lines() if line.kind == "began"}
         return sum(1 for ids, pids in self._struck for task_id, pid in runs if task_id in ids and pid in pids)
+
+
+def _again(starts: Counter[str], forgotten: Counter[str]) -> int:
+    """Runs beyond the first that what Redis forgot accounts for, task by task."""
+    return sum(min(times, starts[task_id] - 1) for task_id, times in forgotten.items() if starts[task_id])
 
 
 def children(pid: int) -> list[int]:

@@ -127,7 +127,7 @@ def redis_forgets(ground: Ground, *, tasks: int, times: int) -> Account:
     ground.worker("w1"), ground.worker("w2")
     for _ in range(times):
         _submit(ground, tasks // times // 2)
-        kept = Kept(len(ground.diary.lines()), ground.log.size, len(ground.task_ids))
+        kept = Kept(ground.log.size, len(ground.task_ids))
         then = time.monotonic()
         _submit(ground, tasks // times // 2)
         time.sleep(max(0.0, then + 1 - time.monotonic()))
@@ -138,9 +138,8 @@ def redis_forgets(ground: Ground, *, tasks: int, times: int) -> Account:
 
 @dataclass(frozen=True)
 class Kept:
-    """How far things had come: lines of the diary, bytes of Redis's log, tasks submitted."""
+    """How far things had come: bytes of Redis's log, tasks submitted."""
 
-    diary: int
     log: int
     tasks: int
 
@@ -161,18 +160,21 @@ def _lose_what_came_after(ground: Ground, kept: Kept, away: float) -> None:
     server.stop()
     lost = ground.log.lose(kept.log)
     time.sleep(away)
-    ground.forgotten_runs += _forgotten_runs(ground, kept, lost)
+    ground.forgotten += _forgotten(ground, kept, lost)
     ground.witness.forget_what_redis_lost()
     server.start()
     ground.log.keep_whole()
 
 
-def _forgotten_runs(ground: Ground, kept: Kept, lost: bytes) -> int:
-    """Of messages that were taken in the lost second: they are on their queue again, or will be pushed again."""
-    began = Counter(line.task_id for line in ground.diary.lines()[kept.diary :] if line.kind == "began")
-    forgotten = taken_in(lost, ground.area.key("claims:")) & began
-    never_submitted = [task_id for task_id in ground.task_ids[kept.tasks :] if task_id in forgotten]
-    return forgotten.total() - ground.ended(never_submitted)  # what Redis never heard of and is recorded stays ended
+def _forgotten(ground: Ground, kept: Kept, lost: bytes) -> Counter[str]:
+    """How often each message was taken in the lost second: it is on its queue again, or will be pushed again.
+
+    Not only what had begun by now: a worker whose loop waits for Redis begins the rest when Redis is back, a moment
+    before it hears that these claims are forgotten.
+    """
+    taken = taken_in(lost, ground.area.key("claims:"))
+    # What Redis never heard of and is recorded stays ended.
+    return taken - Counter(ground.ended(ground.task_ids[kept.tasks :]))
 
 
 def servers_restarted(ground: Ground, *, tasks: int, restarts: int) -> Account:
