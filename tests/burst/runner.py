@@ -39,6 +39,8 @@ class Runner:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "CI": "true",
             "GITHUB_ACTIONS": "true",
+            "GITHUB_ACTOR": "octocat",
+            "GITHUB_EVENT_NAME": "push",
             "GITHUB_JOB": "worker",
             "GITHUB_REPOSITORY": "octo/site",
             "GITHUB_RUN_ATTEMPT": "1",

@@ -2,25 +2,22 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from howl import db
+from howl.burst import budget
+from howl.burst.request import BurstRequest
 from howl.config import Settings
+from howl.models import Burst
 from tests.burst.runner import EXPRESSION, Runner, job, step, variables
 from tests.support import PATIENCE, Process, eventually, optional_program
 
-#: Stands in for the one question to the server; all else is the real command.
-ASKING = """\
-#!/bin/bash
-if [[ "$1 $2" == "burst leave" ]]; then printf '%s\\n' "$@" > "$ASKED"; echo "$ANSWER"; else exec {howl} "$@"; fi
-"""
-GRANTED = {"granted": True, "burst_id": "b1", "matrix": [{"index": 1, "name": "worker-4711-1-1"}], "reason": None}
-REFUSED = {"granted": False, "burst_id": None, "matrix": [], "reason": "3 workers x 30 min = 90, and 60 are left."}
 #: Steps that may see a secret.
 TRUSTED = {"Ask the server's leave", "Check the way to the server", "Work"}
 
@@ -96,41 +93,57 @@ def test_other_inputs_are_refused_before_anything_is_installed(inputs: dict[str,
     assert not list(runner.folder.rglob("evil"))
 
 
-def asked(runner: Runner, answer: object, **inputs: str) -> tuple[int, str, list[str]]:
-    """The planning job's question: exit status, what was printed, and the command line it asked with."""
+def asked(runner: Runner, **inputs: str) -> tuple[int, str]:
+    """The planning job's question, asked with the real command: exit status, and what was printed."""
     optional_program("jq")
-    stand_in = runner.folder / "bin" / "howl"
-    stand_in.parent.mkdir()
-    stand_in.write_text(ASKING.format(howl=Path(sys.executable).with_name("howl")))
-    stand_in.chmod(0o755)
-    runner.env["PATH"] = f"{stand_in.parent}:{runner.env['PATH']}"
     env = variables("plan", "Ask the server's leave", {f"inputs.{name}": value for name, value in inputs.items()})
-    line = runner.folder / "asked"
-    told = answer if isinstance(answer, str) else json.dumps(answer)
-    status, said = runner.run(step("plan", "Ask the server's leave")["run"], **env, ANSWER=told, ASKED=str(line))
-    return status, said, line.read_text().splitlines() if line.exists() else []
+    return runner.run(step("plan", "Ask the server's leave")["run"], **env)
 
 
-def test_a_burst_that_is_granted_becomes_a_matrix(runner: Runner, server: Process) -> None:
-    status, said, line = asked(runner, GRANTED, num_workers="1", tags="a,b")
-    assert status == 0, said
-    assert line == ["burst", "leave", "--workers", "1", "--runtime", "30m", "--burst-id", "", "--tags", "a,b", "--json"]
+def bursts(settings: Settings) -> list[Burst]:
+    with db.session(settings.database()) as session:
+        return list(session.scalars(select(Burst)))
+
+
+def test_a_burst_that_is_granted_becomes_a_matrix(runner: Runner, server: Process, settings: Settings) -> None:
+    status, said = asked(runner, num_workers="2", tags="a,b", queues="q", concurrency="4")
+    assert (status, said.splitlines()[-1]) == (0, "Granted."), said
+    (row,) = bursts(settings)
     outputs = runner.outputs()
-    assert (outputs["granted"], outputs["burst_id"]) == ("true", "b1")
-    assert json.loads(outputs["matrix"]) == GRANTED["matrix"]
+    assert (outputs["granted"], outputs["burst_id"]) == ("true", row.burst_id)
+    assert json.loads(outputs["matrix"]) == [{"index": n, "name": f"worker-4711-1-{n}"} for n in (1, 2)]
+    assert (row.num_workers, row.runtime_minutes, row.requested_by) == (2, 30, "github:push by octocat")
+    assert row.run == {"repository": "octo/site", "run_id": "4711", "attempt": "1"}
+    assert row.request == {"tags": ["a", "b"], "queues": ["q"], "concurrency": 4}
 
 
-def test_a_burst_that_is_refused_starts_no_worker_and_shows_the_arithmetic(runner: Runner, server: Process) -> None:
-    status, said, _ = asked(runner, REFUSED)
+def test_a_run_that_howl_burst_start_began_is_the_burst_that_was_granted(
+    runner: Runner, server: Process, settings: Settings
+) -> None:
+    wanted = BurstRequest(workers=1, runtime=300)
+    with db.session(settings.database()) as session:
+        budget.ask(session, settings, wanted)
+    status, said = asked(runner, burst_id=wanted.burst_id, num_workers="1", runtime_minutes="5")
+    assert (status, runner.outputs()["burst_id"]) == (0, wanted.burst_id), said
+    assert [row.run["run_id"] for row in bursts(settings)] == ["4711"]
+
+
+def test_a_burst_that_is_refused_starts_no_worker_and_shows_the_arithmetic(
+    runner: Runner, start: Callable[..., Process], env: dict[str, str]
+) -> None:
+    process = start("server", env=env | {"HOWL_BUDGET_MINUTES": "60"})
+    eventually(lambda: "server is up" in process.output)
+    status, said = asked(runner)
     assert status == 0, said
     assert (runner.outputs()["granted"], runner.outputs()["matrix"]) == ("false", "[]")
-    assert "= 90, and 60 are left" in runner.summary.read_text()
+    assert "3 workers x 30 min = 90 minutes, and 60 of this month's 60 are left" in runner.summary.read_text()
 
 
-def test_an_answer_that_is_none_ends_the_plan(runner: Runner, server: Process) -> None:
-    status, _, _ = asked(runner, "Usage: howl burst")
-    assert status != 0
-    assert "granted" not in runner.outputs()
+def test_a_plan_that_nobody_answers_fails_and_grants_nothing(runner: Runner) -> None:
+    status, said = asked(runner)
+    assert status == 1
+    assert "No `howl server` listens" in said
+    assert runner.outputs() == {}
 
 
 # --- working -----------------------------------------------------------------------------------------------------
