@@ -55,12 +55,11 @@ class Runner:
     # --- running ----------------------------------------------------------------------------------------------------
 
     def begin(self, script: str, *, cwd: Path | None = None, **env: str) -> Process:
-        """Run a step's script, as `shell: bash` does; `cwd` is its working directory."""
+        """Run a step's script, as `shell: bash` does; `cwd` is its working directory, by default the workspace."""
         file = self.folder / f"step-{len(self.steps)}.sh"
         file.write_text(script)
-        shell = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", str(file)]
-        if cwd is not None:
-            shell = ["env", f"--chdir={cwd}", *shell]
+        shell = ["env", f"--chdir={cwd or self.folder}"]
+        shell += ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", str(file)]
         self.steps.append(Process(shell, {**self.env, **env}, file.with_suffix(".log")))
         return self.steps[-1]
 

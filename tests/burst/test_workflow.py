@@ -3,11 +3,13 @@
 import json
 import os
 import time
+import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from sqlalchemy import select
 
 from howl import db
@@ -15,7 +17,7 @@ from howl.burst import budget
 from howl.burst.request import BurstRequest
 from howl.config import Settings
 from howl.models import Burst
-from tests.burst.runner import EXPRESSION, Runner, job, step, variables
+from tests.burst.runner import EXPRESSION, ROOT, Runner, job, step, variables
 from tests.support import PATIENCE, Process, eventually, optional_program
 
 #: Steps that may see a secret.
@@ -190,6 +192,41 @@ def test_the_repository_s_own_set_up_is_run_if_there_is_one(runner: Runner) -> N
     (folder / ".github" / "burst-setup.sh").write_text("echo set up in $PWD\nexit 3\n")
     something = runner.begin(script, cwd=folder)
     assert (something.wait(), something.output) == (3, f"set up in {os.fspath(folder)}\n")
+
+
+# --- installing --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(runner: Runner) -> Runner:
+    """A machine on which nothing is installed but Python, and HOWL is checked out."""
+    venv.create(runner.folder / "python", with_pip=True)
+    runner.env["PATH"] = f"{runner.folder / 'python' / 'bin'}:{os.environ['PATH']}"
+    runner.env |= {name: value for name, value in os.environ.items() if name.startswith("PIP_") or "_proxy" in name}
+    del runner.env["PYTHONPATH"], runner.env["HOWL_TASK_MODULES"]
+    (runner.folder / "howl").symlink_to(ROOT)
+    return runner
+
+
+@pytest.mark.alone
+def test_what_the_install_step_installs_is_all_that_the_others_need(
+    fresh: Runner, server: Process, known: dict[str, str], app: Celery, task_row: Callable[[str], Any]
+) -> None:
+    assert [step(name, "Install")["run"] for name in ("plan", "worker")] == 2 * [step("plan", "Install")["run"]]
+    installed, said = fresh.run(step("plan", "Install")["run"], PIP_RETRIES="1")
+    if installed and "connection broken" in said and "CI" not in os.environ:
+        pytest.skip("no package registry can be reached")
+    assert installed == 0, said
+    assert not list(fresh.folder.glob("python/lib/*/site-packages/sqlalchemy"))
+    status, said = asked(fresh, num_workers="1")
+    assert (status, fresh.outputs()["granted"]) == (0, "true"), said
+    work = fresh.begin(
+        step("worker", "Work")["run"], cwd=fresh.folder / "repository", **variables("worker", "Work", known)
+    )
+    sent = app.send_task("command.run", [["pwd"]])
+    row = eventually(lambda: work.popen.poll() is not None or ((row := task_row(sent.id)) and row.finished_at and row))
+    assert work.popen.poll() is None, work.output
+    assert row.result["stdout"].strip() == str(fresh.folder / "repository")
 
 
 # --- what the file says ------------------------------------------------------------------------------------------
