@@ -63,11 +63,12 @@ def ask(session: Session, settings: Settings, request: BurstRequest, run: Run | 
     """Decide, record what was granted, and commit; a run that asks again gets the same answer.
 
     `run` is who asks, unless the run is yet to be started; a burst recorded before under the request's `burst_id`
-    becomes this run, with what was granted then. Raises BurstBegun if there is one, and no run of it asks.
+    becomes this run, with what was granted then, unless these `settings`, the server's, are stricter.
+    Raises BurstBegun if there is one, and no run of it asks.
     """
     _one_at_a_time(session)
     _settle(session)
-    leave = _answered(session, run) or _begun(session, request, run) or _new(session, settings, request, run)
+    leave = _answered(session, run) or _begun(session, settings, request, run) or _new(session, settings, request, run)
     session.commit()
     return leave
 
@@ -83,7 +84,7 @@ def _answered(session: Session, run: Run | None) -> Leave | None:
     return _leave(row) if row else None
 
 
-def _begun(session: Session, request: BurstRequest, run: Run | None) -> Leave | None:
+def _begun(session: Session, settings: Settings, request: BurstRequest, run: Run | None) -> Leave | None:
     """The leave of a burst that was granted before its run was started; None if this run is none of it."""
     row = session.get(Burst, request.burst_id, populate_existing=True, with_for_update=True)
     if row is None:
@@ -99,6 +100,9 @@ def _begun(session: Session, request: BurstRequest, run: Run | None) -> Leave | 
     if row.ended_at is not None:
         return _no(request, run, f"Burst {row.burst_id} was given up before this run began: start another.")
     row.run = row.run | asdict(run)
+    granted = BurstRequest(workers=row.num_workers, runtime=row.runtime_minutes * 60)
+    if refused := _refusal(session, settings, granted, but=row.burst_id):
+        _refuse(session, row, refused)
     return _leave(row)
 
 
@@ -165,9 +169,9 @@ def _nonsense(request: BurstRequest) -> str | None:
     return None
 
 
-def _refusal(session: Session, settings: Settings, request: BurstRequest) -> str | None:
-    """The arithmetic, if it forbids the burst."""
-    found = sums(session, settings)
+def _refusal(session: Session, settings: Settings, request: BurstRequest, but: str = "") -> str | None:
+    """The arithmetic, if it forbids the burst; one that is recorded already does not count against itself."""
+    found = sums(session, settings, but)
     if planned(request) > found["left"]:
         return (
             f"{request.workers} workers x {ceil(request.runtime / 60)} min = {planned(request):,} minutes, and "
@@ -190,12 +194,13 @@ def look(session: Session, settings: Settings) -> dict[str, Any]:
     return sums(session, settings)
 
 
-def sums(session: Session, settings: Settings) -> dict[str, Any]:
-    """The same as they stand, changing nothing: bursts that ended a moment ago may still count in full."""
+def sums(session: Session, settings: Settings, but: str = "") -> dict[str, Any]:
+    """The same as they stand, without one burst; changes nothing: such as just ended may still count in full."""
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     ours, ended = Burst.origin == ON_GITHUB, Burst.ended_at.is_not(None)
     used = session.scalars(select(Burst.minutes_used).where(ours, ended, Burst.started_at >= month)).all()
-    going = session.execute(select(Burst.minutes_planned, Burst.num_workers).where(ours, ~ended)).all()
+    others = select(Burst.minutes_planned, Burst.num_workers).where(ours, ~ended, Burst.burst_id != but)
+    going = session.execute(others).all()
     spent, planned = sum(minutes or 0 for minutes in used), sum(minutes for minutes, _ in going)
     return {
         "month": f"{month:%Y-%m}",

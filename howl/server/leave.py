@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import random
+import time
+from collections import deque
 from dataclasses import replace
 
 import nats
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 ROUND = 30.0
 #: Most questions that wait for an answer; whoever asks beyond is not heard, and asks again.
 WAITING = 100
+#: Most questions of a minute that are decided: each leaves a row, and who has a worker's credential can ask for ever.
+A_MINUTE = 60
 
 
 class Porter:
@@ -37,6 +41,8 @@ class Porter:
         #: The only subjects that are answered: with a reply subject of its own choice, a worker could have this
         #: server speak to JetStream with its rights.
         self.inboxes = f"{settings.subject_prefix}.inbox."
+        #: Monotonic seconds at which the last ones were decided.
+        self.recent: deque[float] = deque(maxlen=A_MINUTE)
 
     async def run(self) -> None:
         """Until cancelled; raises NATS's errors or DatabaseUnavailable, and loses nothing by being run again."""
@@ -65,6 +71,9 @@ class Porter:
         except ValidationError:
             logger.warning("A question for leave cannot be read.")
             return LeaveAnswer(failed="The server cannot read this question: is it as new as this HOWL?")
+        if self._is_too_often():
+            logger.warning("Run %s is not answered: %d asked within a minute.", asked.run_id, A_MINUTE)
+            return LeaveAnswer(failed="Too many runs ask for leave at once: try again in a minute.")
         try:
             leave = self._ask(asked)
         except DatabaseUnavailable as error:
@@ -89,6 +98,13 @@ class Porter:
                 github.conclude(self.settings)
             except GitHubFailed as error:
                 logger.warning("How runs ended is not known yet: %s", error.message)
+
+    def _is_too_often(self) -> bool:
+        now = time.monotonic()
+        if len(self.recent) == A_MINUTE and now - self.recent[0] < 60:
+            return True
+        self.recent.append(now)
+        return False
 
     def _ask(self, asked: LeaveRequest) -> budget.Leave:
         told = BurstRequest(

@@ -126,6 +126,24 @@ def test_a_burst_that_was_granted_becomes_the_run_that_it_started(told: Settings
     assert [row.run["run_id"] for row in bursts(told)] == ["123"]
 
 
+@pytest.mark.parametrize("limits", [{"budget_minutes": 19}, {"burst_concurrency": 1}], ids=str)
+def test_the_servers_limits_count_whatever_those_of_who_started_it(told: Settings, limits: dict[str, int]) -> None:
+    request = wish(workers=2, minutes=10)
+    assert ask(told, request).refused is None
+    server = told.model_copy(update=limits)
+    leave = ask(server, request, run())
+    assert leave.refused is not None
+    assert leave.matrix("worker") == []
+    assert (sums(server)["planned"], sums(server)["workers"]) == (0, 0)
+    assert ask(told, request, run()).refused == leave.refused  # a run stays refused
+
+
+def test_a_burst_does_not_count_against_itself(told: Settings) -> None:
+    request = wish(workers=10, minutes=10)  # all there is of both
+    ask(told, request)
+    assert ask(told, request, run()).refused is None
+
+
 def test_a_burst_that_was_started_twice_runs_once(told: Settings) -> None:
     request = wish()
     ask(told, request)

@@ -14,7 +14,7 @@ from howl.burst.leave import LeaveRequest, ask, this_run
 from howl.config import Settings
 from howl.errors import InvalidRequest, ServerUnavailable
 from howl.models import Burst
-from howl.server.leave import Porter
+from howl.server.leave import A_MINUTE, Porter
 from tests.support import Process
 
 RUN = {"GITHUB_REPOSITORY": "owner/name", "GITHUB_RUN_ID": "123", "GITHUB_RUN_ATTEMPT": "1", "GITHUB_ACTIONS": "true",
@@ -94,6 +94,13 @@ def test_a_server_without_its_database_says_to_try_again(settings: Settings) -> 
 def test_a_question_that_makes_no_sense_is_answered_and_not_recorded(settings: Settings, asked: bytes) -> None:
     assert "cannot read" in (Porter(settings).decide(asked).failed or "")
     assert rows(settings) == 0
+
+
+def test_who_asks_without_end_is_put_off_and_fills_no_table(settings: Settings) -> None:
+    porter = Porter(settings)
+    answers = [porter.decide(question(run_id=str(run)).model_dump_json().encode()) for run in range(A_MINUTE + 5)]
+    assert ["at once" in (answer.failed or "") for answer in answers] == [False] * A_MINUTE + [True] * 5
+    assert rows(settings) == A_MINUTE
 
 
 def test_an_answer_goes_to_no_subject_but_an_inbox(server: Process, settings: Settings) -> None:
