@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from howl.burst import record
+from howl.burst import logs, record
 from howl.burst.record import TaskCounts
 from howl.burst.request import BurstRequest
 from howl.config import Settings
@@ -108,12 +108,13 @@ class LocalBurst:
 def start(request: BurstRequest, settings: Settings) -> LocalBurst:
     """Record a burst and start its workers; they log to `<home>/bursts/<burst id>/<worker id>.log`.
 
-    Raises BurstFailed, NotConfigured or DatabaseUnavailable; nothing is left running then.
+    Old bursts' logs go. Raises BurstFailed, NotConfigured or DatabaseUnavailable; nothing is left running then.
     """
     environment = worker_environment(settings)
     _check(request)
     folder = _make_folder(settings.home / "bursts" / request.burst_id)
     _record_start(request, settings)
+    _tidy(folder.parent, settings)
     burst = LocalBurst(request, folder, [])
     try:
         for name in request.names:
@@ -168,6 +169,13 @@ def _make_folder(folder: Path) -> Path:
     except OSError as error:
         raise BurstFailed(f"The workers have no place for their logs ({error}): choose another HOWL_HOME.") from error
     return folder
+
+
+def _tidy(folder: Path, settings: Settings) -> None:
+    try:
+        logs.tidy(folder, record.running_here(settings.database(), since=LONGEST_RUNTIME + OVERTIME))
+    except OSError as error:  # another burst's start tidies too
+        logger.warning("Logs of old bursts stay where they are: %s.", error)
 
 
 def _record_start(request: BurstRequest, settings: Settings) -> None:

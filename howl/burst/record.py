@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, func, select, text, update
 from sqlalchemy.orm import Session
 
 from howl import db
@@ -44,6 +44,23 @@ def count(database_url: str, worker_ids: list[str]) -> tuple[int, TaskCounts]:
         for name, status, number in session.execute(question.group_by(Task.worker_id, Task.status)):
             tasks[str(name)][status] = number
     return registered or 0, tasks
+
+
+def running_here(database_url: str, since: float) -> set[str]:
+    """Ids of bursts on this machine that began so many seconds ago or later and have not ended."""
+    recent = Burst.started_at > datetime.now(UTC) - timedelta(seconds=since)
+    with db.session(database_url) as session:
+        return set(
+            session.scalars(
+                select(Burst.burst_id).where(Burst.origin == ON_THIS_MACHINE, Burst.ended_at.is_(None), recent)
+            )
+        )
+
+
+def installation(session: Session) -> str:
+    """What tells this record from any other's: PostgreSQL's own number, and the database's name."""
+    number, name = session.execute(text("SELECT system_identifier, current_database() FROM pg_control_system()")).one()
+    return f"{number}/{name}"
 
 
 def find(session: Session, burst_id: str) -> Burst:

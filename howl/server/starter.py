@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 
 from howl.analytics import longest_waits
 from howl.broker.queues import waiting
-from howl.burst import github
+from howl.burst import github, record
 from howl.burst.api import is_configured
 from howl.burst.clock import Demand, Schedule
 from howl.burst.record import ON_GITHUB
@@ -127,8 +127,9 @@ class Starter:
             logger.info("%s (%s) started burst %s, run %s.", why, which, started.burst_id, started.run_id)
 
     def _id(self, *words: str) -> str:
-        """The same for every server of this installation."""
-        place = (str(self.settings.github_repository), self.settings.subject_prefix)
+        """The same for every server of this installation, and for no other's."""
+        with session(self.settings.database()) as opened:
+            place = (record.installation(opened), str(self.settings.github_repository), self.settings.subject_prefix)
         return uuid.uuid5(uuid.NAMESPACE_URL, "\n".join((*place, *words))).hex
 
 

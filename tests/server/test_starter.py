@@ -16,6 +16,7 @@ from howl import db
 from howl.burst import api
 from howl.burst.clock import Demand, Schedule
 from howl.config import Settings, load_settings
+from howl.embedded.stack import Stack
 from howl.errors import DatabaseUnavailable, SettingsError
 from howl.models import Burst, Task, Worker
 from howl.server.starter import BY_DEMAND, BY_SCHEDULE, LATE, Starter, starter_of
@@ -94,6 +95,12 @@ def test_two_servers_at_once_start_it_once(told: Settings, fake: FakeGitHub, cap
         list(threads.map(Starter.look, servers))
     assert len(fake.runs) == len(rows(told)) == 1
     assert warnings(caplog) == []
+
+
+def test_two_installations_of_one_repository_have_bursts_of_their_own(told: Settings, stack: Stack) -> None:
+    databases = (told.database(), told.database(), stack.urls.database_url)
+    ids = [starter(told, Clock(), database_url=url)._id(BY_SCHEDULE, "2024-01-01T12:00") for url in databases]
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_a_server_restarted_within_the_minute_does_not_start_it_again(told: Settings, fake: FakeGitHub) -> None:

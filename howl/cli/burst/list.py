@@ -18,6 +18,7 @@ COLUMNS = (
     Column("started_at", "started", words.ago),
     Column("minutes_planned", "planned min", "{:.1f}".format, width_needed=100),
     Column("minutes_used", "used min", "{:.1f}".format, width_needed=100),
+    Column("requested_by", "by", folds=True, width_needed=100),
     Column("reason", "why", folds=True, width_needed=120),
 )
 
