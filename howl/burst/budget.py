@@ -175,8 +175,8 @@ def _refusal(session: Session, settings: Settings, request: BurstRequest, but: s
     if planned(request) > found["left"]:
         return (
             f"{request.workers} workers x {ceil(request.runtime / 60)} min = {planned(request):,} minutes, and "
-            f"{max(0, found['left']):g} of this month's {found['budget']:,} are left ({found['used']:g} used, "
-            f"{found['planned']:g} planned): ask for fewer or shorter, or raise HOWL_BUDGET_MINUTES."
+            f"{max(0, found['left']):,g} of this month's {found['budget']:,} are left ({found['used']:,g} used, "
+            f"{found['planned']:,g} planned): ask for fewer or shorter, or raise HOWL_BUDGET_MINUTES."
         )
     if found["workers"] + request.workers > found["concurrency"]:
         return (

@@ -103,13 +103,15 @@ def summary(session: Session, row: Burst) -> dict[str, Any]:
 
 
 def status(row: Burst) -> str:
-    """`refused`, `failed` (no run of it began), `starting`, `running`, or how it ended: `cancelled`, `ended`."""
+    """`refused`, `failed` (no run began), `starting`, `running`, `stopping`, or how it ended: `cancelled`, `ended`."""
     if row.request.get("refused"):
         return "refused"
     if row.request.get("failed"):
         return "failed"
     if row.ended_at is not None:
         return "cancelled" if row.run.get("conclusion") == "cancelled" else "ended"
+    if "conclusion" in row.run:
+        return "stopping"
     return "starting" if row.origin == ON_GITHUB and "run_id" not in row.run else "running"
 
 

@@ -17,6 +17,7 @@ from howl import db
 from howl.burst import local
 from howl.burst.local import LocalBurst
 from howl.burst.request import BurstRequest
+from howl.burst.stop import stop
 from howl.config import Settings
 from howl.errors import BurstFailed, NotConfigured
 from howl.models import Burst
@@ -160,6 +161,24 @@ def test_a_burst_that_makes_no_sense_is_refused_and_not_recorded(told: Settings,
 def test_a_burst_without_servers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotConfigured):
         local.start(BurstRequest(workers=1, runtime=60.0), Settings(_env_file=None, home=tmp_path))
+
+
+def test_a_burst_that_is_stopped_ends_what_it_runs_and_shows_that_it_is_leaving(
+    start_burst: Callable[..., LocalBurst], told: Settings, session: Session, app: Celery, task_row: Callable[..., Any],
+    worker_row: Callable[[str], Any], tmp_path: Path,
+) -> None:  # fmt: skip
+    burst, gate = start_burst(), tmp_path / "gate"
+    local.wait_until_registered(burst, told)
+    (tmp_path / "diary").touch()
+    arguments = [str(tmp_path / "diary"), str(gate)]
+    task_id = submit(TaskRequest(name="tests.gated", args=arguments), session, app)
+    eventually(lambda: task_row(task_id).status == "started")
+    assert stop(burst.request.burst_id, told)["status"] == "stopping"
+    eventually(lambda: worker_row(burst.request.names[0]).status == "draining")
+    gate.touch()
+    eventually(lambda: not burst.alive())
+    assert local.finish(burst, told) == {burst.request.names[0]: {"succeeded": 1}}
+    assert stop(burst.request.burst_id, told)["status"] == "cancelled"
 
 
 # --- howl burst start --------------------------------------------------------------------------------------------

@@ -11,6 +11,10 @@ from sqlalchemy import select
 
 from benchmarks.faults.ground import Account, Ground, children
 from howl import db
+from howl.analytics import show_task
+from howl.burst import budget, record
+from howl.burst.budget import Run
+from howl.burst.request import BurstRequest
 from howl.config import Settings
 from howl.embedded.stack import Stack
 from howl.models import Worker
@@ -89,6 +93,30 @@ def test_tasks_of_a_cancelled_job_begin_elsewhere_at_once(
     assert account.started_again == account.running_at_faults == count
     assert step.popen.returncode == 0
     assert "tests.gated" in runner.summary.read_text()
+
+
+def test_a_task_of_a_cancelled_job_says_with_which_worker_it_was_lost(
+    ground: Ground, tmp_path: Path, settings: Settings
+) -> None:
+    run = Run(repository="octo/site", run_id="4711")
+    with db.session(settings.database()) as session:
+        burst_id = budget.ask(session, settings, BurstRequest(workers=2, runtime=600.0), run).burst_id
+    runner = Runner(tmp_path / "second", ground.environment(database=False), index=2)
+    try:
+        at_work(ground, runner, "--concurrency", "1")
+        gate = gated(ground, 1)
+        runner.cancel(1.0)
+    finally:
+        runner.vanish()
+    with db.session(settings.database()) as session:
+        record.conclude(session, burst_id, "cancelled")  # as GitHub will tell
+    gate.touch()
+    ground.worker("other", "--concurrency", "1")
+    ground.wait_for_ends(30.0)
+    with db.session(settings.database()) as session:
+        told = show_task(session, ground.task_ids[0])
+    assert (told["status"], told["worker_id"]) == ("succeeded", "other")
+    assert told["lost_with"] == ["run 4711, attempt 1, worker 2: cancelled"]
 
 
 def test_a_job_s_time_out_leaves_alone_what_ends_in_time_and_hands_on_what_waited(

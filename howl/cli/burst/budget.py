@@ -34,6 +34,6 @@ def budget(as_json: bool) -> None:
 
 def _sentence(sums: dict[str, Any]) -> str:
     return (
-        f"{sums['month']}: {sums['budget']:,} minutes, {sums['used']:g} used, {sums['planned']:g} planned, "
-        f"{sums['left']:g} left; {sums['workers']} of {sums['concurrency']} workers under way."
+        f"{sums['month']}: {sums['budget']:,} minutes, {sums['used']:,g} used, {sums['planned']:,g} planned, "
+        f"{sums['left']:,g} left; {sums['workers']} of {sums['concurrency']} workers under way."
     )
