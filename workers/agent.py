@@ -29,8 +29,9 @@ def run(prompt: str, timeout: float | None = None, cwd: str | None = None) -> Pr
     The worker's owner names the agent in HOWL_AGENT_COMMAND, e.g. `cursor-agent -p {prompt} --force`, and in
     HOWL_AGENT_ENV the variables it needs, e.g. `CURSOR_API_KEY`; other than these it sees what command.run passes on.
 
-    The answer is that of command.run. Unlike there, an exit status other than 0 is an error, AgentFailed, with the
-    agent's last lines: work that was not done is a failed task. The agent's whole process tree ends with it.
+    The answer is that of command.run, and so is the log. Unlike there, an exit status other than 0 is an error,
+    AgentFailed, with the agent's last lines: work that was not done is a failed task. The agent's whole process tree
+    ends with it.
 
     Errors: AgentFailed, CommandTimedOut, CommandNotStarted, NotConfigured (no agent on this worker), InvalidRequest,
     and on a permanent worker without HOWL_ALLOW_COMMANDS=1 CommandsNotAllowed.

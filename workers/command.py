@@ -27,6 +27,8 @@ def run(
     32,000 bytes, with a line in between that counts the rest), stdout_truncated and stderr_truncated, duration in
     seconds, and pid. An exit status other than 0 is an answer, not an error.
 
+    What it prints is the task's log, line by line, while it runs.
+
     Processes that it leaves in the background are ended with it: first SIGTERM, after 2 s SIGKILL. The same happens on
     time-out, on cancel, and when the worker dies.
 

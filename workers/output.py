@@ -1,10 +1,13 @@
-"""What a program said, kept within a limit: the beginning and the end of each stream."""
+"""What a program said: the beginning and the end of each stream, kept within a limit, and its lines as they come."""
 
 from collections import deque
+from collections.abc import Callable
 
 #: Bytes kept of each stream, half from its beginning and half from its end. Even when JSON spells every byte with six
 #: characters, two streams stay below the largest outcome (HOWL_OUTCOME_LIMIT, 1 MiB).
 OUTPUT_LIMIT = 64_000
+#: Bytes kept of a line that has not ended: as many as the longest line of a task's log may have.
+LINE_LIMIT = 8_000
 
 
 class Output:
@@ -41,6 +44,33 @@ class Output:
             return (self._head + tail).decode("utf-8", "replace")
         gap = f"\n[... {self.left_out} bytes left out ...]\n"
         return self._head.decode("utf-8", "replace") + gap + tail.decode("utf-8", "replace")
+
+
+class Lines:
+    """Tells whole lines of one stream as soon as they are there, carriage returns ending them too."""
+
+    def __init__(self, tell: Callable[[bytes], None]) -> None:
+        self._tell = tell
+        self._begun = b""
+        self._returned = False
+
+    def add(self, chunk: bytes) -> None:
+        """Take the next bytes of the stream."""
+        if self._returned:
+            chunk = chunk.removeprefix(b"\n")  # the rest of a line end that was cut in two
+        self._returned = chunk.endswith(b"\r")
+        if end := max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1:
+            # A return that comes first overwrites nothing; alone it is no line.
+            if whole := (self._begun + chunk[:end]).lstrip(b"\r"):
+                self._tell(whole)
+            self._begun = b""
+        self._begun += chunk[end : end + LINE_LIMIT - len(self._begun)]
+
+    def end(self) -> None:
+        """The stream has ended: tell the line that has not."""
+        if self._begun:
+            self._tell(self._begun)
+            self._begun = b""
 
 
 def last_lines(*streams: str, lines: int = 10, characters: int = 2000) -> str:

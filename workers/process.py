@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import IO, Any, Self, TypedDict, cast
 
 from howl.errors import CommandFailed, CommandNotStarted, CommandTimedOut, InvalidRequest
+from howl.worker import context
 from workers.order import Order, check_timeout, order, passed_on
-from workers.output import Output, last_lines
+from workers.output import Lines, Output, last_lines
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def run(
 ) -> ProcessResult:
     """Run a program, `data` on its standard input; whatever it started is gone afterwards, however this call ends.
 
+    Its lines are the running task's log while they come, those of both streams in the order in which they are read.
     Raises InvalidRequest, CommandNotStarted, CommandTimedOut after `timeout` seconds, CommandFailed.
     """
     check_timeout(timeout)
@@ -73,6 +75,7 @@ class Run:
         self.name = f"The program {wanted['argv'][0]!r}"
         self.data = memoryview(data)
         self.stdout, self.stderr = Output(), Output()
+        self.lines = Lines(context.log), Lines(context.log)
         self.heard: dict[str, Any] = {}
         self.unread = b""
         self.started = self.ended = time.monotonic()
@@ -96,6 +99,8 @@ class Run:
             self._end_group()
         for pipe in _pipes(self.guard):
             pipe.close()
+        for lines in self.lines:
+            lines.end()
 
     def converse(self, timeout: float | None) -> None:
         """Serve all pipes until the tree is gone; raises CommandTimedOut after `timeout` seconds."""
@@ -147,8 +152,8 @@ class Run:
         stdin, stdout, stderr = _pipes(self.guard)
         os.set_blocking(stdin.fileno(), False)
         pipes.register(stdin, selectors.EVENT_WRITE, lambda: self._feed(stdin))
-        pipes.register(stdout, selectors.EVENT_READ, lambda: _move(stdout, self.stdout))
-        pipes.register(stderr, selectors.EVENT_READ, lambda: _move(stderr, self.stderr))
+        pipes.register(stdout, selectors.EVENT_READ, lambda: _move(stdout, self.stdout, self.lines[0]))
+        pipes.register(stderr, selectors.EVENT_READ, lambda: _move(stderr, self.stderr, self.lines[1]))
         pipes.register(self.control, selectors.EVENT_READ, self._hear)
 
     def _serve(self, pipes: selectors.BaseSelector, wanted: Callable[[], bool], patience: float) -> bool:
@@ -210,8 +215,11 @@ def _pipes(process: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes], IO
     return cast("tuple[IO[bytes], IO[bytes], IO[bytes]]", pipes)  # it was started with all three
 
 
-def _move(pipe: IO[bytes], output: Output) -> bool:
-    """Keep what can be read now; False at the end of the stream."""
+def _move(pipe: IO[bytes], output: Output, lines: Lines) -> bool:
+    """Keep and tell what can be read now; False at the end of the stream."""
     chunk = os.read(pipe.fileno(), CHUNK)
     output.add(chunk)
+    lines.add(chunk)
+    if not chunk:
+        lines.end()
     return bool(chunk)

@@ -20,11 +20,13 @@ from celery import bootsteps, states
 
 from howl.errors import HowlError
 from howl.outcomes import Entry, Outcome
+from howl.worker import sight
 
 #: Lengths of the four parts of a frame: kind, tag, task id, document.
 HEADER = struct.Struct("!BHHI")
-#: Kinds: a run's progress, its end (or wish to be retried), an end that is its last word, what belongs to no task.
-PROGRESS, END, LAST, OTHER = range(4)
+#: Kinds: a run's progress, its end (or wish to be retried), an end that is its last word, what belongs to no task; and
+#: an event for those who watch, which no ledger ever sees.
+PROGRESS, END, LAST, OTHER, SIGHT = range(5)
 #: Seconds a child waits for its parent to read.
 PATIENCE = 60.0
 CHUNK = 1 << 18
@@ -67,22 +69,32 @@ class Outbox(bootsteps.Step):
         super().__init__(parent, **options)
         self.collector = Collector()
         self._pid = os.getpid()
-        self._sender: tuple[int, Sender] | None = None
+        self._senders: dict[int, Sender] = {}
         parent.howl_outbox = self
         parent.app.howl_outbox = self.put
+        parent.app.howl_show = self.show
 
     def put(self, entry: Entry, document: bytes, tag: str) -> None:
         """Called by the backend where it writes."""
         item = parcel(entry, document, tag)
+        if item.kind in (END, LAST):
+            sight.flush()
         if os.getpid() == self._pid:
             self.collector.deliver(item)
         else:
             self._sender_of_this_child().send(item)
 
+    def show(self, document: bytes) -> None:
+        """Hand an event, whole and as JSON, to whoever shows what runs do; raises OSError when the parent is gone."""
+        if os.getpid() == self._pid:
+            self.collector.show(document)
+        else:
+            self._sender_of_this_child().send(Parcel(SIGHT, "", "", document))
+
     def _sender_of_this_child(self) -> "Sender":
-        if self._sender is None or self._sender[0] != os.getpid():
-            self._sender = (os.getpid(), Sender(self.collector.address))
-        return self._sender[1]
+        pid = os.getpid()
+        # Two threads may have their first word at once: both get the same.
+        return self._senders.get(pid) or self._senders.setdefault(pid, Sender(self.collector.address))
 
 
 class Sender:
@@ -98,20 +110,34 @@ class Sender:
         tag, task_id = item.tag.encode(), item.task_id.encode()
         header = HEADER.pack(item.kind, len(tag), len(task_id), len(item.document))
         with self._lock:
-            if self._socket is None:
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._socket.settimeout(PATIENCE)
-                self._socket.connect(self.address)
-            self._socket.sendall(b"".join((header, tag, task_id, item.document)))
+            try:
+                self._connected().sendall(b"".join((header, tag, task_id, item.document)))
+            except BaseException:  # a soft time limit among them: half a frame would spoil all that follow
+                self._hang_up()
+                raise
+
+    def _connected(self) -> socket.socket:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.settimeout(PATIENCE)
+            self._socket.connect(self.address)
+        return self._socket
+
+    def _hang_up(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
 
 class Collector(threading.Thread):
-    """The parent's side: reads all children, and hands every parcel to `deliver`, under one lock."""
+    """The parent's side: reads all children, and hands every parcel to `deliver` or `show`, under one lock."""
 
     def __init__(self) -> None:
         super().__init__(name="howl-outbox", daemon=True)
         #: Set by who holds the claims, before the thread starts.
         self.deliver: Callable[[Parcel], None] = _nobody
+        #: Set by who publishes events; called by any thread, with the JSON of one event, and returns at once.
+        self.show: Callable[[bytes], None] = _unseen
         self._lock = threading.RLock()
         _clear_away_what_the_dead_left()
         # Private to this user, so that nobody else on the machine speaks for a child.
@@ -176,7 +202,10 @@ class Collector(threading.Thread):
             return
         buffer += received
         for item in _frames(buffer):
-            self.deliver(item)
+            if item.kind == SIGHT:
+                self.show(item.document)
+            else:
+                self.deliver(item)
 
 
 def _clear_away_what_the_dead_left() -> None:
@@ -204,6 +233,10 @@ def _is_left_over(folder: Path) -> bool:
 
 def _nobody(item: Parcel) -> None:
     raise HowlError(f"The outcome of {item.task_id} came before this worker consumes: start it again.")
+
+
+def _unseen(document: bytes) -> None:
+    """Nobody watches."""
 
 
 def _frames(buffer: bytearray) -> list[Parcel]:
