@@ -58,12 +58,13 @@ class Lines:
         """Take the next bytes of the stream."""
         if self._returned:
             chunk = chunk.removeprefix(b"\n")  # the rest of a line end that was cut in two
-        self._returned = chunk.endswith(b"\r")
-        if end := max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1:
-            # A return that comes first overwrites nothing; alone it is no line.
-            if whole := (self._begun + chunk[:end]).lstrip(b"\r"):
-                self._tell(whole)
-            self._begun = b""
+        end = max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1
+        # A return that comes first overwrites nothing; alone it is no line.
+        whole = (self._begun + chunk[:end]).lstrip(b"\r") if end else b""
+        self._returned = whole.endswith(b"\r") and end == len(chunk)
+        if whole:
+            self._tell(whole)
+        self._begun = b"" if end else self._begun
         self._begun += chunk[end : end + LINE_LIMIT - len(self._begun)]
 
     def end(self) -> None:

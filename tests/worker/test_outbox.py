@@ -21,6 +21,7 @@ from howl.worker.outbox import (
     PREFIX,
     PROGRESS,
     SETTLED,
+    SIGHT,
     Collector,
     Parcel,
     Sender,
@@ -159,6 +160,54 @@ def test_names_that_are_no_text_are_replaced_and_their_neighbours_arrive(collect
     child.sendall(HEADER.pack(END, 2, 2, 2) + b"\xff\xfe" + b"\xff\xfe" + b"{}" + _frame(_parcel(1)))
     collector.read()
     assert [item.task_id for item in parcels] == ["\ufffd\ufffd", "tâche-1"]
+
+
+def test_what_is_for_those_who_watch_is_shown_to_them_alone(collected, sender):
+    collector, parcels = collected
+    seen: list[bytes] = []
+    collector.show = seen.append
+    sender.send(Parcel(SIGHT, "", "", b'{"type": "task-log"}'))
+    sender.send(_parcel())
+    collector.read()
+    assert seen == [b'{"type": "task-log"}']
+    assert parcels == [_parcel()]
+
+
+def test_while_nobody_watches_it_is_dropped(collected, sender):
+    collector, parcels = collected
+    sender.send(Parcel(SIGHT, "", "", b"{}"))
+    sender.send(_parcel())
+    collector.read()
+    assert parcels == [_parcel()]
+
+
+class Struck(Exception):
+    """Raised by a signal, like a soft time limit."""
+
+
+@pytest.fixture
+def strike_soon():
+    """The main thread is interrupted in a moment."""
+
+    def strike(*_: object) -> None:
+        raise Struck
+
+    before = signal.signal(signal.SIGUSR1, strike)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
+    yield timer.start
+    timer.join()
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_exception_in_the_middle_of_a_frame_spoils_none_that_follow(collected, sender, strike_soon):
+    collector, parcels = collected
+    sender.send(_parcel(1))
+    strike_soon()
+    with pytest.raises(Struck):
+        sender.send(_parcel(2, b"x" * (8 << 20)))  # more than the socket holds, and nobody reads
+    sender.send(_parcel(3))
+    collector.read()
+    assert sorted(parcels, key=lambda item: item.tag) == [_parcel(1), _parcel(3)]
 
 
 def test_what_was_written_before_the_close_is_delivered_and_the_address_is_gone(collected, sender):
