@@ -12,6 +12,7 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from celery.signals import worker_ready
 
 from howl.worker.context import log, progress
+from howl.worker.sight import PACE
 
 #: Names the file, one event a line.
 SEEN = "SIGHTS_SEEN"
@@ -87,7 +88,7 @@ def flood(seconds: float) -> int:
     deadline, lines = time.monotonic() + seconds, 0
     while time.monotonic() < deadline:
         lines += 1
-        log(f"line {lines}")
+        log(f"line {lines}{' and so on' * 30}")
         progress(lines)
     return lines
 
@@ -111,6 +112,21 @@ def whole(go_on: str) -> None:
     thread.join()
     _wait_for(go_on)
     log("whole")
+
+
+@shared_task(name="sights.leave_a_thread")
+def leave_a_thread(go_on: str, told: str) -> None:
+    """Leave a thread behind, which tells something when the task has ended."""
+
+    def speak() -> None:
+        _wait_for(go_on)
+        deadline = time.monotonic() + 3 * PACE
+        while time.monotonic() < deadline:
+            log("too late")
+            time.sleep(0.02)
+        Path(told).touch()
+
+    threading.Thread(target=copy_context().run, args=(speak,), daemon=True).start()
 
 
 @shared_task(name="sights.part")

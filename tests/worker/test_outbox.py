@@ -1,5 +1,6 @@
 """The outbox: what a pool's child writes arrives whole or not at all, and before its end is known."""
 
+import json
 import os
 import signal
 import socket
@@ -9,10 +10,13 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from howl.outcomes import ChordCreated, Outcome
+from howl.worker import sight
+from howl.worker.context import log
 from howl.worker.outbox import (
     END,
     HEADER,
@@ -23,6 +27,7 @@ from howl.worker.outbox import (
     SETTLED,
     SIGHT,
     Collector,
+    Outbox,
     Parcel,
     Sender,
     parcel,
@@ -179,6 +184,22 @@ def test_while_nobody_watches_it_is_dropped(collected, sender):
     sender.send(_parcel())
     collector.read()
     assert parcels == [_parcel()]
+
+
+@pytest.mark.parametrize(("state", "kind"), [("SUCCESS", LAST), ("FAILURE", END), ("RETRY", END)])
+def test_what_a_run_told_is_shown_before_its_outcome_is_delivered(state, kind):
+    parent = SimpleNamespace(app=SimpleNamespace())
+    outbox, arrived = Outbox(parent), []
+    outbox.collector.show = lambda document: arrived.append(json.loads(document)["lines"])
+    outbox.collector.deliver = lambda item: arrived.append(item.kind)
+    sight.begin(parent.app.howl_show, "t", "celery@test")
+    log("at once")
+    eventually(lambda: arrived)
+    log("a moment later")
+    parent.app.howl_outbox(Outcome(task_id="t", state=state, at=AT), b"{}", "tag")
+    sight.end()
+    outbox.collector.close()
+    assert arrived == [["at once"], ["a moment later"], kind]
 
 
 class Struck(Exception):
