@@ -158,6 +158,7 @@ class Collector(threading.Thread):
             if self._selector.select(timeout=1.0):
                 time.sleep(PACE)
                 self.read()
+        self._selector.close()
 
     def read(self) -> None:
         """Deliver all that children have written by now; any thread may call it."""
@@ -178,7 +179,8 @@ class Collector(threading.Thread):
             self._closed = True
             for key in list(self._selector.get_map().values()):
                 key.fileobj.close()  # type: ignore[union-attr]
-            self._selector.close()
+            if not self.is_alive():  # or the thread may be waiting on it
+                self._selector.close()
             with contextlib.suppress(OSError):
                 os.unlink(self.address)  # noqa: PTH108
                 os.rmdir(self._folder)  # noqa: PTH106
