@@ -28,9 +28,9 @@ class Task(celery.Task):
 
 def create_app(settings: Settings | None = None) -> Celery:
     """A Celery application on the given settings; without any, they are loaded when the first one is needed."""
-    made = Celery("howl", task_cls=Task, set_as_current=settings is None)
+    # By name: only who runs or sends tasks loads it, and only a worker the others.
+    made = Celery("howl", loader="howl.worker.loader:Loader", task_cls=Task, set_as_current=settings is None)
     made.add_defaults(lambda: configuration(settings or load_settings()))
-    # By name: only a worker loads them.
     made.steps["worker"].add("howl.worker.boot:Preflight")
     made.steps["worker"].add("howl.worker.outbox:Outbox")
     made.steps["worker"].add("howl.worker.beacon:Beacon")

@@ -18,9 +18,6 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
-from celery import Task
-from celery.signals import task_postrun, task_prerun
-
 from howl.worker.lines import BATCH, batches, newest, split
 
 logger = logging.getLogger(__name__)
@@ -49,7 +46,7 @@ class Sight:
         self._pid = os.getpid()
         self._progress: deque[Progress] = deque(maxlen=1)
         self._lines: deque[str] = deque(maxlen=WAITING)
-        self._is_queued = False
+        self._is_queued = self._has_told = False
         self._flushing = threading.Lock()
         self._number = 0
         #: Lines that were told, and those of them that were shown or left out.
@@ -70,7 +67,7 @@ class Sight:
 
     def _ask(self) -> None:
         if not self._is_queued:
-            self._is_queued = True
+            self._is_queued = self._has_told = True
             _flusher.add(self)
 
     def flush(self, *, last: bool = False) -> None:
@@ -89,7 +86,8 @@ class Sight:
 
     def end(self) -> None:
         self.is_over = True
-        self.flush(last=True)
+        if self._has_told:  # which most runs have not
+            self.flush(last=True)
 
     def _bodies(self, last: bool) -> Iterator[dict[str, Any]]:
         with suppress(IndexError):
@@ -184,16 +182,3 @@ def end() -> None:
     if (sight := current.get()) is not None:
         current.set(None)
         sight.end()
-
-
-@task_prerun.connect
-def _on_prerun(task: Task, task_id: str, **_: Any) -> None:
-    show = getattr(task.app, "howl_show", None)
-    if show is not None and not task.request.is_eager:  # a task applied on the spot is a part of the run that does so
-        begin(show, task_id, task.request.hostname)
-
-
-@task_postrun.connect
-def _on_postrun(task: Task, **_: Any) -> None:
-    if not task.request.is_eager:
-        end()
