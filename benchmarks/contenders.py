@@ -160,6 +160,8 @@ class Howl(Contender):
 
     name = "HOWL"
     application = "howl"
+    #: Whether workers tell what their tasks do; stock Celery's do not, unless told to.
+    task_events = False
 
     def __init__(self, stack: Stack, number: int, distance: "Distance") -> None:
         super().__init__(stack, number, distance)
@@ -178,6 +180,7 @@ class Howl(Contender):
             HOWL_KEY_PREFIX=f"{self.space}:",
             HOWL_SUBJECT_PREFIX=self.space,
             HOWL_TASK_MODULES="benchmarks.tasks",
+            HOWL_TASK_EVENTS=str(int(self.task_events)),
             HOWL_HOME=str(self.stack.home),
             PYTHONPATH=str(ROOT),
             **addresses,
@@ -193,6 +196,13 @@ class Howl(Contender):
 
     def done(self) -> int:
         return self._count("SELECT count(*) FROM tasks WHERE rank = 3")
+
+
+class HowlWithEvents(Howl):
+    """HOWL as it is by default: everybody sees what its tasks do."""
+
+    name = "HOWL, events on"
+    task_events = True
 
 
 class HowlOnDebian(Howl):
@@ -267,8 +277,10 @@ class StockRedis(StockPostgres):
 
 CONTENDERS: dict[str, type[Contender]] = {
     "howl": Howl, "stock-postgresql": StockPostgres, "stock-redis": StockRedis,
-    "howl-no-tls": HowlOnDebian, "howl-tls": HowlOverTls,
+    "howl-no-tls": HowlOnDebian, "howl-tls": HowlOverTls, "howl-events": HowlWithEvents,
 }  # fmt: skip
 BESIDE_STOCK = ("howl", "stock-postgresql", "stock-redis")
+#: What differs are the events alone.
+COST_OF_EVENTS = ("howl-events", "howl")
 #: What differs is TLS alone: one redis-server, one set of users.
 COST_OF_TLS = ("howl-no-tls", "howl-tls")

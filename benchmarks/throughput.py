@@ -18,7 +18,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contenders import BESIDE_STOCK, CONTENDERS, COST_OF_TLS, Contender, Distance
+from benchmarks.contenders import BESIDE_STOCK, CONTENDERS, COST_OF_EVENTS, COST_OF_TLS, Contender, Distance
 from howl.embedded.isolation import isolate
 from howl.embedded.stack import Stack
 
@@ -46,11 +46,12 @@ FAR_TASKS = 60
     help="Milliseconds of a round trip between workers and servers; more than once for more than one.",
 )
 @click.option("--tls", is_flag=True, help="Compare HOWL with TLS and without, as `howl init` sets servers up.")
+@click.option("--events", is_flag=True, help="Compare HOWL with task events and without.")
 @click.option("--only", multiple=True, type=click.Choice(list(CONTENDERS)), help="Compare these alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(
     tasks: int, rounds: int, concurrency: int, workers: int, pool: str, sleep: float, distance: tuple[float, ...],
-    tls: bool, only: tuple[str, ...], as_json: bool,
+    tls: bool, events: bool, only: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Measure tasks a second, near and far."""
     isolate()
@@ -59,7 +60,7 @@ def main(
     setting = {"concurrency": concurrency, "workers": workers, "pool": pool}
     try:
         with Stack(home / "state") as stack:
-            names = only or (COST_OF_TLS if tls else BESIDE_STOCK)
+            names = only or (COST_OF_TLS if tls else COST_OF_EVENTS if events else BESIDE_STOCK)
             race = Race(stack, names, tasks, sleep / 1000, setting, quiet=as_json)
             results = {far: race.run(rounds, far) for far in distance}
     finally:

@@ -165,6 +165,9 @@ class Settings(BaseSettings):
     #: A file that a worker touches while its loop moves, for a container's health check.
     pulse_file: Path | None = None
 
+    #: Whether a worker tells NATS what its tasks do; that it is there itself, it tells in any case.
+    task_events: bool = True
+
     #: Seconds between two heartbeats of a worker, and of silence after which it counts as lost.
     heartbeat_interval: float = Field(5.0, gt=0)
     lost_after: float = Field(25.0, gt=0)

@@ -14,7 +14,7 @@ from howl.errors import NotGranted
 
 logger = logging.getLogger(__name__)
 
-#: What a worker broadcasts in Celery's way, none of which a worker's credential may: HOWL's events go over NATS.
+#: What a worker broadcasts in Celery's way, none of which a worker's credential may; HOWL's events go over NATS.
 BROADCASTS = ("without_heartbeat", "without_gossip", "without_mingle")
 
 
@@ -26,7 +26,8 @@ class Preflight(bootsteps.Step):
         settings = settings_of(parent.app)
         require_redis(settings)
         if user_of(settings) != DEFAULT_USER:
-            parent.task_events = False
+            if not settings.nats_url:
+                parent.task_events = False
             parent.options |= dict.fromkeys(BROADCASTS, True)
             _look_at_what_is_granted(parent, settings)
 

@@ -1,0 +1,180 @@
+"""The thread of a worker that talks to NATS: events when there are some, a heartbeat when it is due."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import nats
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from howl.config import Settings
+from howl.tls import nats_options, reason
+from howl.worker.courier import Courier
+
+logger = logging.getLogger(__name__)
+
+#: Seconds to wait for NATS to accept a connection; and, when the worker leaves, to take the last events, then its
+#: goodbye.
+CONNECT_TIMEOUT, GOODBYE_TIMEOUT = 5, 2
+#: Seconds in which events are gathered for one message.
+PACE = 0.1
+#: Seconds between two looks at a NATS that is away or slow to answer, and between two complaints of one kind.
+RETRY, COMPLAIN = (0.5, 1.5), 30.0
+#: Seconds between two questions to NATS whether it is there; after three without an answer the connection is made anew.
+PING = 8
+#: What can become of a message.
+TROUBLE = (NatsError, OSError, TimeoutError)
+
+
+class Announcer(threading.Thread):
+    """One connection in a loop of its own: the worker's never waits for NATS."""
+
+    def __init__(self, settings: Settings, name: str, courier: Courier, event: Callable[[str], bytes]) -> None:
+        super().__init__(name="howl-beacon", daemon=True)
+        self.settings = settings
+        self.client_name = name
+        self.courier = courier
+        #: Makes an event of the kind asked for, of this moment.
+        self.event = event
+        self.loop = asyncio.new_event_loop()
+        #: Set when there is something to do: events wait, NATS is back, the worker leaves.
+        self.news = asyncio.Event()
+        self.leaving = asyncio.Event()
+        #: Monotonic seconds before which no heartbeat is sent, and nothing is complained about or counted.
+        self.next_beat = self.next_complaint = self.next_count = 0.0
+        courier.buffer.filled = self._wake
+
+    def run(self) -> None:
+        try:
+            self.loop.run_until_complete(self._announce())
+        finally:
+            self.loop.close()
+
+    def beat(self) -> None:
+        """Send a heartbeat now; from any thread."""
+        self.next_beat = 0.0
+        self._wake()
+
+    def stop(self) -> None:
+        """Tell what is left and say goodbye; waits for it a few seconds at most."""
+        with contextlib.suppress(RuntimeError):  # it has ended, and its loop is closed
+            self.loop.call_soon_threadsafe(self._leave)
+        self.join(CONNECT_TIMEOUT + 3 * GOODBYE_TIMEOUT)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(RuntimeError):  # what comes after the goodbye is told nobody
+            self.loop.call_soon_threadsafe(self.news.set)
+
+    def _leave(self) -> None:
+        self.leaving.set()
+        self.news.set()
+
+    # --- in the loop ------------------------------------------------------------------------------------------------
+
+    async def _announce(self) -> None:
+        """From the first connection to the goodbye; a client that gives up, as after a login refused, is replaced."""
+        self.courier.say("worker-online", self.event("worker-online"))
+        self.next_beat = time.monotonic() + self.settings.heartbeat_interval
+        while not self.leaving.is_set():
+            client = await self._connect()
+            if client is None:
+                return
+            while not (self.leaving.is_set() or client.is_closed):
+                await self._talk(client)
+                await self._gather(client)
+            if self.leaving.is_set():
+                await self._say_goodbye(client)
+            await self._close(client)
+
+    async def _connect(self) -> Client | None:
+        """Try until NATS answers or the worker leaves."""
+        wait = random.uniform(1, 3)  # noqa: S311  # jitter, no secret
+        while not self.leaving.is_set():
+            try:
+                return await nats.connect(
+                    self.settings.nats(),
+                    name=self.client_name,
+                    connect_timeout=CONNECT_TIMEOUT,
+                    inbox_prefix=f"{self.settings.subject_prefix}.inbox",
+                    ping_interval=PING,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=wait,
+                    error_cb=self._complain,
+                    reconnected_cb=self._be_seen_again,
+                    **nats_options(self.settings),
+                )
+            except TROUBLE as error:
+                await self._complain(error)
+                await _within(random.uniform(1, 5), self.leaving)  # noqa: S311
+        return None
+
+    async def _talk(self, client: Client) -> None:
+        """Tell all that waits; while NATS is away nothing is told, and no heartbeat is kept for later."""
+        try:
+            while client.is_connected:
+                if time.monotonic() >= self.next_beat:
+                    self.next_beat = time.monotonic() + self.settings.heartbeat_interval
+                    await self.courier.mention(client, "worker-heartbeat", self.event("worker-heartbeat"))
+                if not await self.courier.deliver(client):
+                    break
+        except TROUBLE as error:
+            await self._complain(error)
+        self._count_what_was_dropped()
+
+    async def _gather(self, client: Client) -> None:
+        """Wait until there is something to do, then a moment for what comes with it."""
+        all_told = client.is_connected and not self.courier.under_way
+        retry = random.uniform(*RETRY)  # noqa: S311
+        if await _within(self.next_beat - time.monotonic() if all_told else retry, self.news):
+            await _within(PACE, self.leaving)
+        self.news.clear()
+
+    async def _say_goodbye(self, client: Client) -> None:
+        """The last events, then that the worker has left; NATS has a moment to come back for each."""
+        await self._tell_the_rest(client)
+        self.courier.say("worker-offline", self.event("worker-offline"))
+        await self._tell_the_rest(client)
+        self.next_count = 0.0
+        self._count_what_was_dropped()
+
+    async def _tell_the_rest(self, client: Client) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_TIMEOUT):
+                while self.courier.pending and not (client.is_closed or self.courier.unheard):
+                    await self._talk(client)
+                    await asyncio.sleep(PACE if self.courier.under_way else 0)
+
+    async def _close(self, client: Client) -> None:
+        try:
+            async with asyncio.timeout(GOODBYE_TIMEOUT):
+                await client.close()
+        except TROUBLE as error:
+            await self._complain(error)
+
+    async def _be_seen_again(self) -> None:
+        self.beat()
+
+    async def _complain(self, error: Exception) -> None:
+        if time.monotonic() >= self.next_complaint:
+            self.next_complaint = time.monotonic() + COMPLAIN
+            logger.warning("NATS cannot be used (%s): tasks go on, this worker may show as lost.", reason(error))
+
+    def _count_what_was_dropped(self) -> None:
+        if time.monotonic() >= self.next_count and (dropped := self.courier.buffer.dropped()):
+            self.next_count = time.monotonic() + COMPLAIN
+            logger.warning("%d events will not be seen: too many for a NATS that was away or slow, or too large; "
+                           "tasks go on.", dropped)  # fmt: skip
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    """Wait for it; whether it came."""
+    try:
+        await asyncio.wait_for(event.wait(), max(0.0, seconds))
+    except TimeoutError:
+        return False
+    return True

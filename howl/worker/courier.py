@@ -1,0 +1,135 @@
+"""Messages on their way to NATS's stream of events: one after another, each again until the stream has it."""
+
+import asyncio
+import json
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.errors import APIError, NoStreamResponseError
+
+from howl.worker.buffer import Buffer
+
+#: Largest message in bytes, and what its headers may take of what NATS allows.
+LARGEST, HEADERS = 512 << 10, 1 << 10
+#: Seconds that one waits for the stream's answer, and after which a message without any goes out once more.
+ANSWER_TIMEOUT, AGAIN = 3.0, 30.0
+#: How NATS says that nobody takes a message (nats.io, ADR-4).
+NOBODY = "503"
+
+
+@dataclass
+class Message:
+    """What is told at once: a list of events."""
+
+    kind: str
+    body: bytes
+    number: int
+    #: Over which connection it went out last, and when (monotonic seconds).
+    sent: tuple[int, int] | None = None
+    sent_at: float = 0.0
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    refusal: NatsError | None = None
+
+
+class Courier:
+    """One message is under way at a time, so that all arrive in order and none is lost with a connection."""
+
+    def __init__(self, buffer: Buffer, subject: str, life: str) -> None:
+        self.buffer = buffer
+        self.subject = subject
+        #: Makes the names of messages, by which the stream knows those it has.
+        self.life = life
+        #: Nobody keeps events: no `howl server` has ever run here.
+        self.unheard = False
+        self._count = 0
+        self._outgoing: deque[Message] = deque()
+        self._client: Client | None = None
+        self._inbox = ""
+
+    def say(self, kind: str, document: bytes) -> None:
+        """Have this told next, before what waits in the buffer."""
+        self._outgoing.append(self._message(kind, [document]))
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything is still to be told."""
+        return bool(self._outgoing or self.buffer)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it is still unknown if the stream has what was last told."""
+        return bool(self._outgoing)
+
+    async def deliver(self, client: Client) -> bool:
+        """Bring one message, and return whether more waits than it could hold.
+
+        Raises NatsError, OSError or TimeoutError: whether the stream has it is then for the next call to find out.
+        """
+        more = self._fetch(min(LARGEST, client.max_payload - HEADERS))
+        if self._outgoing:
+            await self._bring(client, self._outgoing[0])
+            self._outgoing.popleft()
+        return more
+
+    async def mention(self, client: Client, kind: str, document: bytes) -> None:
+        """Tell it now and once, whether or not it arrives."""
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            await client.publish(f"{self.subject}.{kind}", b"[%b]" % document, headers=_clock())
+
+    def _fetch(self, limit: int) -> bool:
+        if self._outgoing:
+            return True
+        documents, more = self.buffer.take(limit)
+        if documents:
+            self._outgoing.append(self._message("task-multi", documents))
+        return more
+
+    async def _bring(self, client: Client, message: Message) -> None:
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            if client is not self._client:
+                await self._listen(client)
+            connection = (id(client), client.stats["reconnects"])
+            if message.sent != connection or message.answered.is_set() or time.monotonic() > message.sent_at + AGAIN:
+                message.sent, message.sent_at, message.refusal = connection, time.monotonic(), None
+                message.answered.clear()
+                await self._send(client, message)
+            await message.answered.wait()
+        if message.refusal is not None:
+            raise message.refusal
+
+    async def _listen(self, client: Client) -> None:
+        self._inbox = client.new_inbox()
+        await client.subscribe(f"{self._inbox}.*", cb=self._answered)
+        self._client = client
+
+    async def _send(self, client: Client, message: Message) -> None:
+        headers = {"Nats-Msg-Id": f"{self.life}.{message.number}", **_clock()}
+        reply = f"{self._inbox}.{message.number}"
+        await client.publish(f"{self.subject}.{message.kind}", message.body, reply, headers)
+
+    async def _answered(self, answer: Msg) -> None:
+        message = self._outgoing[0] if self._outgoing else None
+        if message is not None and answer.subject.endswith(f".{message.number}"):
+            message.refusal = _refusal(answer)
+            message.answered.set()
+            self.unheard = isinstance(message.refusal, NoStreamResponseError)
+
+    def _message(self, kind: str, documents: list[bytes]) -> Message:
+        self._count += 1
+        return Message(kind, b"[%b]" % b",".join(documents), self._count)
+
+
+def _refusal(answer: Msg) -> NatsError | None:
+    if answer.headers and answer.headers.get("Status") == NOBODY:
+        return NoStreamResponseError()
+    error = json.loads(answer.data).get("error")
+    return APIError(**{name: error.get(name) for name in ("code", "description", "err_code")}) if error else None
+
+
+def _clock() -> dict[str, str]:
+    """What this machine's clock says: beside NATS's own, it shows the server how wrong it is."""
+    return {"Howl-Sent": f"{time.time():.6f}"}

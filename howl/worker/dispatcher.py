@@ -1,0 +1,90 @@
+"""Celery's event dispatcher replaced: sending an event is making it, and nothing that waits."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, bootsteps
+from celery.signals import heartbeat_sent
+from celery.utils.time import utcoffset
+from kombu.utils.json import JSONEncoder
+
+from howl.celery import settings_of
+
+
+class Dispatcher:
+    """What Celery's worker asks of its dispatcher; its stock one publishes to Redis, a round trip an event."""
+
+    #: Celery's loop looks after the connection of its own.
+    connection = None
+    #: Celery asks once, when it prepares a task; what is sent, `groups` decide from then on.
+    enabled = True
+
+    def __init__(
+        self, app: Celery, node_name: str, *, tasks: bool, show: Callable[[bytes], None], beat: Callable[[], None]
+    ) -> None:
+        #: `worker`, and `task` while events of tasks are wanted; remote control changes it.
+        self.groups = {"worker", "task"} if tasks else {"worker"}
+        self._show, self._beat = show, beat
+        self._clock = app.clock
+        self._origin = {"hostname": node_name, "pid": os.getpid()}
+
+    def event(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """An event as Celery makes it."""
+        return fields | self._origin | {
+            "type": kind,
+            "timestamp": time.time(),
+            "utcoffset": utcoffset(),
+            "clock": self._clock.forward(),
+        }  # fmt: skip
+
+    def send(self, type: str, *, blind: bool = False, retry: bool = False, **fields: Any) -> None:  # noqa: A002, ARG002
+        """Called by Celery in any thread; of the worker itself tells howl.worker.beacon, when asked here too."""
+        if type == "worker-heartbeat":
+            self._beat()
+        elif "task" in self.groups:
+            self._show(encode(self.event(type, fields)))
+
+
+class Events(bootsteps.StartStopStep):
+    """Stands in for Celery's own step, which is left out where events go over NATS (see Beacon)."""
+
+    requires = ("celery.worker.consumer.events:Events",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        beacon = getattr(parent.controller, "howl_beacon", None)
+        self.enabled = beacon is not None
+        self._timer: Any = None
+        if beacon is not None:
+            parent.event_dispatcher = beacon.dispatcher
+
+    def start(self, parent: Any) -> None:
+        """Celery's signal tells that its loop moves: it is sent from there."""
+        if heartbeat_sent.receivers:
+            interval = settings_of(parent.app).heartbeat_interval
+            self._timer = parent.timer.call_repeatedly(interval, heartbeat_sent.send, (self,))
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002  # Celery's signature
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def encode(event: dict[str, Any]) -> bytes:
+    """One event as JSON; what JSON does not know is written as kombu does, or as Python shows it."""
+    return _encode(event).encode()
+
+
+def _as_kombu_does(value: Any) -> Any:
+    try:
+        return _kombu.default(value)
+    except TypeError:
+        return repr(value)
+
+
+_kombu = JSONEncoder()
+# kombu's own encoding looks at each object twice; one encoder for all, for json.dumps would make one an event.
+_encode = json.JSONEncoder(separators=(",", ":"), default=_as_kombu_does).encode
