@@ -32,13 +32,11 @@ class Dispatcher:
         self._origin = {"hostname": node_name, "pid": os.getpid()}
 
     def event(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """An event as Celery makes it."""
-        return fields | self._origin | {
-            "type": kind,
-            "timestamp": time.time(),
-            "utcoffset": utcoffset(),
-            "clock": self._clock.forward(),
-        }  # fmt: skip
+        """The fields, with all that Celery adds to make an event of them."""
+        fields.update(
+            self._origin, type=kind, timestamp=time.time(), utcoffset=utcoffset(), clock=self._clock.forward()
+        )
+        return fields
 
     def send(self, type: str, *, blind: bool = False, retry: bool = False, **fields: Any) -> None:  # noqa: A002, ARG002
         """Called by Celery in any thread; of the worker itself tells howl.worker.beacon, when asked here too."""

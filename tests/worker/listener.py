@@ -1,0 +1,69 @@
+"""What workers have told NATS: the stream of events, as `howl server` makes it, and all that is in it."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import nats
+from nats.aio.client import Client
+from nats.js.api import StreamConfig
+
+from howl.config import Settings
+
+
+@dataclass(frozen=True)
+class Told:
+    """One message."""
+
+    subject: str
+    headers: dict[str, str]
+    data: bytes
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return list(json.loads(self.data))
+
+
+class Listener:
+    """Nobody takes events out of this stream."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.name = f"{settings.subject_prefix}-events"
+
+    def keep(self) -> "Listener":
+        """Have NATS keep events from now on."""
+        asyncio.run(self._with_client(self._make))
+        return self
+
+    def messages(self) -> list[Told]:
+        """All that were told, in order."""
+        return asyncio.run(self._with_client(self._read))
+
+    def events(self) -> list[dict[str, Any]]:
+        return [event for message in self.messages() for event in message.events]
+
+    def of_task(self, task_id: str) -> list[dict[str, Any]]:
+        return [event for event in self.events() if event.get("uuid") == task_id]
+
+    def kinds(self) -> list[str]:
+        """What was told, without heartbeats."""
+        return [event["type"] for event in self.events() if event["type"] != "worker-heartbeat"]
+
+    async def _with_client(self, call: Any) -> Any:
+        client = await nats.connect(self.settings.nats(), connect_timeout=5)
+        try:
+            return await call(client)
+        finally:
+            await client.close()
+
+    async def _make(self, client: Client) -> None:
+        subjects = [f"{self.settings.subject_prefix}.events.>"]
+        await client.jetstream().add_stream(StreamConfig(name=self.name, subjects=subjects, max_bytes=64 << 20))
+
+    async def _read(self, client: Client) -> list[Told]:
+        stream = client.jetstream()
+        last = (await stream.stream_info(self.name)).state.last_seq
+        found = [await stream.get_msg(self.name, number) for number in range(1, last + 1)]
+        return [Told(message.subject or "", dict(message.headers or {}), message.data or b"") for message in found]
