@@ -1,6 +1,7 @@
 """Celery's event dispatcher replaced: sending an event is making it, and nothing that waits."""
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from celery.utils.time import utcoffset
 from kombu.utils.json import JSONEncoder
 
 from howl.celery import settings_of
+
+logger = logging.getLogger(__name__)
 
 
 class Dispatcher:
@@ -38,12 +41,15 @@ class Dispatcher:
         )
         return fields
 
-    def send(self, type: str, *, blind: bool = False, retry: bool = False, **fields: Any) -> None:  # noqa: A002, ARG002
+    def send(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's signature
         """Called by Celery in any thread; of the worker itself tells howl.worker.beacon, when asked here too."""
         if type == "worker-heartbeat":
             self._beat()
         elif "task" in self.groups:
-            self._show(encode(self.event(type, fields)))
+            try:
+                self._show(encode(self.event(type, fields)))
+            except (TypeError, ValueError, RecursionError) as error:  # no reason for the task not to run
+                logger.warning("Event %s of %s cannot be written: %r.", type, fields.get("uuid"), error)
 
 
 class Events(bootsteps.StartStopStep):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from functools import wraps
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import shared_task
+from celery.signals import heartbeat_sent
 from celery.worker.consumer import Consumer
 from celery.worker.control import control_command, inspect_command
 from celery.worker.request import Request
@@ -82,9 +84,14 @@ def _store_and_note(self: Any, task_id: str, result: Any, state: str, *args: Any
     _note("stored", task_id=task_id, state=state, tag=properties.get("delivery_tag"))
 
 
+def _note_heartbeat(**_: Any) -> None:
+    _note("heartbeat_sent", thread=threading.current_thread().name)
+
+
 if VARIABLE in os.environ:  # in a worker that a test has started, not in the test itself
     HowlBackend._store_result = _store_and_note
     _before(Request, "on_accepted", lambda self, pid, at: {"task_id": self.id, "child": pid, "at": at})
     _before(Request, "acknowledge", lambda self: {"task_id": self.id, "tag": self.message.delivery_tag})
     _before(Consumer, "on_close", lambda _: {})
     _before(Holder, "attach", lambda _self, _consumer: {})
+    heartbeat_sent.connect(_note_heartbeat)

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import json
 import re
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from howl.embedded.server import free_port
 from howl.embedded.stack import Stack
 from howl.join import decode, encode
 from howl.provision.authority import Pair, issue, make_authority
-from howl.provision.state import OWNER, READER
+from howl.provision.state import OWNER, READER, SERVER
 from howl.server.stream import OutcomeStream
 from tests.provision.conftest import DATABASE, database_url, superuser_url
 from tests.provision.servers import COMPOSE, HOST, Listener, Server, howl, psql, ready, scalar
@@ -72,6 +73,31 @@ def test_a_worker_started_by_the_celery_command_needs_no_more(server: Server, ho
     arguments = ["-A", "howl", "worker", "-n", "plain", "--pool", "solo", "--without-gossip", "--without-mingle"]
     ready(start(*arguments, "--loglevel", "INFO", program="celery", env=server.worker_env()))
     assert submit(server, "tests.echo", "--args", '["hello"]') == "hello"
+
+
+def test_what_a_workers_tasks_do_is_told_over_tls_by_one_that_may_broadcast_nothing(
+    server: Server, howl_server: Process, start: Start
+):
+    worker = ready(start("worker", "--name", "talkative", "--concurrency", "1", env=server.worker_env()))
+    assert asyncio.run(_told_of_one_task(server)) == ["task-received", "task-started", "task-succeeded"]
+    assert not re.search("NOPERM|ermission|Traceback", worker.output)
+
+
+async def _told_of_one_task(server: Server) -> list[str]:
+    """What somebody with the server's own rights hears on NATS while the worker does a task."""
+    url = f"tls://{SERVER}:{server.folder.existing().passwords[SERVER]}@{HOST}:{server.nats_port}"
+    settings = load_settings(nats_url=url, ca_file=server.folder.ca)
+    client = await nats.connect(url, connect_timeout=5, **tls.nats_options(settings))
+    try:
+        heard = await client.subscribe("howl.events.talkative.task-multi")
+        await client.flush()
+        await asyncio.to_thread(submit, server, "tests.noop")
+        kinds: list[str] = []
+        while kinds[-1:] != ["task-succeeded"]:
+            kinds += [event["type"] for event in json.loads((await heard.next_msg(timeout=30)).data)]
+    finally:
+        await client.close()
+    return kinds
 
 
 def test_the_health_check_of_the_server_holds(server: Server, howl_server: Process):

@@ -1,7 +1,10 @@
 """What a worker tells NATS: of itself, and of what its tasks do, whatever the pool and whatever becomes of NATS."""
 
+import json
+import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +15,7 @@ import redis
 from celery import Celery
 
 from howl.config import Settings
+from tests.broker import eavesdropper
 from tests.support import Process, eventually, taken_away
 from tests.worker.listener import Listener
 
@@ -223,3 +227,39 @@ def test_a_lost_broker_connection_is_no_reason_to_say_that_the_worker_left(
     sent = app.send_task("tests.noop")
     eventually(lambda: kinds(told.of_task(sent.id)) == RUN)
     assert told.kinds() == ["worker-online", *RUN]
+
+
+def test_celerys_signal_of_a_heartbeat_still_comes_from_its_loop(
+    start_worker: StartWorker, told: Listener, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes"
+    modules = {"HOWL_TASK_MODULES": "tests.tasks,tests.broker.eavesdropper", eavesdropper.VARIABLE: str(notes)}
+    worker = start_worker("w1", "--concurrency", "1", env=modules | {"HOWL_HEARTBEAT_INTERVAL": "0.2"})
+    seen = eventually(lambda: [line for line in notes.read_text().splitlines() if "heartbeat_sent" in line])
+    note = json.loads(seen[0])
+    assert (note["pid"], note["thread"]) == (worker.pid, "MainThread")
+
+
+@pytest.mark.parametrize("how", ["restarted", "hanging"])
+def test_a_nats_that_is_restarted_or_hangs_under_load_costs_no_event_and_doubles_none(
+    how: str, start_worker: StartWorker, app: Celery, told: Listener, stack: Any
+) -> None:
+    start_worker("w1", "--concurrency", "2")
+    sent = []
+    for number in range(300):
+        sent.append(app.send_task("tests.noop").id)
+        if number in (100, 200):
+            eventually(lambda: "task-succeeded" in told.kinds())
+            _disturb(stack.nats, how)
+    eventually(lambda: told.kinds().count("task-succeeded") == len(sent))
+    seen = Counter((event["uuid"], event["type"]) for event in told.events() if "uuid" in event)
+    assert seen == Counter((task_id, kind) for task_id in sent for kind in RUN)
+
+
+def _disturb(nats: Any, how: str) -> None:
+    if how == "restarted":
+        with taken_away(nats):
+            return
+    os.kill(nats.pid, signal.SIGSTOP)
+    time.sleep(4)  # longer than one waits for an answer
+    os.kill(nats.pid, signal.SIGCONT)

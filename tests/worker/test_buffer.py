@@ -3,8 +3,11 @@
 import json
 import threading
 
+import pytest
+from celery import Celery
+
 from howl.worker.buffer import Buffer
-from howl.worker.dispatcher import encode
+from howl.worker.dispatcher import Dispatcher, encode
 
 
 def documents(count: int, size: int = 10) -> list[bytes]:
@@ -87,3 +90,13 @@ def test_an_event_of_what_json_does_not_know_is_still_told() -> None:
         "what": "{1, 2}",
         "text": "\ud800",
     }
+
+
+def test_an_event_that_cannot_be_written_harms_nobody(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    buffer, endless = Buffer(), []
+    endless.append(endless)
+    dispatcher = Dispatcher(app, "celery@w1", tasks=True, show=buffer.add, beat=lambda: None)
+    dispatcher.send("task-odd", uuid="some-task", result=endless)
+    dispatcher.send("task-odd", uuid="another-task")
+    assert "Event task-odd of some-task cannot be written" in caplog.text
+    assert [json.loads(document)["uuid"] for document in buffer.take(1000)[0]] == ["another-task"]
