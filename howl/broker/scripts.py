@@ -46,9 +46,10 @@ TURN = _load("turn.lua")
 KEEP = _load("keep.lua")
 FEED = _load("feed.lua")
 PURGE = _load("purge.lua")
+PROGRESS = _load("progress.lua")
 
 
 def load_all(client: Any) -> None:
     """Make Redis know them all; raises redis's errors."""
-    for script in (PUSH, TURN, KEEP, FEED, PURGE):
+    for script in (PUSH, TURN, KEEP, FEED, PURGE, PROGRESS):
         client.script_load(script.text)

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
@@ -19,15 +18,13 @@ from howl.config import Settings
 from howl.db import session
 from howl.outcomes import ChordCreated, Outcome, error_of
 from howl.server import chords
-from howl.server.storable import storable
+from howl.server.storable import as_json, storable
 from howl.server.stream import REASON_LIMIT, Batch, OutcomeStream, Received
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two batches: what comes meanwhile is recorded in one transaction, which costs as much as one row's.
 PACE = 0.03
-#: NUL, or half a character: so JSON writes them, and whole characters of two halves as well.
-SUSPICIOUS = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
 #: Seconds that a run can be believed to have taken.
 LONGEST = 30 * 86_400
 #: PostgreSQL, being well, does not take an entry. An OperationalError that gets here is a limit: see howl.db.session.
@@ -100,16 +97,7 @@ def _without_its_values(outcome: Outcome, reason: str) -> Outcome:
 def _write(opened: Session, statement: str, rows: list[dict[str, Any]], walk: bool) -> None:
     """Rows travel as one JSON document: one statement however many they are, and no temporary table."""
     if rows:
-        opened.execute(text(statement), {"rows": json.dumps(storable(rows)) if walk else _as_json(rows)})
-
-
-def _as_json(rows: list[dict[str, Any]]) -> str:
-    """Most rows hold nothing that PostgreSQL cannot: a look at their text is cheaper than a walk through them."""
-    try:
-        written = json.dumps(rows, allow_nan=False)
-    except ValueError:
-        return json.dumps(storable(rows))
-    return json.dumps(storable(rows)) if SUSPICIOUS.search(written) else written
+        opened.execute(text(statement), {"rows": json.dumps(storable(rows)) if walk else as_json(rows)})
 
 
 def _task_rows(outcomes: list[tuple[Received, Outcome]]) -> list[dict[str, Any]]:

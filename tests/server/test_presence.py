@@ -13,7 +13,8 @@ from nats.js.errors import NoStreamResponseError
 from sqlalchemy import text
 
 from howl import db
-from howl.server.bridge import Bridge, Described, Sighting
+from howl.server import presence
+from howl.server.presence import Described, Sighting
 from tests.support import PATIENCE, eventually, taken_away
 
 
@@ -142,12 +143,16 @@ async def _until_stored(stream, subject: str, data: bytes) -> None:
 def test_a_late_word_of_an_earlier_life_changes_nothing(settings, worker_row):
     now = datetime.now(UTC)
     life = {"worker_id": "w1", "boot_id": "second", "status": "active"}
-    bridge = Bridge(settings)
-    bridge.record([Sighting(Described(**life), now)])
-    bridge.record([Sighting(Described(**life | {"boot_id": "first", "status": "offline"}), now - timedelta(seconds=5))])
+
+    def seen(seconds: float, **given) -> None:
+        with db.session(settings.database()) as session:
+            presence.record(session, [Sighting(Described(**life | given), now + timedelta(seconds=seconds), {})])
+
+    seen(0)
+    seen(-5, boot_id="first", status="offline")
     assert worker_row("w1").status == "active"
-    bridge.record([Sighting(Described(**life | {"status": "offline"}), now + timedelta(seconds=1))])
-    bridge.record([Sighting(Described(**life), now + timedelta(seconds=2))])
+    seen(1, status="offline")
+    seen(2)
     assert worker_row("w1").status == "offline"
 
 

@@ -1,0 +1,156 @@
+"""The stream of workers' events as the bridge reads it: a work queue, in batches, each confirmed when recorded."""
+
+import asyncio
+import contextlib
+import json
+import time
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig
+from nats.js.errors import BadRequestError
+
+from howl.errors import EventsNotKept
+from howl.server.events import Letter
+
+#: What was not read is kept a day, within so many bytes, the newest.
+KEPT_SECONDS, KEPT_BYTES = 86_400.0, 256 << 20
+#: Most messages and bytes of a batch, and seconds to wait for the first and then for its company.
+BATCH, BATCH_BYTES, WAIT, LINGER = 500, 4 << 20, 1.0, 0.03
+#: Seconds that one asking lasts, and after which its end counts as lost on its way.
+ASKING, LOST = 5.0, 6.0
+#: Seconds after which what was read and not confirmed, as by a bridge that was killed, is given out again.
+AGAIN = 10.0
+#: Seconds within which a stream that keeps events says so.
+KEEP_TIMEOUT = 5
+#: What proves that it does: a message with no event in it.
+NO_EVENTS = b"[]"
+#: The consumer, and the words with which NATS ends an asking that brought all it could.
+CONSUMER, ENDS = "bridge", ("404", "408", "409")
+#: NATS's code for a stream of that name and another configuration (JSStreamNameExistErr).
+OTHERWISE = 10058
+
+
+class EventStream:
+    """One reader of the durable consumer that all bridges share; NATS gives each message to one of them.
+
+    nats-py's own `fetch` waits its whole time-out for a batch to fill, which is a second too much for who watches.
+    """
+
+    def __init__(self, client: Client, subject_prefix: str) -> None:
+        self.client = client
+        self.prefix = subject_prefix
+        self.name = f"{subject_prefix}-events"
+        self._inbox = ""
+        self._arrived: list[Msg] = []
+        self._news = asyncio.Event()
+        #: Messages that the last asking may still bring, and the monotonic second by which it has ended.
+        self._due, self._due_until = 0, 0.0
+        self._refused: str | None = None
+
+    async def open(self) -> None:
+        """Make what is missing of stream and consumer; raises NATS's errors."""
+        await self._make_stream()
+        stream = self.client.jetstream()
+        settings = ConsumerConfig(durable_name=CONSUMER, ack_wait=AGAIN, max_ack_pending=10 * BATCH)
+        await stream.add_consumer(self.name, settings)
+        self._inbox = self.client.new_inbox()
+        await self.client.subscribe(self._inbox, cb=self._take)
+
+    async def batch(self) -> list[Msg]:
+        """What came, in its order; empty after WAIT seconds without anything. Raises EventsNotKept."""
+        await self._ask()
+        if not self._arrived:
+            await self._wait()
+        if len(self._arrived) < BATCH:  # a batch costs as much as ten messages do
+            await asyncio.sleep(LINGER)
+        if self._refused is not None:
+            raise EventsNotKept(f"NATS gives out no events: {self._refused}")
+        taken, self._arrived = self._arrived[:BATCH], self._arrived[BATCH:]
+        return taken
+
+    async def confirm(self, messages: list[Msg]) -> None:
+        """Each by itself: NATS takes no other word for a work queue."""
+        for message in messages:
+            await message.ack()
+
+    def ask_again(self) -> None:
+        """NATS has forgotten who asked when the connection was cut."""
+        self._due = 0
+
+    async def require_keeping(self) -> None:
+        """After a write failed, as on a full disk, NATS answers and delivers, but this stream keeps nothing until it is
+        made anew, which `open` does as soon as there is room. What it still held has been read.
+        """
+        stream = self.client.jetstream()
+        try:
+            await stream.publish(f"{self.prefix}.events.server.none", NO_EVENTS, timeout=KEEP_TIMEOUT)
+        except TimeoutError:
+            await stream.delete_stream(self.name)
+            raise EventsNotKept(
+                "NATS keeps no events, as when its disk is full: make room there. Until then workers' silence does not "
+                "count; tasks go on"
+            ) from None
+
+    async def _make_stream(self) -> None:
+        stream = self.client.jetstream()
+        wanted = StreamConfig(
+            name=self.name,
+            subjects=[f"{self.prefix}.events.>"],
+            retention=RetentionPolicy.WORK_QUEUE,
+            max_age=KEPT_SECONDS,
+            max_bytes=KEPT_BYTES,
+            discard=DiscardPolicy.OLD,
+        )
+        try:
+            await stream.add_stream(wanted)
+        except BadRequestError as error:
+            if error.err_code != OTHERWISE:
+                raise
+            # An older version's, which kept what had been read; NATS changes no stream into a work queue.
+            await stream.delete_stream(self.name)
+            await stream.add_stream(wanted)
+
+    async def _ask(self) -> None:
+        """Once at a time: what comes while a batch is recorded is the next batch."""
+        now = time.monotonic()
+        if self._due > 0 and now < self._due_until:
+            return
+        self._due, self._due_until = BATCH, now + LOST
+        asking = {"batch": BATCH, "max_bytes": BATCH_BYTES, "expires": int(ASKING * 1e9)}
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.name}.{CONSUMER}"
+        await self.client.publish(subject, json.dumps(asking).encode(), reply=self._inbox)
+
+    async def _wait(self) -> None:
+        self._news.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), WAIT)
+
+    async def _take(self, message: Msg) -> None:
+        # A worker may give its message a header such as NATS's own words have; those alone have nobody to answer.
+        if message.reply:
+            self._arrived.append(message)
+            self._due -= 1
+        else:
+            status: Any = (message.headers or {}).get("Status")
+            self._due = 0
+            self._refused = None if status in ENDS else f"it answers {status}"
+        self._news.set()
+
+
+def letter_of(message: Msg) -> Letter:
+    """What a message says, and what NATS says of it: `$JS.ACK.…` names its place and its time in nanoseconds."""
+    told = _told(message)
+    return Letter(message.subject, message.data, (message.headers or {}).get("Howl-Sent"), int(told[3]), int(told[1]))
+
+
+def still_unread(message: Msg) -> int:
+    """How many messages waited behind this one when NATS gave it out."""
+    return int(_told(message)[4])
+
+
+def _told(message: Msg) -> list[str]:
+    """Deliveries, sequence in the stream, sequence of the consumer, nanoseconds, messages behind it."""
+    tokens = message.reply.split(".")
+    return tokens[4:9] if len(tokens) == 9 else tokens[6:11]  # with a domain

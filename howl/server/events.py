@@ -1,0 +1,287 @@
+"""Workers' events, read strictly: anybody with a worker's credential may write anything, and Flower believes all of it.
+
+Times are corrected to NATS's clock: what the worker's clock said when it sent, against when NATS took the message.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from howl.celery import worker_id_of
+from howl.server.presence import Described, Sighting
+from howl.server.storable import storable
+from howl.worker.beacon import subject_token
+
+logger = logging.getLogger(__name__)
+
+#: Seconds before its message that an event can be believed to have happened.
+OLDEST = 86_400.0
+#: Characters of an id, of a text, of a line, and of all lines of an event.
+ID_LIMIT, TEXT_LIMIT, LINE_LIMIT, LINES_LIMIT = 255, 20_000, 2_000, 65_536
+#: The largest whole number that every reader of JSON holds exactly.
+NUMBER_LIMIT = 2**53
+#: Characters of a reason that is logged: it may quote what a worker wrote.
+REASON_LIMIT = 200
+#: Lines in the log about bad messages in so many seconds.
+LINES, PERIOD = 20, 60.0
+
+
+class Letter(NamedTuple):
+    """A message as NATS keeps it."""
+
+    subject: str
+    data: bytes
+    #: The worker's clock when it sent, as it says: unix seconds.
+    sent: str | None
+    #: When NATS took it, and its place in the stream.
+    nanoseconds: int
+    sequence: int
+
+
+class Happening(NamedTuple):
+    """An event of a task, its time corrected, and nothing in it but what is known of its type."""
+
+    event: dict[str, Any]
+    worker_id: str
+    #: Unix seconds.
+    at: float
+    nanoseconds: int
+    sequence: int
+    #: Its place in the message.
+    place: int
+
+
+class Heard(NamedTuple):
+    """What messages said of workers and of tasks, in their order."""
+
+    sightings: list[Sighting]
+    happenings: list[Happening]
+
+
+class Complaints:
+    """A line a bad message, and no flood of them."""
+
+    def __init__(self) -> None:
+        self.said, self.unsaid, self.since = 0, 0, -PERIOD
+
+    def __call__(self, subject: str, why: str) -> None:
+        now = time.monotonic()
+        if now - self.since >= PERIOD:
+            if self.unsaid:
+                logger.error("%d more messages were ignored, or in part.", self.unsaid)
+            self.said, self.unsaid, self.since = 0, 0, now
+        if self.said >= LINES:
+            self.unsaid += 1
+            return
+        self.said += 1
+        logger.error("Event on %.200s ignored: %s.", _one_line(subject), why)
+
+
+def read(letters: Iterable[Letter], complain: Callable[[str, str], None]) -> Heard:
+    """What is good in them; of each message, the first thing that is not goes to `complain` with its subject."""
+    heard = Heard([], [])
+    for letter in letters:
+        why = _read(letter, heard)
+        if why is not None:
+            complain(letter.subject, why)
+    return heard
+
+
+def _read(letter: Letter, heard: Heard) -> str | None:
+    """Add what one message says; what is wrong with it, if anything is."""
+    try:
+        events, token = json.loads(letter.data), _token(letter.subject)
+    except (ValueError, RecursionError) as error:
+        return _why(error)
+    problem, when = None, _clock(letter)
+    for index, event in enumerate(events if isinstance(events, list) else [events]):
+        try:
+            _sort(event, letter, index, token, when, heard)
+        except (ValueError, RecursionError) as error:  # pydantic's ValidationError is one
+            problem = problem or _why(error)
+    return problem
+
+
+def _sort(event: Any, letter: Letter, index: int, token: str, when: Callable[[Any], float], heard: Heard) -> None:
+    if not isinstance(event, dict):
+        raise ValueError("an event is no JSON object")  # noqa: TRY004  # bad input, no bug
+    kind = event.get("type")
+    if not isinstance(kind, str) or kind not in FIELDS:
+        raise ValueError("no type of event that is known")
+    if kind.startswith("worker-"):
+        heard.sightings.append(_sighting(event, letter, token, when))
+        return
+    worker_id = _sender(event.get("hostname"), token)
+    at = when(event.get("timestamp"))
+    clean = _clean(event, kind, at) | {"uuid": _id(event.get("uuid"), "uuid")}
+    heard.happenings.append(Happening(clean, worker_id, at, letter.nanoseconds, letter.sequence, index))
+
+
+def _sighting(event: dict[str, Any], letter: Letter, token: str, when: Callable[[Any], float]) -> Sighting:
+    described = Described.model_validate(storable(event.get("worker")))
+    node_name = event.get("hostname", f"celery@{described.worker_id}")
+    if _sender(node_name, token) != described.worker_id:
+        raise ValueError("worker.worker_id: not the worker whose node name this is")
+    clean = _clean(event | {"hostname": node_name}, event["type"], when(event.get("timestamp")))
+    return Sighting(described, datetime.fromtimestamp(letter.nanoseconds / 1e9, UTC), clean)
+
+
+def _clean(event: dict[str, Any], kind: str, at: float) -> dict[str, Any]:
+    """The event without `utcoffset` and `clock`: receivers would shift the time by the one, and their clocks by the
+    other; without them, they take the time as it is and the order as it comes.
+    """
+    clean = {"type": kind, "hostname": event["hostname"], "timestamp": at}
+    for name, check in FIELDS[kind]:
+        if name in event:
+            clean[name] = check(event[name], name)
+    if not NEEDED.get(kind, NOTHING) <= clean.keys():
+        raise ValueError(f"{min(NEEDED[kind] - clean.keys())}: missing")
+    return clean
+
+
+def _token(subject: str) -> str:
+    """The worker's, in `<prefix>.events.<worker>.<type>`."""
+    parts = subject.split(".")
+    if len(parts) != 4:
+        raise ValueError("its subject has not the form of a worker's event")
+    return parts[2]
+
+
+def _sender(node_name: Any, token: str) -> str:
+    worker_id = worker_id_of(_id(node_name, "hostname"))
+    if subject_token(worker_id) != token:
+        raise ValueError("hostname: another worker's than the subject's")
+    return worker_id
+
+
+def _clock(letter: Letter) -> Callable[[Any], float]:
+    """From a worker's time to NATS's, in unix seconds: never after NATS took the message, nor long before."""
+    taken = letter.nanoseconds / 1e9
+    try:
+        sent = float(letter.sent or "nan")
+    except ValueError:
+        sent = math.nan
+    if not math.isfinite(sent):
+        return lambda _: taken
+    error = taken - sent
+
+    def when(stated: Any) -> float:
+        # Comparing what is not finite, or too large for a float, is safe; adding to it is not.
+        if isinstance(stated, bool) or not isinstance(stated, int | float) or not abs(stated) < NUMBER_LIMIT:
+            raise ValueError("timestamp: no time")
+        return min(max(stated + error, taken - OLDEST), taken)
+
+    return when
+
+
+def _id(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= ID_LIMIT or not value.isprintable():
+        raise ValueError(f"{name}: no name of at most {ID_LIMIT} characters")
+    return value
+
+
+def _text(value: Any, name: str) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: no text")  # noqa: TRY004  # bad input, no bug
+    return _clipped(value, TEXT_LIMIT)
+
+
+def _number(value: Any, name: str) -> float | None:
+    if value is None or value is True or value is False:
+        return value
+    if not isinstance(value, int | float) or not abs(value) < NUMBER_LIMIT:
+        raise ValueError(f"{name}: no number")
+    return value
+
+
+def _real(value: Any, name: str) -> float:
+    number = _number(value, name)
+    if number is None or isinstance(number, bool):
+        raise ValueError(f"{name}: no number")
+    return number
+
+
+def _loads(value: Any, name: str) -> list[float]:
+    """Of one, five and fifteen minutes."""
+    if not isinstance(value, list) or len(value) > 3:
+        raise ValueError(f"{name}: not three numbers")
+    return [_real(load, name) for load in value]
+
+
+def _scalar(value: Any, name: str) -> Any:
+    return _text(value, name) if isinstance(value, str) else _number(value, name)
+
+
+def _lines(value: Any, name: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        raise ValueError(f"{name}: no list of lines")
+    kept, room = [], LINES_LIMIT
+    for line in value:
+        kept.append(_clipped(line, min(LINE_LIMIT, room)))
+        room -= len(kept[-1]) + 1
+        if room <= 0:
+            break
+    return kept
+
+
+def _clipped(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: max(limit - 1, 0)]}…"
+
+
+Check = Callable[[Any, str], Any]
+
+
+def _fields(**checks: Check) -> tuple[tuple[str, Check], ...]:
+    return (("pid", _number), *checks.items())
+
+
+_WORKER = _fields(
+    freq=_real, active=_number, processed=_number, loadavg=_loads, sw_ident=_text, sw_ver=_text, sw_sys=_text
+)
+_ERROR = _fields(exception=_text, traceback=_text)
+#: What is passed on of each type: Celery's own fields (docs.celeryq.dev, "Monitoring and Management Guide"), and ours.
+FIELDS: dict[str, tuple[tuple[str, Check], ...]] = {
+    "worker-online": _WORKER,
+    "worker-heartbeat": _WORKER,
+    "worker-offline": _WORKER,
+    "task-received": _fields(
+        name=_text, args=_text, kwargs=_text, retries=_number, eta=_text, expires=_text, root_id=_text,
+        parent_id=_text, exchange=_text, routing_key=_text, queue=_text,
+    ),
+    "task-started": _fields(),
+    "task-succeeded": _fields(result=_text, runtime=_number),
+    "task-failed": _ERROR,
+    "task-retried": _ERROR,
+    "task-revoked": _fields(terminated=_number, signum=_scalar, expired=_number),
+    "task-rejected": _fields(requeue=_number),
+    "task-progress": _fields(done=_real, total=_number, note=_text, number=_number),
+    "task-log": _fields(lines=_lines, dropped=_number, number=_number),
+}  # fmt: skip
+NOTHING: frozenset[str] = frozenset()
+#: Without these, `celery events` ends with an error, and a row says nothing.
+NEEDED = {
+    "task-received": frozenset(("name", "args", "kwargs")),
+    "task-progress": frozenset(("done",)),
+    "task-log": frozenset(("lines",)),
+}
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        problem = error.errors(include_url=False, include_input=False)[0]
+        reason = f"{'.'.join(str(part) for part in problem['loc']) or 'worker'}: {problem['msg']}"
+    else:
+        reason = str(error) or type(error).__name__
+    return _one_line(reason)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text[:REASON_LIMIT].split())

@@ -1,0 +1,92 @@
+"""The workers table: who is there, who left, who fell silent."""
+
+import json
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from pydantic import AwareDatetime, BaseModel, Field
+from sqlalchemy import func, or_, text, update
+from sqlalchemy.orm import Session
+
+from howl.models import Worker
+
+
+class Described(BaseModel):
+    """What a worker says of itself; strict, because anybody with a worker's credential may write anything."""
+
+    worker_id: str = Field(min_length=1, max_length=255)
+    boot_id: str = Field(max_length=64)
+    status: str = Field(pattern="^(active|draining|offline)$")
+    manager_host: str | None = Field(None, max_length=255)
+    hostname: str | None = Field(None, max_length=255)
+    tags: list[str] = Field(default=[], max_length=100)
+    queues: list[str] = Field(default=[], max_length=1000)
+    origin: str = Field("local", max_length=64)
+    concurrency: int | None = Field(None, ge=0, le=100_000)
+    version: str | None = Field(None, max_length=64)
+    run: dict[str, str] = Field(default={}, max_length=20)
+    deadline_at: AwareDatetime | None = None
+
+
+class Sighting(NamedTuple):
+    """A worker's description and when NATS took it: the server's clock, the worker's may be wrong."""
+
+    described: Described
+    at: datetime
+    #: Celery's event, for who listens there.
+    event: dict[str, Any]
+
+    def row(self) -> dict[str, Any]:
+        row: dict[str, Any] = self.described.model_dump(mode="json")
+        left = self.described.status == "offline"
+        return row | {"last_heartbeat_at": self.at.isoformat(), "offline_at": self.at.isoformat() if left else None}
+
+
+def record(opened: Session, sightings: list[Sighting]) -> None:
+    """Bring the table up to date; repeating it, or an older life's word, changes nothing."""
+    newest: dict[str, Sighting] = {}
+    for sighting in sightings:
+        known = newest.get(sighting.described.worker_id)
+        if known is None or _supersedes(sighting, known):
+            newest[sighting.described.worker_id] = sighting
+    if newest:
+        # One order for all, so that no two transactions deadlock.
+        rows = [newest[worker_id].row() for worker_id in sorted(newest)]
+        opened.execute(text(_UPSERT), {"rows": json.dumps(rows)})
+
+
+def mark_lost(opened: Session, lost_after: float) -> list[str]:
+    """Ids of those who were present and have been silent for so many seconds.
+
+    A row that never had a heartbeat stays as it was written.
+    """
+    silent = Worker.last_heartbeat_at < func.now() - timedelta(seconds=lost_after)
+    present = or_(Worker.status == "active", Worker.status == "draining")
+    found = update(Worker).where(present, silent).values(status="lost").returning(Worker.worker_id)
+    return list(opened.scalars(found).all())
+
+
+def _supersedes(new: Sighting, old: Sighting) -> bool:
+    """The rule of the upsert below, for two sightings of one batch, in which what is read again may come last."""
+    if new.described.boot_id == old.described.boot_id and "offline" in (new.described.status, old.described.status):
+        return new.described.status == "offline"
+    return new.at >= old.at
+
+
+_TYPES = {
+    "worker_id": "text", "boot_id": "text", "status": "text", "manager_host": "text", "hostname": "text",
+    "tags": "text[]", "queues": "text[]", "origin": "text", "concurrency": "int", "version": "text", "run": "jsonb",
+    "deadline_at": "timestamptz", "last_heartbeat_at": "timestamptz", "offline_at": "timestamptz",
+}  # fmt: skip
+
+_UPSERT = f"""
+INSERT INTO workers AS w ({", ".join(_TYPES)}, registered_at)
+SELECT {", ".join(_TYPES)}, last_heartbeat_at
+FROM json_to_recordset(CAST(:rows AS json)) AS given({", ".join(f"{name} {kind}" for name, kind in _TYPES.items())})
+ON CONFLICT (worker_id) DO UPDATE SET
+{", ".join(f"{name} = excluded.{name}" for name in _TYPES if name != "worker_id")},
+registered_at = CASE WHEN w.boot_id IS DISTINCT FROM excluded.boot_id
+                     THEN excluded.registered_at ELSE w.registered_at END
+WHERE coalesce(w.last_heartbeat_at, '-infinity') <= excluded.last_heartbeat_at
+  AND NOT (w.status = 'offline' AND w.boot_id IS NOT DISTINCT FROM excluded.boot_id)
+"""  # noqa: S608  # built from the names above alone

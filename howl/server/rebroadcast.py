@@ -1,0 +1,76 @@
+"""Workers' events passed on to Celery's event exchange: what `celery events` and Flower hear, although far away.
+
+The exchange is a fanout one on Redis: kombu publishes to a channel and keeps nothing. Many events are one message, as
+from Celery's own buffering dispatcher; all go by its routing key, because the receivers of others (gossip) expect one.
+"""
+
+import base64
+import json
+import time
+from typing import Any
+from uuid import uuid4
+
+from howl.config import Settings
+from howl.server.events import Heard
+
+ROUTING_KEY = "task.multi"
+#: Most events of a message, and seconds until who did not listen is asked again.
+AT_ONCE, SILENCE = 500, 1.0
+#: Types that Celery does not have. As `task-…` each would be a task's state: one that progresses were started no more.
+OURS = {"task-progress": "howl-progress", "task-log": "howl-log"}
+
+
+class Rebroadcast:
+    """Publishes to who listens; while nobody does, it costs a message a second."""
+
+    def __init__(self, redis: Any, settings: Settings) -> None:
+        self.redis = redis
+        database = redis.connection_pool.connection_kwargs.get("db") or 0
+        #: As kombu's Redis transport names it (kombu.transport.redis, `_get_publish_topic`).
+        self.channel = settings.key(f"/{database}.celeryev/{ROUTING_KEY}")
+        #: Seconds after which a worker's sign of life no longer shows that it lives.
+        self.stale_after = settings.lost_after
+        self.silent_until = 0.0
+
+    def pass_on(self, heard: Heard) -> None:
+        """Publish, in the order they came; raises redis's errors."""
+        if time.monotonic() < self.silent_until:
+            return
+        events = self._events(heard)
+        for first in range(0, len(events), AT_ONCE):
+            if not self.redis.publish(self.channel, _message(events[first : first + AT_ONCE])):
+                self.silent_until = time.monotonic() + SILENCE
+                return
+
+    def _events(self, heard: Heard) -> list[dict[str, Any]]:
+        """A receiver dates a sign of life by its own clock: what waited for a bridge must not revive the dead."""
+        alive_since = time.time() - self.stale_after
+        workers = [
+            each.event for each in heard.sightings
+            if each.at.timestamp() > alive_since or each.described.status == "offline"
+        ]  # fmt: skip
+        return workers + [_renamed(each.event) for each in heard.happenings]
+
+
+def _renamed(event: dict[str, Any]) -> dict[str, Any]:
+    ours = OURS.get(event["type"])
+    return event if ours is None else event | {"type": ours}
+
+
+def _message(events: list[dict[str, Any]]) -> bytes:
+    """A message of kombu's virtual transports (kombu.transport.virtual.base, `prepare_message`)."""
+    properties = {
+        "delivery_mode": 1,
+        "delivery_info": {"exchange": "celeryev", "routing_key": ROUTING_KEY},
+        "priority": 0,
+        "body_encoding": "base64",
+        "delivery_tag": str(uuid4()),
+    }
+    message = {
+        "body": base64.b64encode(json.dumps(events).encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"hostname": "howl"},
+        "properties": properties,
+    }
+    return json.dumps(message).encode()

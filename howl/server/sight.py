@@ -1,0 +1,96 @@
+"""What is seen of a running task: events appended to the record for a while, and its progress, live in Redis.
+
+How a task stands is the recorder's to say, from outcomes; nothing here changes that, so nothing is counted twice.
+"""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from howl.broker.scripts import PROGRESS
+from howl.config import Settings
+from howl.server.events import Happening
+from howl.server.storable import as_json
+
+#: Kinds of rows, by the types of events that become some, and what each holds.
+KINDS = {"task-received": "received", "task-progress": "progress", "task-log": "log"}
+DATA = {
+    "task-received": ("name", "retries", "eta"),
+    "task-progress": ("done", "total", "note"),
+    "task-log": ("lines", "dropped"),
+}
+#: Seconds that a task's latest progress is kept.
+LIVE = 3600
+#: Tasks whose progress one script call may set.
+AT_ONCE = 1000
+#: Days that events are kept, and most that one statement deletes.
+DAYS, PORTION = 7, 20_000
+
+APPEND = """
+INSERT INTO task_events (task_id, worker_id, kind, at, data, source)
+SELECT task_id, worker_id, kind, to_timestamp(at), data, source
+FROM json_to_recordset(CAST(:rows AS json))
+AS given(task_id text, worker_id text, kind text, at double precision, data jsonb, source text)
+ON CONFLICT (source) DO NOTHING
+"""
+
+FORGET = """
+DELETE FROM task_events WHERE event_id IN (
+    SELECT event_id FROM task_events WHERE at < now() - make_interval(days => :days)
+    ORDER BY at LIMIT :portion FOR UPDATE SKIP LOCKED
+)
+"""
+
+
+def record(opened: Session, happenings: list[Happening]) -> None:
+    """Append what is kept of them; repeating it changes nothing."""
+    rows = [_row(happening) for happening in happenings if happening.event["type"] in KINDS]
+    if rows:
+        opened.execute(text(APPEND), {"rows": as_json(rows)})
+
+
+def forget(opened: Session) -> bool:
+    """Delete a portion of the events that are older than DAYS; whether there may be more of them."""
+    answer: Any = opened.execute(text(FORGET), {"days": DAYS, "portion": PORTION})
+    return bool(answer.rowcount == PORTION)
+
+
+def show(redis: Any, settings: Settings, happenings: list[Happening]) -> None:
+    """Set the latest progress of each task, unless a later one is known; raises redis's errors."""
+    latest = {each.event["uuid"]: each for each in sorted(happenings, key=_place) if "done" in each.event}
+    documents = [(settings.key(f"progress:{task_id}"), _document(each)) for task_id, each in latest.items()]
+    for first in range(0, len(documents), AT_ONCE):
+        keys, values = zip(*documents[first : first + AT_ONCE], strict=True)
+        PROGRESS.run(redis, list(keys), [LIVE, *values])
+
+
+def _row(happening: Happening) -> dict[str, Any]:
+    event = happening.event
+    data = {name: event[name] for name in DATA[event["type"]] if event.get(name) is not None}
+    return {
+        "task_id": event["uuid"],
+        "worker_id": happening.worker_id,
+        "kind": KINDS[event["type"]],
+        "at": happening.at,
+        "data": data,
+        "source": f"nats:{happening.nanoseconds}.{happening.sequence}.{happening.place}",
+    }
+
+
+def _place(happening: Happening) -> tuple[int, int, int]:
+    return happening.nanoseconds, happening.sequence, happening.place
+
+
+def _document(happening: Happening) -> str:
+    """Its order first, of fixed width, where the script finds it and compares it as text: Lua's numbers are too short.
+
+    Nanoseconds come first in it, because a stream that was made anew counts from one again.
+    """
+    event = happening.event
+    at = datetime.fromtimestamp(happening.at, UTC).isoformat()
+    progress = {"done": event["done"], "total": event.get("total"), "note": event.get("note")}
+    order = "{:020d}.{:020d}.{:06d}".format(*_place(happening))
+    return json.dumps({"order": order} | progress | {"at": at, "worker_id": happening.worker_id})
