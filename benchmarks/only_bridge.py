@@ -1,0 +1,9 @@
+"""A process that is nothing but the bridge, so that its processor time is the bridge's alone."""
+
+import asyncio
+
+from howl.config import load_settings
+from howl.server.bridge import Bridge
+
+if __name__ == "__main__":
+    asyncio.run(Bridge(load_settings()).run())
