@@ -9,7 +9,6 @@ import logging
 import time
 from typing import Any
 
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from redis import RedisError
@@ -21,12 +20,13 @@ from howl.db import session
 from howl.server import events, presence, sight
 from howl.server.event_stream import BATCH, WAIT, EventStream, letter_of, still_unread
 from howl.server.events import Heard, Letter
+from howl.server.hearing import HardyClient
 from howl.server.rebroadcast import Rebroadcast
 from howl.tls import nats_options, reason
 
 logger = logging.getLogger(__name__)
 
-#: Seconds within which a NATS that can be heard, and a Redis that is only shown things, answer.
+#: Seconds within which a Redis that is only shown things answers.
 ANSWER_TIMEOUT = 2
 #: Seconds until a Redis that was away is tried again, and between two lines about it.
 TRY_AGAIN, SAY_AGAIN = 5.0, 60.0
@@ -67,7 +67,7 @@ class Bridge:
                 if messages:
                     self.kept_at = time.monotonic()
                 if _is_abreast(messages):
-                    await self._look_for_the_silent(client, stream)
+                    await self._look_for_the_silent(stream)
         finally:
             self.hearing_since = None
             await client.close()
@@ -120,11 +120,11 @@ class Bridge:
                 logger.warning("Progress and events cannot be shown: %s.", reason(error))
                 self.next_line = time.monotonic() + SAY_AGAIN
 
-    async def _look_for_the_silent(self, client: Client, stream: EventStream) -> None:
+    async def _look_for_the_silent(self, stream: EventStream) -> None:
         """Once in a while; a NATS that does not answer is not heard, although its connection stands."""
         if time.monotonic() < self.next_look:
             return
-        await client.flush(ANSWER_TIMEOUT)
+        await stream.require_answer()
         if time.monotonic() - self.kept_at > self.settings.lost_after / 2:
             await self._require_keeping(stream)
         await asyncio.to_thread(self.mark_lost)
@@ -135,7 +135,8 @@ class Bridge:
         self.kept_at = time.monotonic()
 
     async def _connect(self) -> Client:
-        return await nats.connect(
+        client = HardyClient()
+        await client.connect(
             self.settings.nats(),
             name="howl bridge",
             connect_timeout=5,
@@ -145,6 +146,7 @@ class Bridge:
             error_cb=_complain,
             **nats_options(self.settings),
         )
+        return client
 
     async def _went_deaf(self) -> None:
         if self.hearing_since is None:

@@ -17,13 +17,13 @@ from howl.server.events import Letter
 #: What was not read is kept a day, within so many bytes, the newest.
 KEPT_SECONDS, KEPT_BYTES = 86_400.0, 256 << 20
 #: Most messages and bytes of a batch, and seconds to wait for the first and then for its company.
-BATCH, BATCH_BYTES, WAIT, LINGER = 500, 4 << 20, 1.0, 0.03
+BATCH, BATCH_BYTES, WAIT, LINGER = 2000, 4 << 20, 1.0, 0.03
 #: Seconds that one asking lasts, and after which its end counts as lost on its way.
 ASKING, LOST = 5.0, 6.0
 #: Seconds after which what was read and not confirmed, as by a bridge that was killed, is given out again.
 AGAIN = 10.0
-#: Seconds within which a stream that keeps events says so.
-KEEP_TIMEOUT = 5
+#: Seconds within which a NATS that can be heard answers, and a stream that keeps events says so.
+ANSWER_TIMEOUT, KEEP_TIMEOUT = 2, 5
 #: What proves that it does: a message with no event in it.
 NO_EVENTS = b"[]"
 #: The consumer, and the words with which NATS ends an asking that brought all it could.
@@ -78,6 +78,10 @@ class EventStream:
     def ask_again(self) -> None:
         """NATS has forgotten who asked when the connection was cut."""
         self._due = 0
+
+    async def require_answer(self) -> None:
+        """Raise if NATS has none; a flush would not, for nats-py counts it as done when nobody reads any more."""
+        await self.client.jetstream(timeout=ANSWER_TIMEOUT).consumer_info(self.name, CONSUMER)
 
     async def require_keeping(self) -> None:
         """After a write failed, as on a full disk, NATS answers and delivers, but this stream keeps nothing until it is

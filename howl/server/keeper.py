@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +19,7 @@ from howl.db import session
 from howl.errors import WorkerGone
 from howl.models import Task, Worker
 from howl.outcomes import FINAL_RANK, failure
-from howl.server import chords, claims
+from howl.server import chords, claims, sight
 from howl.submit import push, take_off_queue
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ ROUND = 5.0
 AT_ONCE = 1000
 #: Seconds a submission may take between its row and its push, and a worker to come back under its name.
 PATIENCE = 10.0
+#: Seconds between two looks for events that are too old.
+FORGETTING = 60.0
 
 
 class Keeper:
@@ -39,6 +42,8 @@ class Keeper:
         self.app = app
         self.redis: Any = redis_client(settings)
         self.names = claims.SharedNames()
+        #: Monotonic second of the next look for events that are too old.
+        self.next_forgetting = 0.0
 
     async def run(self) -> None:
         """Until cancelled; raises DatabaseUnavailable, QueueUnavailable or Redis's errors."""
@@ -51,7 +56,7 @@ class Keeper:
 
     def _duties(self) -> tuple[Callable[[], None], ...]:
         told = (self.load_scripts, self.put_back, self.push_what_is_missing)
-        return (*told, self.fail_what_nobody_can_start, self.expire, self.submit_bodies)
+        return (*told, self.fail_what_nobody_can_start, self.expire, self.submit_bodies, self.forget_events)
 
     def _pause(self) -> float:
         """Seconds to the next round: often enough to notice a lease that ran out."""
@@ -100,6 +105,15 @@ class Keeper:
     def submit_bodies(self) -> None:
         """Submit the bodies of finished chords that the recorder could not submit at once."""
         chords.submit_due(self.settings, self.app)
+
+    def forget_events(self) -> None:
+        """Delete what tasks did more than a week ago; their rows and results stay."""
+        if time.monotonic() < self.next_forgetting:
+            return
+        with session(self.settings.database()) as opened:
+            more = sight.forget(opened)
+        if not more:
+            self.next_forgetting = time.monotonic() + FORGETTING
 
     def _queued(self, condition: Any) -> Sequence[Task]:
         return self._open((Task.rank == 0) & condition)
