@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -154,7 +155,12 @@ def _token(subject: str) -> str:
 
 
 def _sender(node_name: Any, token: str) -> str:
-    worker_id = worker_id_of(_id(node_name, "hostname"))
+    return _checked_sender(_id(node_name, "hostname"), token)
+
+
+@lru_cache(maxsize=4096)
+def _checked_sender(node_name: str, token: str) -> str:
+    worker_id = worker_id_of(node_name)
     if subject_token(worker_id) != token:
         raise ValueError("hostname: another worker's than the subject's")
     return worker_id
