@@ -71,7 +71,8 @@ def test_what_a_worker_says_of_a_task_is_recorded_but_for_what_its_outcome_says(
     ]
     shown = eventually(lambda: live("t1"))
     assert (shown["done"], shown["total"], shown["note"], shown["worker_id"]) == (1, 2, "half", "w1")
-    assert abs(datetime.fromisoformat(shown["at"]) - datetime.now(UTC)) < timedelta(seconds=30)
+    happened = datetime.fromtimestamp(STORY[2]["timestamp"], UTC)
+    assert abs(datetime.fromisoformat(shown["at"]) - happened) < timedelta(seconds=30)
 
 
 def test_what_is_read_twice_is_recorded_once(bridge, settings, rows):
