@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Float, Select, case, func, or_, select
 from sqlalchemy.orm import Session
 
+from howl import live
 from howl.burst import fate
 from howl.durations import parse_duration
 from howl.errors import HowlError, InvalidRequest, UnknownTask, UnknownWorker
@@ -23,8 +24,9 @@ Question = Select[*tuple[Any, ...]]
 LIMIT = 1000
 #: Fewest characters of a task's id that may stand for all of it.
 PREFIX_LENGTH = 6
-#: How many of a task's events are shown, the newest.
+#: How many of a task's events are shown, and of its log's lines, the newest.
 EVENTS_SHOWN = 50
+LINES_SHOWN = 20
 DEFAULT_TIME_RANGE = "24h"
 
 #: What a list says of each task: not its arguments and result, which may be large.
@@ -84,13 +86,19 @@ def list_tasks(
 def show_task(session: Session, task_id: str) -> Row:
     """Everything recorded of a task, `events` being its newest; the first characters of an id will do.
 
-    `lost_with` says of each worker that went away while it ran the task what became of that worker.
+    `progress` is how far it is, or was when it did not succeed (`done`, `total`, `note`, `at`); `log` the last lines it
+    wrote; `lost_with` says of each worker that went away while it ran the task what became of that worker.
 
     Raises UnknownTask when no task, or more than one, has such an id.
     """
     found = find_task_id(session, task_id)
     (task,) = _rows(session, select(*TASK_DETAILS).where(Task.task_id == found))
-    return task | {"lost_with": fate.lost_with(session, found), "events": _events(session, found)}
+    return task | {
+        "progress": live.newest_progress(session, found) if task["status"] != "succeeded" else None,
+        "log": live.log_lines(live.newest_events(session, found, LINES_SHOWN, ["log"]))[-LINES_SHOWN:],
+        "lost_with": fate.lost_with(session, found),
+        "events": _events(session, found),
+    }
 
 
 def find_task_id(session: Session, task_id: str) -> str:
@@ -131,14 +139,15 @@ def show_worker(session: Session, worker_id: str) -> Row:
 
 
 def _workers() -> Question:
-    running = select(func.count()).where(Task.worker_id == Worker.worker_id, Task.status == "started")
+    running = select(func.count()).where(Task.worker_id == Worker.worker_id, live.RUNS)
     return select(*WORKER_SUMMARY, running.scalar_subquery().label("running"))
 
 
 def _events(session: Session, task_id: str) -> list[Row]:
+    """Without progress and log, of which there may be many."""
     columns = (TaskEvent.at, TaskEvent.kind, TaskEvent.worker_id, TaskEvent.data)
-    newest = select(*columns).where(TaskEvent.task_id == task_id).order_by(TaskEvent.event_id.desc())
-    return _rows(session, newest.limit(EVENTS_SHOWN))[::-1]
+    turns = select(*columns).where(TaskEvent.task_id == task_id, TaskEvent.kind.not_in(("progress", "log")))
+    return _rows(session, turns.order_by(TaskEvent.event_id.desc()).limit(EVENTS_SHOWN))[::-1]
 
 
 # --- analytics ---------------------------------------------------------------------------------------------------

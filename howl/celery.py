@@ -35,6 +35,7 @@ def create_app(settings: Settings | None = None) -> Celery:
     made.steps["worker"].add("howl.worker.outbox:Outbox")
     made.steps["worker"].add("howl.worker.beacon:Beacon")
     made.steps["worker"].add("howl.worker.leaving:Leaving")
+    made.steps["worker"].add("howl.worker.orders:Orders")
     made.steps["worker"].add("howl.worker.summary:Summary")
     made.steps["consumer"].add("howl.worker.dispatcher:Events")
     made.steps["consumer"].add("howl.worker.claims:Claims")

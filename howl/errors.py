@@ -146,3 +146,7 @@ class EventsNotKept(HowlError):
 
 class ProvisionFailed(HowlError):
     """A real server's folder cannot be made or changed as asked."""
+
+
+class WorkerSilent(HowlError):
+    """A worker that was told something did not answer."""

@@ -55,6 +55,7 @@ class TaskEvent(BaseModel):
 class TaskReport(TaskSummary):  # type: ignore[no-redef]  # pydantic's mypy plugin adds **kwargs beside our kwargs
     """Everything recorded of a task; `note` says what to do next, `lost_with` what became of workers that went away.
 
+    `progress` is how far a running task is (`done` of `total`), `log` what it printed last.
     Long values are cut, and say so.
     """
 
@@ -69,6 +70,8 @@ class TaskReport(TaskSummary):  # type: ignore[no-redef]  # pydantic's mypy plug
     parent_id: str | None
     root_id: str | None
     group_id: str | None
+    progress: Any
+    log: list[str]
     lost_with: list[str]
     events: list[TaskEvent]
     note: str
@@ -150,7 +153,8 @@ def task_report(task: dict[str, Any], note: str) -> TaskReport:
     values = {name: _sized(_bounded(task[name], LONG_TEXT)) for name in ("args", "kwargs", "result")}
     events = [event | {"data": _sized(_bounded(event["data"], SHORT_TEXT))} for event in task["events"]]
     shown: dict[str, Any] = _bounded(task | {"events": []}, LONG_TEXT)
-    return TaskReport.model_validate(shown | values | {"events": events, "note": note})
+    lately = {"log": _bounded(task["log"], SHORT_TEXT), "progress": _sized(_bounded(task["progress"], SHORT_TEXT))}
+    return TaskReport.model_validate(shown | values | lately | {"events": events, "note": note})
 
 
 def task_list(rows: list[dict[str, Any]]) -> TaskList:

@@ -11,7 +11,7 @@ from mcp.types import ToolAnnotations
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from howl import __version__, analytics, db, mcp_answers
+from howl import __version__, analytics, db, live, mcp_answers
 from howl.burst import detached, github, record
 from howl.burst.api import is_configured
 from howl.burst.request import BurstRequest
@@ -19,6 +19,7 @@ from howl.burst.stop import stop
 from howl.celery import create_app
 from howl.config import Settings, load_settings
 from howl.mcp_answers import (
+    SHORT_TEXT,
     Analytics,
     BurstReport,
     Cancellation,
@@ -251,7 +252,7 @@ class Tools:
             waited = anyio.current_time() - began
             if report.status in FINAL_STATUSES or waited >= seconds:
                 return report
-            await ctx.report_progress(waited, seconds, f"{report.task_id} is {report.status}")
+            await ctx.report_progress(waited, seconds, f"{report.task_id} is {report.status}{_so_far(report)}")
             await anyio.sleep(min(POLL, seconds - waited))
 
     async def _ask(self, question: Question[T]) -> T:
@@ -280,6 +281,12 @@ def _client_name(ctx: Context) -> str:
 def _report(session: Session, task_id: str) -> TaskReport:
     task = analytics.show_task(session, task_id)
     return mcp_answers.task_report(task, _next_step(task, session))
+
+
+def _so_far(report: TaskReport) -> str:
+    """`: 34/100, fetching`, where the task has said so."""
+    told = mcp_answers.cut(live.in_words(report.progress), SHORT_TEXT) if isinstance(report.progress, dict) else ""
+    return f": {told}" if told else ""
 
 
 def _next_step(task: dict[str, Any], session: Session) -> str:

@@ -70,6 +70,8 @@ class Task(Base):
         # The keeper looks only at what is open, the front doors at what is newest.
         Index("ix_tasks_open", "queued_at", postgresql_where="rank < 3"),
         Index("ix_tasks_queued_at", "queued_at"),
+        # Asked twice a second by everyone who watches; a short run, which is told by its end alone, costs nothing.
+        Index("ix_tasks_running", "worker_id", postgresql_where="status = 'started'"),
     )
 
     task_id: Mapped[str] = mapped_column(primary_key=True)
@@ -114,9 +116,11 @@ class TaskEvent(Base):
     """What happened to a task, append-only; `source` names the message it came from, so that none counts twice."""
 
     __tablename__ = "task_events"
+    # What came after an event is asked several times a second of tasks that may have tens of thousands.
+    __table_args__ = (Index("ix_task_events_task_id_event_id", "task_id", "event_id"),)
 
     event_id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    task_id: Mapped[str] = mapped_column(index=True)
+    task_id: Mapped[str]
     worker_id: Mapped[str | None]
     kind: Mapped[str]
     at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)

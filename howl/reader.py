@@ -33,9 +33,9 @@ class Reader:
 
 
 def _latest_progress(opened: Any, task_id: str) -> dict[str, Any] | None:
-    """The custom state a running task last reported with `update_state`."""
+    """The custom state a running task last reported with `update_state`; HOWL's own progress has none."""
     newest = select(TaskEvent.data).where(TaskEvent.task_id == task_id).order_by(TaskEvent.event_id.desc()).limit(1)
-    data = opened.scalar(newest.where(TaskEvent.kind == "progress"))
+    data = opened.scalar(newest.where(TaskEvent.kind == "progress", TaskEvent.data.has_key("state")))
     return {"status": data["state"], "result": _values(data.get("result"))} if data else None
 
 

@@ -89,11 +89,22 @@ def _backlog(client: Any, areas: list[Area], settings: Settings) -> dict[str, An
 def _waiting(client: Any, settings: Settings) -> Counter[str]:
     """Messages a queue, all priorities together."""
     numbers: Counter[str] = Counter()
-    for key in client.scan_iter(f"{literal(settings.key_prefix)}*", count=1000, _type="list"):
-        name = key.decode(errors="replace").removeprefix(settings.key_prefix).partition(PRIORITY_MARK)[0]
-        if name not in ITS_OWN and not name.startswith(NO_QUEUES) and not name.endswith(".pidbox"):
-            numbers[name] += client.llen(key)
+    for key in queue_lists(client, settings):
+        numbers[queue_of(key, settings)] += client.llen(key)
     return numbers
+
+
+def queue_lists(client: Any, settings: Settings) -> Iterator[bytes]:
+    """The lists in which messages wait, one a queue and priority."""
+    for key in client.scan_iter(f"{literal(settings.key_prefix)}*", count=1000, _type="list"):
+        name = queue_of(key, settings)
+        if name not in ITS_OWN and not name.startswith(NO_QUEUES) and not name.endswith(".pidbox"):
+            yield key
+
+
+def queue_of(key: bytes, settings: Settings) -> str:
+    """The queue of a list, whatever its priority."""
+    return key.decode(errors="replace").removeprefix(settings.key_prefix).partition(PRIORITY_MARK)[0]
 
 
 def _claims(

@@ -50,21 +50,22 @@ def emit(
     `read` says how values read to people, by name.
     """
     if as_json:
-        click.echo(json.dumps(value, default=_plain, indent=2))
+        click.echo(json.dumps(value, default=plain, indent=2))
     elif isinstance(value, list):
         _print_rows(value, columns, empty)
     else:
         _print_facts(value, read)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """For `json.dumps`: times in ISO 8601."""
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} is no JSON")
 
 
 def _print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[Column], empty: str) -> None:
-    console = _console()
+    console = stdout_console()
     if not rows:
         console.print(empty, highlight=False, markup=False)
         return
@@ -85,7 +86,7 @@ def _print_facts(facts: dict[str, Any], read: Mapping[str, Callable[[Any], str]]
     for name, value in facts.items():
         if value not in (None, [], {}):
             table.add_row(name.replace("_", " "), _cell(value, Column(name, name, read.get(name))))
-    _console().print(table)
+    stdout_console().print(table)
 
 
 def _cell(value: Any, column: Column) -> Text:
@@ -106,6 +107,7 @@ def _words(value: Any, column: Column) -> str:
     return words.document(value)
 
 
-def _console() -> Console:
+def stdout_console() -> Console:
+    """As wide as the terminal, or as lines need."""
     folds = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if folds else UNFOLDED, highlight=False, soft_wrap=False)

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from howl import analytics
+from howl import analytics, live
 from howl.celery import app
 from howl.cli import words
-from howl.cli.options import as_json, since
+from howl.cli.options import DURATION, as_json, since
 from howl.cli.output import Column, emit
+from howl.cli.waiting import watch
 from howl.config import load_settings
 from howl.db import session
 from howl.models import TASK_STATUSES
@@ -34,17 +35,23 @@ EVENT_COLUMNS = (
 )
 #: What `show` prints below the rest.
 BLOCKS = ("result", "traceback")
-READ: dict[str, Callable[[Any], str]] = {"runtime": words.length, "time_limit": words.length}
+READ: dict[str, Callable[[Any], str]] = {
+    "runtime": words.length,
+    "time_limit": words.length,
+    "progress": live.in_words,
+    "log": "\n".join,
+}
 
 
 @click.group()
 def tasks() -> None:
-    """List, show, cancel and retry tasks.
+    """List, show, watch, cancel and retry tasks.
 
     \b
     Examples:
         howl tasks list --status failed --since 2h
         howl tasks show 1f0c9a
+        howl tasks watch 1f0c9a
         howl tasks cancel 1f0c9a
     """
 
@@ -85,7 +92,7 @@ def list_(
 @click.argument("task_id", metavar="ID")
 @as_json
 def show(task_id: str, as_json: bool) -> None:
-    """Show a task: its arguments, its result or error, its latest events.
+    """Show a task: its arguments, its progress and last lines, its result or error, its latest events.
 
     The first characters of an id will do, six or more.
 
@@ -100,6 +107,29 @@ def show(task_id: str, as_json: bool) -> None:
         emit(task, as_json)
     else:
         _print_task(task)
+
+
+@tasks.command("watch")
+@click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
+@click.option("--timeout", type=DURATION, metavar="TIME", help="Watch no longer; the task goes on.")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for all that happens, for programs.")
+def watch_(task_ids: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
+    """Watch tasks live until they have ended: progress, the lines they write, then their results.
+
+    Progress and lines go to standard error, results to standard output: a bar on a terminal, plain lines elsewhere.
+    It ends with status 0 when all have succeeded. Ctrl-C ends the watching, not the tasks. The first characters of an
+    id will do, six or more.
+
+    With --json each line has task_id, at, kind, worker_id and data. Kinds: first `task` (how it stands), then what
+    happens (`received`, `started`, `progress`, `log`, …), last `result`: all that `howl tasks show --json` prints.
+
+    \b
+    Examples:
+        howl tasks watch 1f0c9a
+        howl tasks watch 1f0c9a 77b21e --timeout 10m
+        howl tasks watch 1f0c9a --json | jq 'select(.kind == "progress").data'
+    """
+    watch(task_ids, timeout, as_json)
 
 
 @tasks.command("cancel")

@@ -1,82 +1,97 @@
-"""Waiting for a task: its state on standard error while it lasts, its result on standard output."""
+"""Watching tasks until they end: what they say on standard error meanwhile, their results on standard output."""
 
-import sys
-import time
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from howl import analytics
 from howl.cli import words
+from howl.cli.following import Followed, follow
 from howl.cli.output import emit
+from howl.cli.telling import NdJson, Teller, teller
 from howl.config import load_settings
 from howl.db import session
-from howl.outcomes import FINAL_STATUSES
 
-#: Seconds between two looks: quick at first, then easy on PostgreSQL.
-FIRST_LOOK, LAST_LOOK = 0.05, 1.0
-PROGRESS_LENGTH = 60  # characters
+Row = dict[str, Any]
 
 
 def wait_for(task_id: str, timeout: float | None, as_json: bool) -> None:
-    """Wait until the task has ended, at most `timeout` seconds, then print its result.
+    """Show a task live until it has ended, at most `timeout` seconds, then print its result.
 
     Raises ClickException when it did not succeed, or not in time.
     """
-    try:
-        task = _ended(task_id, timeout)
-    except KeyboardInterrupt:
-        raise click.ClickException(_going_on(task_id, "No longer waiting")) from None
+    click.echo(f"Task {task_id}", err=True)
+    (task,) = _ended([task_id], timeout, teller(several=False))
     if as_json:
         emit(task, as_json)
     elif task["status"] == "succeeded":
         click.echo(words.document(task["result"]))
-    if task["status"] != "succeeded":
-        raise click.ClickException(words.visible(_why(task)))
+    _require_success([task])
 
 
-def _ended(task_id: str, timeout: float | None) -> dict[str, Any]:
+def watch(task_ids: Sequence[str], timeout: float | None, as_json: bool) -> None:
+    """The same of several tasks; with `as_json`, a line of JSON for all that happens.
+
+    Raises UnknownTask, or ClickException as above.
+    """
+    with session(load_settings().database()) as opened:
+        found = list(dict.fromkeys(analytics.find_task_id(opened, given) for given in task_ids))
+    if not as_json:
+        click.echo(f"Task {found[0]}" if len(found) == 1 else f"{len(found)} tasks", err=True)
+    tasks = _ended(found, timeout, NdJson() if as_json else teller(several=len(found) > 1))
+    if not as_json:
+        _print_results(tasks)
+    _require_success(tasks)
+
+
+def _ended(task_ids: list[str], timeout: float | None, told: Teller) -> list[Row]:
+    """The tasks, whole, in the order asked for."""
     url = load_settings().database()
-    deadline = None if timeout is None else time.monotonic() + timeout
-    pause = FIRST_LOOK
-    click.echo(f"Task {task_id}", err=True)
-    with _status() as status:
-        while (task := _look(url, task_id))["status"] not in FINAL_STATUSES:
-            if deadline is not None and time.monotonic() >= deadline:
-                raise click.ClickException(_going_on(task_id, f"Not ended within {words.length(timeout)}"))
-            if status is not None:
-                status.update(_state(task))
-            time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic())))
-            pause = min(pause * 1.3, LAST_LOOK)
-    return task
+    ended: dict[str, Row] = {}
+    going_on: list[Followed] = []
+    try:
+        with told:
+            for look in follow(url, task_ids, timeout):
+                going_on = look.going_on
+                told.look(look)
+                for task in look.over:
+                    ended[task.task_id] = _whole(url, task.task_id)
+                    told.over(ended[task.task_id])
+    except KeyboardInterrupt:
+        raise click.ClickException(
+            _going_on([task.task_id for task in going_on] or task_ids, "No longer waiting")
+        ) from None
+    if going_on:
+        raise click.ClickException(
+            _going_on([task.task_id for task in going_on], f"Not ended within {words.length(timeout)}")
+        )
+    return [ended[task_id] for task_id in task_ids]
 
 
-def _status() -> Any:
-    """A line that moves, on a terminal only."""
-    return Console(stderr=True).status("queued") if sys.stderr.isatty() else nullcontext()
-
-
-def _look(url: str, task_id: str) -> dict[str, Any]:
+def _whole(url: str, task_id: str) -> Row:
     with session(url) as opened:
         return analytics.show_task(opened, task_id)
 
 
-def _state(task: dict[str, Any]) -> Text:
-    """`started on w1, queued 12 s ago: {"done": 3}`."""
-    where = f" on {task['worker_id']}" if task["worker_id"] else ""
-    state = f"{task['status']}{where}, queued {words.ago(task['queued_at'])}{_progress(task)}"
-    return Text(words.visible(state))
+def _print_results(tasks: list[Row]) -> None:
+    """One's alone, so that it can be piped on; several below their ids, as `tail` prints files."""
+    for task in tasks:
+        if len(tasks) > 1:
+            click.echo(f"==> {task['task_id']} {task['status']} <==")
+        if task["status"] == "succeeded":
+            click.echo(words.document(task["result"]))
 
 
-def _progress(task: dict[str, Any]) -> str:
-    reported = [event["data"].get("result") for event in task["events"] if event["kind"] == "progress"]
-    return f": {words.clipped(words.inline(reported[-1]), PROGRESS_LENGTH)}" if reported else ""
+def _require_success(tasks: list[Row]) -> None:
+    failed = [words.visible(_why(task)) for task in tasks if task["status"] != "succeeded"]
+    if failed and len(tasks) > 1:
+        failed.append(f"{len(failed)} of {len(tasks)} tasks did not succeed.")
+    if failed:
+        raise click.ClickException("\n".join(failed))
 
 
-def _why(task: dict[str, Any]) -> str:
+def _why(task: Row) -> str:
     """What a task that did not succeed ended as."""
     error = ": ".join(part for part in (task["error_type"], task["error_message"]) if part)
     return f"Task {task['task_id']} {_ENDINGS[task['status']]}{error and f': {error}'}"
@@ -85,5 +100,9 @@ def _why(task: dict[str, Any]) -> str:
 _ENDINGS = {"failed": "failed", "cancelled": "was cancelled", "expired": "expired", "dead": "is dead"}
 
 
-def _going_on(task_id: str, what: str) -> str:
-    return f"{what}; the task goes on: `howl tasks show {task_id}` shows it, `howl tasks cancel {task_id}` stops it."
+def _going_on(task_ids: list[str], what: str) -> str:
+    task_id = task_ids[0]
+    advice = f"`howl tasks show {task_id}` shows it, `howl tasks cancel {task_id}` stops it."
+    if len(task_ids) == 1:
+        return f"{what}; the task goes on: {advice}"
+    return f"{what}; {len(task_ids)} tasks go on. The first of them: {advice}"

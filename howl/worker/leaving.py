@@ -29,6 +29,7 @@ class Leaving(bootsteps.StartStopStep):
         self._pid = os.getpid()
         self._asked = False
         self._gone = False
+        parent.howl_leaving = self
 
     def start(self, parent: Any) -> None:  # noqa: ARG002  # Celery's signature
         if threading.current_thread() is threading.main_thread():  # others may not: a worker within a test, say
@@ -47,23 +48,30 @@ class Leaving(bootsteps.StartStopStep):
         """In the main thread, between any two of its instructions: whatever takes a lock happens elsewhere."""
         if os.getpid() != self._pid:
             return  # a child that was started later, whose parent has been told as well
-        if number != signal.SIGQUIT and not self._asked:
-            self._asked = True
-            self._drain(signal.Signals(number).name)
-        elif not self._gone:
-            self._gone = True
-            threading.Thread(target=self._put_back_at_once, name="howl-leaving").start()
+        if number == signal.SIGQUIT or not self.drain(signal.Signals(number).name):
+            threading.Thread(target=self.put_back_at_once, name="howl-leaving").start()
 
-    def _drain(self, name: str) -> None:
+    def drain(self, name: str) -> bool:
+        """Take no more tasks, because of `name`; False if that was asked before."""
+        if self._asked:
+            return False
+        self._asked = True
         safe_say("worker: Taking no more tasks; those that run may end. Another signal puts them back at once.")
         signals.worker_shutting_down.send(sender=self.worker.hostname, sig=name, how="Warm", exitcode=0)
         state.should_stop = 0
         claims = getattr(self.worker.consumer, "howl_claims", None)
         if claims is not None:
             claims.ledger.wake_loop()
+        return True
 
-    def _put_back_at_once(self) -> None:
-        """Children are held still first, so that none ends, or goes on with, what another worker has by then."""
+    def put_back_at_once(self) -> None:
+        """Once; in a thread of its own, and the process ends with it.
+
+        Children are held still first, so that none ends, or goes on with, what another worker has by then.
+        """
+        if self._gone:
+            return
+        self._gone = True
         logger.warning("Putting running tasks back on the queue, and leaving.")
         running = pids(self.worker.pool)
         try:

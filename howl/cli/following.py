@@ -1,0 +1,129 @@
+"""Following tasks: looks at the record, a few a second, until all of them have ended."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from howl import live
+from howl.db import session
+from howl.errors import UnknownTask
+from howl.outcomes import FINAL_STATUSES
+
+Row = dict[str, Any]
+
+#: Seconds between two looks: quick at first, since most tasks are short; then often enough that what a task says is
+#: seen while it is news. A look is two small statements.
+FIRST_LOOK, LAST_LOOK = 0.05, 0.15
+#: Seconds for which an event may become visible after one that was numbered later.
+OVERLAP = 3.0
+#: A task's end travels another way than what it said last: seconds of silence, and in all, that are waited for this.
+SILENCE, LINGER = 0.3, 2.0
+#: What shows that a task's words travel at all.
+WORDS = ("received", "progress", "log")
+
+
+@dataclass
+class Followed:
+    """One task: how it stands, how far it is, and whether it has ended and said all it had to say."""
+
+    task_id: str
+    row: Row
+    progress: Row | None = None
+    is_over: bool = False
+    has_spoken: bool = False
+    #: Monotonic seconds at which its end was seen, and its last event.
+    ended_at: float | None = None
+    heard_at: float = 0.0
+
+    def notice(self, event: Row) -> None:
+        self.progress = live.progress_in([event], self.progress)
+        self.has_spoken = self.has_spoken or event["kind"] in WORDS
+        self.heard_at = time.monotonic()
+
+    def stand(self, row: Row) -> None:
+        self.row, now = row, time.monotonic()
+        if row["status"] not in FINAL_STATUSES:
+            self.ended_at = None  # queued again
+            return
+        if self.ended_at is None:
+            self.ended_at = now
+        quiet = now - max(self.ended_at, self.heard_at) >= SILENCE
+        self.is_over = self.is_over or not self.has_spoken or quiet or now - self.ended_at >= LINGER
+
+
+@dataclass
+class Look:
+    """The tasks as they are now, what happened since the last look, and which of them are over since."""
+
+    tasks: list[Followed]
+    events: list[Row]
+    over: list[Followed]
+
+    @property
+    def going_on(self) -> list[Followed]:
+        return [task for task in self.tasks if not task.is_over]
+
+
+def follow(url: str, task_ids: Sequence[str], timeout: float | None = None) -> Iterator[Look]:
+    """Looks until all these tasks, which must be recorded, are over, or `timeout` seconds have passed.
+
+    Raises DatabaseUnavailable.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    tasks: dict[str, Followed] = {}
+    feed = Feed(list(task_ids))
+    pause = FIRST_LOOK
+    while True:
+        look = _look(url, feed, tasks)
+        yield look
+        left = pause if deadline is None else deadline - time.monotonic()
+        if not look.going_on or left <= 0:
+            return
+        time.sleep(min(pause, left))
+        pause = min(pause * 1.3, LAST_LOOK)
+
+
+def _look(url: str, feed: "Feed", tasks: dict[str, Followed]) -> Look:
+    over = {task_id for task_id, task in tasks.items() if task.is_over}
+    with session(url) as opened:
+        # In this order: of a task that has ended, all that was there by then is read.
+        rows = {row["task_id"]: row for row in live.standings(opened, feed.task_ids)}
+        events = feed.read(opened)
+    if missing := set(feed.task_ids) - rows.keys():
+        raise UnknownTask(f"Task {missing.pop()} is no longer recorded: somebody had it forgotten.")
+    for task_id in feed.task_ids:
+        tasks.setdefault(task_id, Followed(task_id, rows[task_id]))
+    for event in events:
+        tasks[event["task_id"]].notice(event)
+    for task_id, row in rows.items():
+        tasks[task_id].stand(row)
+    return Look(
+        [*tasks.values()], events, [task for task in tasks.values() if task.is_over and task.task_id not in over]
+    )
+
+
+@dataclass
+class Feed:
+    """What happens to some tasks, each event once, beginning with the newest of their past."""
+
+    task_ids: list[str]
+    #: Events up to this one are not asked for again; None before the first look.
+    floor: int | None = None
+    #: Later events that were seen, and at which monotonic second.
+    seen: dict[int, float] = field(default_factory=dict)
+
+    def read(self, opened: Any) -> list[Row]:
+        events = self._past(opened) if self.floor is None else live.events_after(opened, self.task_ids, self.floor)
+        new = [event for event in events if event["event_id"] not in self.seen]
+        now = time.monotonic()
+        self.seen |= {event["event_id"]: now for event in new}
+        # Numbers are given before a transaction ends: an event may still come below those that were seen just now.
+        patience = OVERLAP if len(events) < live.EVENTS else 0.0
+        self.floor = max((number for number, at in self.seen.items() if at <= now - patience), default=self.floor or 0)
+        self.seen = {number: at for number, at in self.seen.items() if number > self.floor}
+        return new
+
+    def _past(self, opened: Any) -> list[Row]:
+        past = [event for task_id in self.task_ids for event in live.newest_events(opened, task_id)]
+        return sorted(past, key=lambda event: event["event_id"])

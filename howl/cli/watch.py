@@ -1,0 +1,102 @@
+"""`howl watch`: the whole house live in the terminal."""
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from howl import live
+from howl.broker.gauge import Gauge
+from howl.cli.house import drawn
+from howl.cli.options import DURATION
+from howl.cli.output import plain, stdout_console
+from howl.cli.progress import undoing_when_told_to_stop
+from howl.cli.telling import can_move
+from howl.config import Settings, load_settings
+from howl.db import session
+from howl.errors import DatabaseUnavailable, QueueUnavailable
+
+#: Seconds between two looks: shortest, and after PostgreSQL did not answer.
+SHORTEST, PATIENCE = 0.2, 2.0
+#: Columns where nobody says how wide lines may be.
+WIDTH = 120
+#: Running tasks whose progress is read.
+BARS = 100
+
+
+@click.command()
+@click.option("--interval", type=DURATION, default="0.5s", show_default=True, metavar="TIME", help="Between two looks.")
+@click.option("--once", is_flag=True, help="Look once, print it, and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print each look as a line of JSON, for programs.")
+def watch(interval: float, once: bool, as_json: bool) -> None:
+    """Watch the whole house: workers, running tasks, what just ended, queues, tasks a second.
+
+    Ctrl-C ends it, and nothing else. Where standard output is no terminal it prints one look and ends, with --json a
+    line each interval. Lists are cut to what fits the terminal, and say so; in JSON each has 200 rows at most
+    (`workers_total` and `running_total` count all), and `queues` is null while Redis does not answer.
+
+    \b
+    Examples:
+        howl watch
+        howl watch --once
+        howl watch --json --interval 5s | jq .ended_per_second
+    """
+    console = stdout_console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=WIDTH)
+    with suppress(KeyboardInterrupt), undoing_when_told_to_stop(), Gauge(load_settings()) as gauge:
+        if as_json:
+            for seen in _looks(gauge, interval, once=once):
+                sys.stdout.write(f"{json.dumps(seen, default=plain)}\n")
+                sys.stdout.flush()
+        elif once or not can_move(console):
+            console.print(drawn(_look(gauge), console, rows=None))
+        else:
+            _show(gauge, interval, console)
+
+
+def _show(gauge: Gauge, interval: float, console: Console) -> None:
+    """On the terminal's other page, so that what stood there comes back."""
+    seen = _look(gauge)
+    with Live(console=console, screen=True, auto_refresh=False) as shown:
+        while True:
+            began = time.monotonic()
+            shown.update(drawn(seen, console, rows=console.height), refresh=True)
+            time.sleep(max(SHORTEST, interval) - min(SHORTEST, time.monotonic() - began))
+            try:
+                seen = _look(gauge)
+            except DatabaseUnavailable as error:
+                seen = seen | {"trouble": error.message}
+                time.sleep(PATIENCE * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, no secret
+
+
+def _looks(gauge: Gauge, interval: float, *, once: bool) -> Iterator[dict[str, Any]]:
+    while True:
+        began = time.monotonic()
+        yield _look(gauge)
+        if once:
+            return
+        time.sleep(max(SHORTEST, interval - (time.monotonic() - began)))
+
+
+def _look(gauge: Gauge) -> dict[str, Any]:
+    """What `live.house` says, `queues` (messages that wait, by name) and the `progress` of running tasks."""
+    settings: Settings = gauge.settings
+    with session(settings.database()) as opened:
+        seen = live.house(opened)
+    try:
+        queues, progress = gauge.read([task["task_id"] for task in seen["running"][:BARS]])
+    except QueueUnavailable as error:
+        return seen | {"queues": None, "trouble": error.message}
+    running = [task | {"progress": _of(progress.get(task["task_id"]))} for task in seen["running"]]
+    return seen | {"running": running, "queues": queues, "trouble": None}
+
+
+def _of(told: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if told is None else live.progress(told)

@@ -1,0 +1,205 @@
+"""Read-only questions that are asked several times a second: each goes by an index, and its answer is bounded.
+
+Answers are plain dicts and lists; times are aware datetimes, lengths of time are seconds.
+"""
+
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, func, literal, select
+from sqlalchemy.orm import Session
+
+from howl.models import Task, TaskEvent, Worker
+from howl.outcomes import FINAL_STATUSES
+
+Row = dict[str, Any]
+
+#: Most events of one answer.
+EVENTS = 1000
+#: Rows of each list of a house; its totals count all.
+SHOWN = 200
+#: How many of the newest events, whoever's, tell what just ended and how fast; and how many seconds of them.
+NEWEST, SPAN = 5000, 10
+#: Ends that are shown.
+ENDS = 50
+#: Events at which a run begins anew: what an earlier one had done is not this one's progress.
+BEGINNINGS = ("received", "retrying")
+
+STANDING = (
+    Task.task_id, Task.name, Task.status, Task.worker_id, Task.target_worker_id, Task.attempts, Task.queued_at,
+    Task.started_at, Task.finished_at, Task.runtime, Task.error_type, Task.error_message,
+)  # fmt: skip
+EVENT = (TaskEvent.event_id, TaskEvent.task_id, TaskEvent.at, TaskEvent.kind, TaskEvent.worker_id, TaskEvent.data)
+
+# Written out in the statement, or PostgreSQL could not tell that the partial index serves.
+RUNS = Task.status == literal("started", literal_execute=True)
+
+
+# --- tasks -------------------------------------------------------------------------------------------------------
+
+
+def standings(session: Session, task_ids: Collection[str]) -> list[Row]:
+    """How these tasks stand."""
+    return _rows(session, select(*STANDING).where(Task.task_id.in_(task_ids)))
+
+
+def events_after(session: Session, task_ids: Collection[str], event_id: int) -> list[Row]:
+    """What happened to these tasks after that event, in order, EVENTS at most."""
+    question = select(*EVENT).where(TaskEvent.task_id.in_(task_ids), TaskEvent.event_id > event_id)
+    return _rows(session, question.order_by(TaskEvent.event_id).limit(EVENTS))
+
+
+def newest_events(session: Session, task_id: str, limit: int = EVENTS, kinds: Collection[str] = ()) -> list[Row]:
+    """What happened to this task last, of these kinds or of any, in order."""
+    newest = select(*EVENT).where(TaskEvent.task_id == task_id).order_by(TaskEvent.event_id.desc()).limit(limit)
+    return _rows(session, newest.where(TaskEvent.kind.in_(kinds)) if kinds else newest)[::-1]
+
+
+def newest_progress(session: Session, task_id: str) -> Row | None:
+    """How far the task's last run is, as `progress_in` says it."""
+    return progress_in(newest_events(session, task_id, 1, ["progress", *BEGINNINGS]))
+
+
+def progress_in(events: Iterable[Row], before: Row | None = None) -> Row | None:
+    """How far the run is that these events, in order, end with: `done`, `total`, `note` (each may be None) and `at`.
+
+    `before` is what was known before them; None says that nothing is known.
+    """
+    known = before
+    for event in events:
+        if event["kind"] == "progress":
+            known = {"at": event["at"], **progress(event["data"])}
+        elif event["kind"] in BEGINNINGS:
+            known = None
+    return known
+
+
+def progress(data: Mapping[str, Any]) -> Row:
+    """What a task said of its progress, also by Celery's own `update_state`, in whose words `current` is `done`."""
+    if "state" not in data:
+        return {"done": _number(data.get("done")), "total": _number(data.get("total")), "note": data.get("note")}
+    told = data.get("result")
+    if not isinstance(told, dict):
+        return {"done": None, "total": None, "note": f"{data['state']} {_inline(told)}".rstrip()}
+    done = _number(told.get("done", told.get("current")))
+    note = data["state"] if done is not None else f"{data['state']} {_inline(told)}"
+    return {"done": done, "total": _number(told.get("total")), "note": note}
+
+
+def in_words(told: Mapping[str, Any]) -> str:
+    """`34/100, fetching`: what is known of it, as it was said."""
+    done, total = (_written(told.get(name)) for name in ("done", "total"))
+    count = f"{done}/{total}" if done and total else done
+    return ", ".join(str(part) for part in (count, told.get("note")) if part)
+
+
+def log_lines(events: Iterable[Row]) -> list[str]:
+    """The lines that these events' tasks wrote; where some were left out, a line says how many."""
+    lines: list[str] = []
+    for event in events:
+        if event["kind"] == "log":
+            lines += lines_of(event["data"])
+    return lines
+
+
+def lines_of(data: Mapping[str, Any]) -> list[str]:
+    """The lines of one `log` event."""
+    dropped, lines = data.get("dropped"), data.get("lines")
+    left_out = [f"… {dropped:,} lines left out"] if isinstance(dropped, int) and dropped > 0 else []
+    return left_out + ([str(line) for line in lines] if isinstance(lines, list) else [])
+
+
+def _number(value: Any) -> float | None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if fits else None
+
+
+def _written(number: float | None) -> str:
+    """`1,234`, `0.5`; nothing for None."""
+    if number is None:
+        return ""
+    return f"{round(number):,}" if float(number).is_integer() else f"{number:,.2f}"
+
+
+def _inline(value: Any) -> str:
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+# --- the house ---------------------------------------------------------------------------------------------------
+
+
+def house(session: Session) -> Row:
+    """Workers that are there, tasks that run, what just ended, and how many end a second.
+
+    `workers_total` and `running_total` count what the lists, of SHOWN rows at most, leave out.
+    """
+    numbers = _running_by_worker(session)
+    workers = [worker | {"running": numbers.get(worker["worker_id"], 0)} for worker in _present(session)]
+    return {
+        "at": session.scalar(select(func.now())),
+        "workers": workers,
+        "workers_total": session.scalar(select(func.count()).where(Worker.status.in_(("active", "draining")))),
+        "running": _running(session),
+        "running_total": sum(numbers.values()),
+        "ended": _just_ended(session),
+        "ended_per_second": _speed(session),
+    }
+
+
+def _present(session: Session) -> list[Row]:
+    columns = (Worker.worker_id, Worker.status, Worker.origin, Worker.concurrency, Worker.deadline_at, Worker.tags)
+    there = select(*columns, Worker.last_heartbeat_at).where(Worker.status.in_(("active", "draining")))
+    return _rows(session, there.order_by(Worker.worker_id).limit(SHOWN))
+
+
+def _running_by_worker(session: Session) -> dict[str | None, int]:
+    counted = session.execute(select(Task.worker_id, func.count()).where(RUNS).group_by(Task.worker_id))
+    return {row[0]: row[1] for row in counted}
+
+
+def _running(session: Session) -> list[Row]:
+    columns = (Task.task_id, Task.name, Task.worker_id, Task.attempts, Task.started_at)
+    return _rows(session, select(*columns).where(RUNS).order_by(Task.started_at.desc(), Task.task_id).limit(SHOWN))
+
+
+def _just_ended(session: Session) -> list[Row]:
+    """The newest first; there may be fewer than ENDS where other events are many."""
+    newest = _newest()
+    ends = (
+        select(newest.c.event_id, newest.c.task_id)
+        .where(newest.c.kind.in_(FINAL_STATUSES))
+        .order_by(newest.c.event_id.desc())
+        .limit(ENDS)
+        .subquery()
+    )
+    columns = (Task.task_id, Task.name, Task.status, Task.worker_id, Task.finished_at, Task.runtime, Task.error_type)
+    question = select(*columns).join(ends, ends.c.task_id == Task.task_id)
+    return _rows(session, question.order_by(ends.c.event_id.desc()))
+
+
+def _speed(session: Session) -> float:
+    """Ends a second in the last SPAN seconds, or in as many of them as the newest events tell of."""
+    newest = _newest()
+    recent = newest.c.at > func.now() - func.make_interval(0, 0, 0, 0, 0, 0, SPAN)
+    ends = func.count().filter(newest.c.kind.in_(FINAL_STATUSES), recent)
+    age: Any = func.extract("epoch", func.now() - func.min(newest.c.at))
+    number, known, total = session.execute(select(ends, age, func.count())).one()
+    seconds = SPAN if total < NEWEST else min(SPAN, max(float(known), 0.5))
+    return number / seconds
+
+
+def _newest() -> Any:
+    columns = (TaskEvent.event_id, TaskEvent.task_id, TaskEvent.kind, TaskEvent.at)
+    return select(*columns).order_by(TaskEvent.event_id.desc()).limit(NEWEST).subquery()
+
+
+def age(moment: datetime | None, now: datetime) -> float | None:
+    """Seconds from then to now; none below 0, for the clocks of two machines differ."""
+    return None if moment is None else max(0.0, (now - moment).total_seconds())
+
+
+def _rows(session: Session, question: Select[*tuple[Any, ...]]) -> list[Row]:
+    return [dict(row) for row in session.execute(question).mappings()]

@@ -1,0 +1,102 @@
+"""Orders to leave, over Celery's remote control: `howl workers drain` and `stop`, heard by one that drains as well."""
+
+import logging
+import random
+import threading
+from typing import Any
+
+from celery import bootsteps
+from celery.signals import worker_shutdown
+from celery.utils.collections import AttributeDict
+from celery.worker import state as worker_state
+from celery.worker.control import Panel, control_command
+
+from howl.worker.leaving import Leaving
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which an order to stop is carried out, so that its answer goes out before.
+ANSWER = 0.2
+#: Seconds for which a worker that drains may just leave, before it is worth listening again.
+PATIENCE = 0.5
+
+
+@control_command(name="howl_drain")
+def drain(state: Any) -> dict[str, Any]:
+    """Take no more tasks, let those that run end, and leave."""
+    leaving = _leaving(state)
+    logger.warning("Asked over remote control to drain.")
+    return {"ok": "drains" if leaving.drain("howl_drain") else "drains already"} | _running()
+
+
+@control_command(name="howl_stop")
+def stop(state: Any) -> dict[str, Any]:
+    """Put back at once what runs, and leave."""
+    leaving = _leaving(state)
+    logger.warning("Asked over remote control to stop.")
+    threading.Timer(ANSWER, leaving.put_back_at_once).start()
+    return {"ok": "stops"} | _running()
+
+
+def _leaving(state: Any) -> Leaving:
+    leaving: Leaving = state.consumer.controller.howl_leaving
+    return leaving
+
+
+def _running() -> dict[str, int]:
+    return {"running": len(worker_state.active_requests)}
+
+
+class Orders(bootsteps.StartStopStep):
+    """Has orders known, for this module is loaded with it, and heard after Celery's loop, which hears them, is over."""
+
+    requires = (Leaving,)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._over = threading.Event()
+        worker_shutdown.connect(self._end)  # not the step's stop, which comes before the pool's
+
+    def close(self, parent: Any) -> None:
+        if parent.consumer is not None:
+            Ear(parent.consumer, self._over).start()
+
+    def _end(self, **_: Any) -> None:
+        self._over.set()
+
+
+class Ear(threading.Thread):
+    """Hears orders while the worker's last tasks end."""
+
+    def __init__(self, consumer: Any, over: threading.Event) -> None:
+        super().__init__(name="howl-ear", daemon=True)
+        self.consumer, self.over = consumer, over
+
+    def run(self) -> None:
+        app = self.consumer.app
+        while not self.over.wait(PATIENCE * random.uniform(0.8, 1.2)):  # noqa: S311  # jitter, no secret
+            with app.connection_for_read() as connection:
+                try:
+                    self._listen(connection)
+                except (*connection.connection_errors, *connection.channel_errors) as error:
+                    logger.info("Remote control does not hear Redis (%s): listening again in a moment.", error)
+
+    def _listen(self, connection: Any) -> None:
+        app, hostname = self.consumer.app, self.consumer.hostname
+        known = AttributeDict(app=app, hostname=hostname, consumer=self.consumer, tset=set)
+        orders = {name: Panel.data[name] for name in ("howl_drain", "howl_stop", "ping")}
+        node = app.control.mailbox.Node(hostname, handlers=orders, state=known, channel=connection.channel())
+        node.listen(callback=_carry_out(node))
+        while not self.over.is_set():
+            try:
+                connection.drain_events(timeout=1.0)
+            except TimeoutError:
+                continue
+
+
+def _carry_out(node: Any) -> Any:
+    def carry_out(body: Any, message: Any) -> None:
+        if body.get("method") in node.handlers:  # whatever else is asked for is nothing to a worker that leaves
+            node.handle_message(body, message)
+
+    return carry_out
