@@ -33,8 +33,8 @@ def dismiss(worker_ids: Sequence[str], order: Order, patience: float | None, as_
     require_answers(rows)
     if left:
         raise click.ClickException(
-            f"{_names(left)} not gone within {words.length(patience)}: a task may take long; `howl workers stop` puts it "
-            "back on the queue."
+            f"{_names(left)} not gone within {words.length(patience)}: a task may take long. `howl workers stop` "
+            "puts it back on the queue."
         )
 
 

@@ -1,5 +1,6 @@
 """How the whole house looks on a terminal of any size."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +19,8 @@ Row = dict[str, Any]
 
 #: Lines of a section beside its rows: an empty one, and its title.
 FRAME = 2
+#: Rows below which a section is not worth its frame: the last ones go first.
+LEAST = 2
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,16 @@ class Section:
 def drawn(seen: Row, console: Console, rows: int | None) -> RenderableType:
     """The house within so many lines; None: as many as it takes."""
     sections = [section for section in _sections(seen) if section.rows]
-    wanted = [len(section.rows) + (section.total > len(section.rows)) for section in sections]
     head = _head(seen)
-    room = sum(wanted) if rows is None else rows - len(head) - FRAME * len(sections)
-    parts: list[RenderableType] = [*head]
-    for section, given in zip(sections, shares(wanted, room), strict=True):
-        if given > 0:
-            parts += [Text(""), _table(section, given, seen["at"], console.width)]
-            if (more := section.total - _shown(section, given)) > 0:
-                parts.append(Text(f"… and {more:,} more", style="dim"))
+    lines = rows if rows is not None else sys.maxsize
+    while sections and lines - len(head) < (FRAME + LEAST) * len(sections):
+        sections.pop()
+    wanted = [len(section.rows) + (section.total > len(section.rows)) for section in sections]
+    parts: list[RenderableType] = [*head[:lines]]
+    for section, given in zip(sections, shares(wanted, lines - len(head) - FRAME * len(sections)), strict=True):
+        parts += [Text(""), _table(section, given, seen["at"], console.width)]
+        if (more := section.total - _shown(section, given)) > 0:
+            parts.append(Text(f"… and {more:,} more", style="dim"))
     return Group(*parts)
 
 

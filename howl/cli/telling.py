@@ -109,7 +109,8 @@ class Lines(_Open):
 
     def look(self, look: Look) -> None:
         for task in look.going_on:
-            self._tell_state(task)
+            if task.ended_at is None:
+                self._tell_state(task)
         for event in look.events:
             for line in _lines_of(event, several=self.several):
                 click.echo(line, err=True)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from celery import chord, group
 
+from howl import db, dismiss
 from howl.config import load_settings
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
@@ -224,6 +225,30 @@ def test_what_a_killed_worker_held_is_done_by_another(crew: SecuredCrew, tmp_pat
     go_on.touch()
     row = crew.ended(task_id)
     assert (row.status, row.worker_id, len(begun.read_text())) == ("succeeded", "worker-1", 2)
+
+
+def test_a_worker_told_to_drain_says_so_also_while_it_drains(crew: SecuredCrew, tmp_path: Path) -> None:
+    begun, go_on = tmp_path / "begun", tmp_path / "go-on"
+    leaving = crew.start_worker("worker-2")
+    task_id = crew.app.tasks["endings.wait"].apply_async([str(begun), str(go_on)], queue="worker.worker-2").id
+    eventually(begun.exists)
+    eventually(lambda: present(crew, "worker-2"))
+    assert told(crew, "worker-2") == {"answered": True, "running": 1}
+    assert eventually(lambda: (again := told(crew, "worker-2"))["answered"] and again)["running"] == 1
+    go_on.touch()
+    assert crew.ended(task_id).status == "succeeded"
+    assert leaving.wait() == 0
+
+
+def present(crew: SecuredCrew, worker_id: str) -> bool:
+    with db.session(crew.settings.database()) as opened:
+        return worker_id in dismiss.present(opened)
+
+
+def told(crew: SecuredCrew, worker_id: str) -> dict[str, Any]:
+    with db.session(crew.settings.database()) as opened:
+        (row,) = dismiss.dismiss([worker_id], "drain", opened, crew.app)
+    return {name: row[name] for name in ("answered", "running")}
 
 
 def test_a_worker_whose_queue_was_not_granted_says_so_at_once(crew: SecuredCrew) -> None:

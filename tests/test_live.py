@@ -1,0 +1,105 @@
+"""What is asked several times a second, and what is shown of it once."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from howl import live
+from howl.analytics import show_task
+from howl.models import Task, TaskEvent, Worker
+from howl.outcomes import FINAL_STATUSES
+
+TASK_ID = "1f0c9a00-0000-4000-8000-000000000001"
+
+
+@pytest.fixture
+def happened(session):
+    """A task that runs, and what happened to it."""
+
+    def _happened(*events, status="started"):
+        session.add(Task(task_id=TASK_ID, name="tests.report", status=status, rank=1, worker_id="w1"))
+        session.add_all(TaskEvent(task_id=TASK_ID, kind=kind, data=data) for kind, data in events)
+        session.commit()
+
+    return _happened
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"done": 1, "total": 4, "note": "first"}, (1, 4, "first")),
+        ({"done": 1, "total": None, "note": None}, (1, None, None)),
+        ({"done": "many", "total": True}, (None, None, None)),
+        ({"done": float("nan"), "total": float("inf")}, (None, None, None)),
+        ({"attempt": 1, "state": "HALFWAY", "result": {"done": 1, "total": 2}}, (1, 2, "HALFWAY")),
+        ({"attempt": 1, "state": "PROGRESS", "result": {"current": 3, "total": 9}}, (3, 9, "PROGRESS")),
+        ({"attempt": 1, "state": "BUILDING", "result": {"step": "x"}}, (None, None, 'BUILDING {"step": "x"}')),
+        ({"attempt": 1, "state": "BUILDING", "result": None}, (None, None, "BUILDING")),
+    ],
+)
+def test_progress_is_read_however_it_was_said(data, told):
+    assert tuple(live.progress(data).values()) == told
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"done": 34, "total": 1000, "note": "x"}, "34/1,000, x"),
+        ({"done": 0, "total": 2.5, "note": None}, "0/2.50"),
+        ({"done": 1234567.0, "total": None, "note": None}, "1,234,567"),
+        ({"done": None, "total": 3, "note": "soon"}, "soon"),
+    ],
+)
+def test_progress_reads_as_it_was_said(told, words):
+    assert live.in_words(told) == words
+
+
+def test_a_task_shows_its_newest_progress_and_its_last_lines_apart_from_what_happened(happened, session):
+    happened(
+        ("received", {}),
+        *[("progress", {"done": number, "total": 100, "note": None}) for number in range(60)],
+        *[("log", {"lines": [f"line {number}", "more"], "dropped": 0}) for number in range(60)],
+        ("log", {"lines": ["last"], "dropped": 7}),
+    )
+    shown = show_task(session, TASK_ID)
+    assert (shown["progress"]["done"], shown["progress"]["total"]) == (59, 100)
+    assert (len(shown["log"]), shown["log"][-2:]) == (20, ["… 7 lines left out", "last"])
+    assert [event["kind"] for event in shown["events"]] == ["received"]
+
+
+def test_a_run_that_begins_anew_has_made_no_progress(happened, session):
+    happened(("progress", {"done": 9, "total": 10}), ("retrying", {}))
+    assert show_task(session, TASK_ID)["progress"] is None
+
+
+def test_a_tasks_progress_is_no_state_of_its_own_to_celery(happened, app):
+    happened(("progress", {"done": 1, "total": 2, "note": None}))
+    assert app.AsyncResult(TASK_ID).state == "STARTED"
+
+
+def test_the_speed_of_a_house_is_what_ended_in_the_last_seconds(session):
+    now = datetime.now(UTC)
+    kinds = [*FINAL_STATUSES, "started", "log"]
+    session.add_all(TaskEvent(task_id=f"{kind}-{n}", kind=kind, at=now) for kind in kinds for n in range(4))
+    session.add(TaskEvent(task_id="long ago", kind="succeeded", at=now - timedelta(hours=1)))
+    session.commit()
+    assert live.house(session)["ended_per_second"] == 4 * len(FINAL_STATUSES) / live.SPAN
+
+
+def test_the_speed_of_a_busy_house_is_what_ended_in_the_time_its_newest_events_tell_of(session, monkeypatch):
+    monkeypatch.setattr(live, "NEWEST", 100)
+    now = datetime.now(UTC)
+    session.add_all(TaskEvent(task_id=str(n), kind="succeeded", at=now - timedelta(seconds=2)) for n in range(200))
+    session.commit()
+    assert 30 < live.house(session)["ended_per_second"] < 51  # 100 in the 2 seconds, and what this test takes
+
+
+def test_a_house_has_those_who_are_there_and_what_runs_on_each(session):
+    session.add_all(
+        [Worker(worker_id="w1"), Worker(worker_id="w2", status="draining"), Worker(worker_id="w3", status="lost")]
+    )
+    session.add_all(Task(task_id=f"t{n}", status="started", rank=1, worker_id="w2") for n in range(3))
+    session.commit()
+    seen = live.house(session)
+    assert [(worker["worker_id"], worker["running"]) for worker in seen["workers"]] == [("w1", 0), ("w2", 3)]
+    assert (seen["workers_total"], seen["running_total"], len(seen["running"])) == (2, 3, 3)
