@@ -140,7 +140,7 @@ def _leaves(row: Row, now: datetime) -> str:
 
 
 def _progress(row: Row, _: datetime) -> RenderableType:
-    return bar_line(row["progress"], bar=20) if row.get("progress") else ""
+    return bar_line(row["progress"], bar=12) if row.get("progress") else ""
 
 
 def _whole(seconds: float | None) -> float | None:
@@ -155,24 +155,24 @@ WORKERS = (
     Cell("worker", _text("worker_id"), stretches=True),
     Cell("status", _status),
     Cell("runs", _runs, right=True),
-    Cell("leaves", _leaves, right=True),
+    Cell("leaves", _leaves, width_needed=50, right=True),
     Cell("heard", _since("last_heartbeat_at"), width_needed=100, right=True),
     Cell("origin", _text("origin"), width_needed=70),
 )
 RUNNING = (
-    Cell("running", _task),
+    Cell("running", _task, width_needed=50),
     Cell("task", _text("name")),
     Cell("on", _text("worker_id"), width_needed=100),
     Cell("for", _since("started_at"), right=True),
     Cell("progress", _progress, stretches=True),
 )
 ENDED = (
-    Cell("ended", _task),
-    Cell("task", _text("name")),
+    Cell("ended", _task, width_needed=50),
+    Cell("task", _text("name"), stretches=True),
     Cell("status", _status),
     Cell("took", lambda row, _: words.length(row["runtime"]), right=True),
     Cell("on", _text("worker_id"), width_needed=100),
-    Cell("error", _text("error_type"), width_needed=70, stretches=True),
+    Cell("error", _text("error_type"), width_needed=70),
 )
 QUEUES = (
     Cell("queue", _text("queue"), stretches=True),

@@ -172,8 +172,9 @@ def bar_line(progress: Row, bar: int = BAR) -> RenderableType:
     if done is not None and total:
         grid.add_column(width=bar, max_width=bar)
         cells.append(ProgressBar(total=total, completed=min(done, total), width=None))
-        grid.add_column(no_wrap=True, width=5, justify="right")
-        cells.append(Text(words.share(min(done, total) / total)))
+        if bar == BAR:
+            grid.add_column(no_wrap=True, width=5, justify="right")
+            cells.append(Text(words.share(min(done, total) / total)))
     grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     cells.append(Text(words.visible(live.in_words(progress).replace("\n", " "))))
     grid.add_row(*cells)
