@@ -31,6 +31,9 @@ LOCATION_FIELDS = (
     "redis_url", "nats_url", "database_url", "manager_host", "redis_host", "nats_host", "postgres_host", "join"
 )  # fmt: skip
 
+#: Characters of a password that a person chooses.
+SHORTEST_PASSWORD = 6
+
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -72,6 +75,15 @@ def _api(url: str) -> str:
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS):
         raise ValueError("not an address of the form https://api.example.com")
     return url.rstrip("/")
+
+
+def _logins(logins: tuple[str, ...]) -> tuple[str, ...]:
+    """What a browser can send, and nobody guesses at once; they are never shown."""
+    for login in logins:
+        user, _, password = login.partition(":")
+        if not (user and len(password) >= SHORTEST_PASSWORD and login.isascii() and login.isprintable()):
+            raise ValueError(f"not of the form user:password, of ASCII characters, {SHORTEST_PASSWORD} in the password")
+    return logins
 
 
 def _join_string(text: str | None) -> str | None:
@@ -167,6 +179,10 @@ class Settings(BaseSettings):
 
     #: Whether a worker tells NATS what its tasks do; that it is there itself, it tells in any case.
     task_events: bool = True
+    #: Who may log in to Flower, as user:password.
+    flower_basic_auth: Annotated[CommaSeparated, AfterValidator(_logins)] = Field(
+        (), repr=False, validation_alias=_plain("FLOWER_BASIC_AUTH")
+    )
 
     #: Seconds between two heartbeats of a worker, and of silence after which it counts as lost.
     heartbeat_interval: float = Field(5.0, gt=0)

@@ -24,6 +24,7 @@ COMMANDS = {
     "mcp": "Serve HOWL's tools to an MCP client.",
     "init": "Make what a real server needs: secrets, certificates, configuration.",
     "server": "Run the persistent side.",
+    "flower": "Serve Flower, Celery's web page of workers and tasks, behind a password.",
     "doctor": "Check what this machine needs, and say what to do.",
     "backup": "Write all that stays into one archive.",
     "restore": "Put a backup back into empty servers.",

@@ -1,0 +1,178 @@
+"""Flower as part of the house: nobody gets in without a password, and what it saw outlives its process."""
+
+import hmac
+import logging
+import os
+import signal
+from base64 import b64decode
+from binascii import Error as NotBase64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from flower import command, urls
+from flower.app import Flower
+from flower.options import DEFAULT_CONFIG_FILE, options
+from tornado.httputil import HTTPServerRequest
+from tornado.options import Error as WrongOption
+from tornado.web import RequestHandler, stream_request_body
+
+from howl.config import LOOPBACK_HOSTS
+from howl.errors import SettingsError
+
+logger = logging.getLogger(__name__)
+
+#: What differs from Flower's own defaults, unless FLOWER_… or its options say otherwise.
+DEFAULTS = {
+    # HOWL's workers tell their events over NATS; Celery's own way costs a worker far away a round trip for each.
+    "enable_events": False,
+    # 100,000 tasks, Flower's own, are more than half a gigabyte.
+    "max_tasks": 20_000,
+    # Milliseconds: what a killed Flower forgets.
+    "state_save_interval": 60_000,
+    # Logging is configured by whoever starts this; tornado would add its own to it.
+    "logging": "none",
+}
+#: Options that everybody on the machine would see in the list of processes.
+SECRETS = ("basic_auth", "cookie_secret", "oauth2_secret")
+
+
+@dataclass(frozen=True, kw_only=True)
+class House:
+    """How Flower is kept; these win over Flower's own options, variables and configuration file."""
+
+    #: `user:password` of everybody who may log in, at least one.
+    credentials: tuple[str, ...] = field(repr=False)
+    #: A folder that is Flower's alone.
+    folder: Path
+    address: str
+    #: 0: any that is free.
+    port: int
+    #: Path that all addresses begin with, for a proxy; empty: none.
+    url_prefix: str = ""
+    #: Whether every button and every call that changes something is refused.
+    read_only: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """The same, as Flower calls it."""
+        return {
+            "basic_auth": list(self.credentials),
+            "persistent": True,
+            "db": str(self.folder / "state"),
+            "address": self.address,
+            "port": self.port,
+            "url_prefix": self.url_prefix.strip("/") or None,
+            "read_only": self.read_only,
+        }
+
+
+def run(app: Celery, house: House, words: Sequence[str], when_up: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; `words` are more of Flower's own options, `when_up` is told the address.
+
+    Raises SettingsError for an option that Flower does not know, or that it is not given this way, and when it cannot
+    listen there.
+    """
+    _configure(house, words)
+    # What Flower keeps is a pickle: whoever can write to it runs code here.
+    os.umask(0o077)
+    house.folder.mkdir(parents=True, exist_ok=True)
+    house.folder.chmod(0o700)
+    flower = Guarded(capp=app, options=options, **urls.settings)
+    when_up(_url(house, _listen(flower, house)))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        flower.io_loop.asyncio_loop.add_signal_handler(number, flower.io_loop.stop)
+    try:
+        flower.start()
+    finally:
+        flower.stop()
+
+
+def _configure(house: House, words: Sequence[str]) -> None:
+    named = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in words}
+    if secret := named.intersection(SECRETS):
+        name = f"FLOWER_{secret.pop().upper()}"
+        raise SettingsError(f"Everybody on this machine would see it in the command line: set {name} instead.")
+    if ours := named.intersection(house.options()):
+        raise SettingsError(f"`howl flower` itself decides {', '.join(sorted(ours))}: see `howl flower --help`.")
+    try:
+        _read_options(words)
+    except (ValueError, WrongOption) as error:
+        raise SettingsError(f"Flower's own options are not as they should be: {error}.") from error
+    _set(house.options())
+    command.extract_settings()
+
+
+def _read_options(words: Sequence[str]) -> None:
+    """As Flower does, but that what it does not know is refused, and no file of the current folder is run unasked."""
+    _set(DEFAULTS)
+    command.apply_env_options()
+    strangers = options.parse_command_line(["howl flower", *words])
+    if strangers:
+        raise WrongOption(f"{strangers[0]!r} is none (write --name=value)")
+    if options.conf != DEFAULT_CONFIG_FILE:
+        options.parse_config_file(options.conf)
+
+
+def _set(wanted: dict[str, Any]) -> None:
+    for name, value in wanted.items():
+        setattr(options, name, value)
+
+
+def _listen(flower: Flower, house: House) -> int | None:
+    try:
+        port: int | None = flower.start_http_server()
+    except OSError as error:
+        raise SettingsError(
+            f"Flower cannot listen on {house.address}, port {house.port} ({error.strerror}): choose another."
+        ) from error
+    if house.address not in LOOPBACK_HOSTS and not flower.ssl_options:
+        logger.warning("Passwords reach %s in the clear: let nobody in but through a proxy that speaks TLS, or ssh -L.",
+                       house.address)  # fmt: skip
+    return port
+
+
+def _url(house: House, port: int | None) -> str:
+    scheme = "https" if "ssl_options" in urls.settings else "http"
+    host = f"[{house.address}]" if ":" in house.address else house.address
+    return f"{scheme}://{host}:{port}/{options.url_prefix or ''}"
+
+
+class Guarded(Flower):
+    """Asks for the password before it looks at the path: Flower's own metrics and static files are open to all."""
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        if self._is_health_check(request) or _may_enter(request, self.options.basic_auth):
+            return super().find_handler(request, **kwargs)
+        return self.get_handler_delegate(request, Doorkeeper)
+
+    def _is_health_check(self, request: HTTPServerRequest) -> bool:
+        """A container asks itself."""
+        prefix = f"/{self.options.url_prefix}" if self.options.url_prefix else ""
+        return request.path == f"{prefix}/healthcheck" and request.remote_ip in LOOPBACK_HOSTS
+
+
+def _may_enter(request: HTTPServerRequest, credentials: Sequence[str]) -> bool:
+    kind, _, encoded = request.headers.get("Authorization", "").partition(" ")
+    try:
+        given = b64decode(encoded)
+    except (NotBase64, ValueError):
+        return False
+    return kind == "Basic" and any([hmac.compare_digest(known.encode(), given) for known in credentials])  # noqa: C419  # all of them: the time it takes tells nothing
+
+
+@stream_request_body  # what a stranger sends is not kept
+class Doorkeeper(RequestHandler):
+    """Turns away."""
+
+    def check_xsrf_cookie(self) -> None:
+        """Nothing is done here."""
+
+    def prepare(self) -> None:
+        self.set_status(401)
+        self.set_header("WWW-Authenticate", 'Basic realm="flower"')
+        self.finish("Log in as FLOWER_BASIC_AUTH says.\n")
+
+    def data_received(self, chunk: bytes) -> None:
+        """Nobody reads it."""
