@@ -28,8 +28,14 @@ class Task(celery.Task):
 
 def create_app(settings: Settings | None = None) -> Celery:
     """A Celery application on the given settings; without any, they are loaded when the first one is needed."""
-    # By name: only who runs or sends tasks loads it, and only a worker the others.
-    made = Celery("howl", loader="howl.worker.loader:Loader", task_cls=Task, set_as_current=settings is None)
+    # By name: only who runs or sends tasks loads the loader, only who commands workers the control, only a worker the rest.
+    made = Celery(
+        "howl",
+        loader="howl.worker.loader:Loader",
+        control="howl.broker.control:Control",
+        task_cls=Task,
+        set_as_current=settings is None,
+    )
     made.add_defaults(lambda: configuration(settings or load_settings()))
     made.steps["worker"].add("howl.worker.boot:Preflight")
     made.steps["worker"].add("howl.worker.outbox:Outbox")

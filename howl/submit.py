@@ -38,8 +38,6 @@ TEXT_LIMIT = 20_000
 #: of them, of a megabyte each at worst, are fetched at once.
 PRIORITY_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 SEARCHED, FETCHED = 10_000, 50
-#: Ids of cancelled tasks that workers who start later are told, about.
-REVOKED_KEPT = 50_000
 #: How a task may have ended to be retried, and what its row says then.
 RETRIABLE = ("failed", "dead", "expired")
 AS_NEW: dict[str, Any] = {
@@ -119,11 +117,11 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
     if task.rank == FINAL_RANK:
         return task.status
     try:
-        _revoke_for_good(task_id, app)
+        app.control.revoke_for_good(task_id)
         if task.rank == 0 and take_off_queue(task, app):
             app.backend.append(failure(task.task_id, "REVOKED", TaskRevokedError("cancelled")))
         else:
-            app.control.revoke(task_id, terminate=True)
+            app.control.broadcast("revoke", arguments={"task_id": task_id, "terminate": True, "signal": "SIGTERM"})
     except (OperationalError, RedisError) as error:
         raise QueueUnavailable(
             f"Task {task_id} is not cancelled: Redis does not answer ({reason(error)}). Try again."
@@ -136,12 +134,6 @@ def _recorded(task_id: str, session: Session) -> Task:
     if task is None:
         raise UnknownTask(f"No task {task_id!r} is recorded; `howl tasks list` shows the newest.")
     return task
-
-
-def _revoke_for_good(task_id: str, app: Celery) -> None:
-    """Workers that start later hear of it too: a broadcast reaches only those who listen."""
-    client: Any = app.backend.redis
-    client.xadd(settings_of(app).key("revoked"), {"task_id": task_id}, maxlen=REVOKED_KEPT, approximate=True)
 
 
 def retry(task_id: str, session: Session, app: Celery) -> None:

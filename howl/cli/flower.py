@@ -1,5 +1,6 @@
 """`howl flower`: Celery's web page of workers and tasks, behind a password."""
 
+import logging
 from functools import partial
 
 import click
@@ -39,6 +40,7 @@ def flower(port: int, address: str, url_prefix: str, read_only: bool, verbose: b
         ssh -L 5555:127.0.0.1:5555 my.server        then http://127.0.0.1:5555
     """
     configure_logging(verbosely=verbose)
+    logging.getLogger("tornado.access").setLevel(logging.INFO if verbose else logging.WARNING)
     settings = load_settings()
     settings.redis()
     credentials, where = _who_may_enter(settings, address)

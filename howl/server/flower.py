@@ -172,6 +172,7 @@ class Doorkeeper(RequestHandler):
     def prepare(self) -> None:
         self.set_status(401)
         self.set_header("WWW-Authenticate", 'Basic realm="flower"')
+        self.set_header("Connection", "close")  # as tornado does after an answer before the end of the question
         self.finish("Log in as FLOWER_BASIC_AUTH says.\n")
 
     def data_received(self, chunk: bytes) -> None:

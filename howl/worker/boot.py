@@ -11,6 +11,7 @@ from howl.broker.areas import DEFAULT_USER, user_of
 from howl.celery import settings_of, worker_id_of, worker_queue
 from howl.config import Settings
 from howl.errors import NotGranted
+from howl.worker import remote
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class Preflight(bootsteps.Step):
         super().__init__(parent, **options)
         settings = settings_of(parent.app)
         require_redis(settings)
+        remote.install()
         if user_of(settings) != DEFAULT_USER:
             if not settings.nats_url:
                 parent.task_events = False

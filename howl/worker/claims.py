@@ -23,7 +23,7 @@ from howl.celery import settings_of
 from howl.errors import MessageRefused, TaskDied
 from howl.outcomes import Outcome, encode, failure
 from howl.worker.outbox import END, LAST, OTHER, Collector, Parcel
-from howl.worker.pool import most_in_hand, slots, withdraw, write_whole_jobs
+from howl.worker.pool import make_resizable, most_in_hand, slots_to_fill, withdraw, write_whole_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Holder:
         self.ledger = Ledger(
             settings_of(app),
             self.owner,
-            Room(partial(slots, self.pool), most_in_hand(self.pool)),
+            Room(partial(slots_to_fill, consumer.controller), most_in_hand(self.pool)),
             self._stale,
             state.revoked.update,
         )
@@ -106,6 +106,7 @@ class Holder:
         self._early_over: deque[tuple[float, str]] = deque()
         sys.setswitchinterval(SWITCH)
         write_whole_jobs(self.pool)
+        make_resizable(self.pool)
         self.ledger.start()
         self.collector.start()
 

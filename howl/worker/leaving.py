@@ -38,8 +38,9 @@ class Leaving(bootsteps.StartStopStep):
 
     def close(self, parent: Any) -> None:
         """The worker takes no more: what it holds and has not begun is for others, while the rest ends."""
-        if state.should_stop is None:
-            state.should_stop = 0  # told by remote control, of which the rest of Celery's state knows nothing
+        if not self._asked:  # by a signal: Celery's remote `shutdown` begins here
+            self._asked = True
+            self._drain("shutdown")
         claims = getattr(parent.consumer, "howl_claims", None)
         if claims is not None:
             claims.release()

@@ -1,6 +1,8 @@
 """What HOWL asks of Celery's pools, which prefork alone can give: short ways to its children, and a job back."""
 
 import select
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery.worker import state
@@ -18,9 +20,44 @@ def slots(pool: Any) -> int:
     return int(processes._processes if processes is not None else pool.limit or 1)  # noqa: SLF001  # pool_grow changes it
 
 
+def slots_to_fill(worker: Any) -> int:
+    """The same, of a pool that grows when it is handed more than it runs (`--autoscale`): as many as it may grow to."""
+    return max(slots(worker.pool), worker.autoscaler.max_concurrency if worker.autoscaler else 0)
+
+
 def most_in_hand(pool: Any) -> int:
     """How many short tasks a slot of this pool may be handed: more than one only where they can be taken back."""
     return AHEAD if _processes(pool) is not None else 1
+
+
+def make_resizable(pool: Any) -> None:
+    """Have remote control grow and shrink threads as well as processes, at once, and leave one: none would idle on."""
+    grow, shrink = getattr(pool, "grow", None), getattr(pool, "shrink", None)
+    if hasattr(pool, "executor"):
+        grow, shrink = partial(_grow_threads, pool), partial(_shrink_threads, pool)
+    if grow is not None and shrink is not None:  # solo has one for ever
+        pool.grow = partial(_grow_at_once, pool, grow)
+        pool.shrink = partial(_shrink_but_keep_one, pool, shrink)
+
+
+def _grow_threads(pool: Any, n: int) -> None:
+    pool.limit += n
+    pool.executor._max_workers += n  # noqa: SLF001  # read when a job comes; tests/server/test_flower.py runs such jobs
+
+
+def _shrink_threads(pool: Any, n: int) -> None:
+    pool.limit -= n  # threads that are left over have nothing to do: no more is taken than `slots` says
+
+
+def _grow_at_once(pool: Any, grow: Callable[[int], None], n: int = 1) -> None:
+    grow(n)
+    pool.maintain_pool()  # which starts processes; Celery would within five seconds
+
+
+def _shrink_but_keep_one(pool: Any, shrink: Callable[[int], None], n: int = 1) -> None:
+    if n >= slots(pool):
+        raise ValueError(f"{slots(pool)} is all there is, and one must stay: shut the worker down instead")
+    shrink(n)
 
 
 def pids(pool: Any) -> list[int]:
