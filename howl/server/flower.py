@@ -8,6 +8,7 @@ from base64 import b64decode
 from binascii import Error as NotBase64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,15 @@ DEFAULTS = {
     "max_tasks": 20_000,
     # Milliseconds: what a killed Flower forgets.
     "state_save_interval": 60_000,
+    # Flower's own, and the result.
+    "tasks_columns": "name,uuid,state,result,received,runtime,worker",
     # Logging is configured by whoever starts this; tornado would add its own to it.
     "logging": "none",
 }
 #: Options that everybody on the machine would see in the list of processes.
 SECRETS = ("basic_auth", "cookie_secret", "oauth2_secret")
+#: Events of HOWL's own, by which Celery would take a task for one in state LOG, even after its end.
+NO_STATES = ("task-progress", "task-log")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,7 @@ def run(app: Celery, house: House, words: Sequence[str], when_up: Callable[[str]
     house.folder.mkdir(parents=True, exist_ok=True)
     house.folder.chmod(0o700)
     flower = Guarded(capp=app, options=options, **urls.settings)
+    flower.events.on_event = partial(_pass_on, flower.events.on_event)
     when_up(_url(house, _listen(flower, house)))
     for number in (signal.SIGINT, signal.SIGTERM):
         flower.io_loop.asyncio_loop.add_signal_handler(number, flower.io_loop.stop)
@@ -120,6 +126,11 @@ def _set(wanted: dict[str, Any]) -> None:
         setattr(options, name, value)
 
 
+def _pass_on(hear: Callable[[dict[str, Any]], None], event: dict[str, Any]) -> None:
+    if event.get("type") not in NO_STATES:
+        hear(event)
+
+
 def _listen(flower: Flower, house: House) -> int | None:
     try:
         port: int | None = flower.start_http_server()
@@ -136,7 +147,7 @@ def _listen(flower: Flower, house: House) -> int | None:
 def _url(house: House, port: int | None) -> str:
     scheme = "https" if "ssl_options" in urls.settings else "http"
     host = f"[{house.address}]" if ":" in house.address else house.address
-    return f"{scheme}://{host}:{port}/{options.url_prefix or ''}"
+    return f"{scheme}://{host}:{port}/" + (f"{options.url_prefix}/" if options.url_prefix else "")
 
 
 class Guarded(Flower):

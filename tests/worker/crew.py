@@ -23,8 +23,14 @@ from howl.tls import redis_options
 from tests.support import Process, eventually
 
 ROOT = Path(__file__).parent.parent.parent
-HOWL = str(Path(sys.executable).with_name("howl"))
+HOWL, CELERY = (str(Path(sys.executable).with_name(name)) for name in ("howl", "celery"))
 TASKS = "tests.worker.tasks"
+
+
+def said(process: Process, word: str) -> None:
+    """Wait until the process, which must not end before, has."""
+    eventually(lambda: word in process.output or process.popen.poll() is not None)
+    assert process.popen.poll() is None, process.output
 
 
 class Crew:
@@ -56,14 +62,22 @@ class Crew:
     def start(self) -> None:
         names = ("redis_url", "nats_url", "database_url", "key_prefix", "subject_prefix", "home")
         given = {f"HOWL_{name.upper()}": str(getattr(self.settings, name)) for name in names}
-        env = clean_environment(**given, HOWL_TASK_MODULES=TASKS, PYTHONPATH=str(ROOT))
-        server = self._run("server", env=env)
-        del env["HOWL_DATABASE_URL"]
-        concurrency = "1" if self.pool == "solo" else "2"
-        self.worker = self._run("worker", "--name", "w1", "--pool", self.pool, "--concurrency", concurrency, env=env)
-        for process, word in ((server, "server is up"), (self.worker, " ready.")):
-            eventually(lambda p=process, w=word: w in p.output or p.popen.poll() is not None)
-            assert process.popen.poll() is None, process.output
+        self.env = clean_environment(**given, HOWL_TASK_MODULES=TASKS, PYTHONPATH=str(ROOT))
+        server = self.run("server", env=self.env)
+        self.worker = self.hire("w1", "--pool", self.pool, "--concurrency", "1" if self.pool == "solo" else "2")
+        said(server, "server is up")
+        said(self.worker, " ready.")
+
+    def hire(self, name: str, *options: str) -> Process:
+        """Begin to start a worker, which is told nothing of PostgreSQL."""
+        env = {name: value for name, value in self.env.items() if name != "HOWL_DATABASE_URL"}
+        return self.run("worker", "--name", name, *options, env=env)
+
+    def run(self, *arguments: str, env: dict[str, str], program: str = HOWL) -> Process:
+        """Start `howl …`, which ends with the crew."""
+        log = self.folder / f"{arguments[0]}-{len(self.processes)}.log"
+        self.processes.append(Process([program, *arguments], env, log))
+        return self.processes[-1]
 
     def end(self) -> None:
         for process in reversed(self.processes):
@@ -127,10 +141,6 @@ class Crew:
         return [(owner, deadline / 1000 - seconds) for owner, deadline in given]
 
     # --- the namespace ----------------------------------------------------------------------------------------------
-
-    def _run(self, *arguments: str, env: dict[str, str]) -> Process:
-        self.processes.append(Process([HOWL, *arguments], dict(env), self.folder / f"{arguments[0]}.log"))
-        return self.processes[-1]
 
     def _dropped(self) -> bool:
         try:
