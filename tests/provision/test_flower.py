@@ -1,13 +1,15 @@
 """Flower beside the servers of `howl init`: over TLS, of workers with a narrow credential, shown by a browser."""
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.provision.person import Person
-from tests.provision.servers import Server, ready
+from tests.provision.servers import COMPOSE, Server, ready
 from tests.support import Process, eventually, optional_program
 from tests.visits import Flower
 
@@ -55,6 +57,13 @@ def test_a_browser_shows_workers_and_tasks(flower: Flower, person: Person, tmp_p
         shown = browse(flower, page, tmp_path)
         assert not [word for word in words if word not in shown]
         assert (tmp_path / f"{page}.png").stat().st_size > 20_000
+
+
+def test_the_health_check_of_its_container_holds(flower: Flower) -> None:
+    program, *words = COMPOSE["services"]["flower"]["healthcheck"]["test"][1:]
+    assert program == "python"
+    words[-1] = words[-1].replace("5555", str(httpx.URL(flower.url).port))
+    assert subprocess.run([sys.executable, *words], timeout=30, check=False).returncode == 0
 
 
 def tell(flower: Flower, person: Person, *workers: str) -> None:
