@@ -28,7 +28,7 @@ class Task(celery.Task):
 
 def create_app(settings: Settings | None = None) -> Celery:
     """A Celery application on the given settings; without any, they are loaded when the first one is needed."""
-    # By name: only who runs or sends tasks loads the loader, only who commands workers the control, only a worker the rest.
+    # By name: who runs or sends tasks loads the loader, who commands workers the control, a worker all the rest.
     made = Celery(
         "howl",
         loader="howl.worker.loader:Loader",

@@ -38,9 +38,7 @@ class Leaving(bootsteps.StartStopStep):
 
     def close(self, parent: Any) -> None:
         """The worker takes no more: what it holds and has not begun is for others, while the rest ends."""
-        if not self._asked:  # by a signal: Celery's remote `shutdown` begins here
-            self._asked = True
-            self._drain("shutdown")
+        self.drain("shutdown")  # Celery's remote command begins here; a signal, or an order, has asked before
         claims = getattr(parent.consumer, "howl_claims", None)
         if claims is not None:
             claims.release()
