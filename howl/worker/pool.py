@@ -42,7 +42,7 @@ def make_resizable(pool: Any) -> None:
 
 def _grow_threads(pool: Any, n: int) -> None:
     pool.limit += n
-    pool.executor._max_workers += n  # noqa: SLF001  # read when a job comes; tests/server/test_flower.py runs such jobs
+    pool.executor._max_workers += n  # noqa: SLF001  # read when a job comes; tests/worker/test_remote_control.py grows it
 
 
 def _shrink_threads(pool: Any, n: int) -> None:
