@@ -121,7 +121,9 @@ class Crew:
         eventually(lambda: not [claim for claim in self.held() if task_id.encode() in claim])
 
     def events(self, task_id: str) -> list[TaskEvent]:
-        query = select(TaskEvent).where(TaskEvent.task_id == task_id).order_by(TaskEvent.event_id)
+        """What its outcomes came to; what was seen of it meanwhile comes in its own time."""
+        told = TaskEvent.source.startswith("outcome:")
+        query = select(TaskEvent).where(TaskEvent.task_id == task_id, told).order_by(TaskEvent.event_id)
         with db.session(self.settings.database()) as opened:
             return list(opened.scalars(query))
 
