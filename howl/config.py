@@ -201,7 +201,11 @@ class Settings(BaseSettings):
     agent_env: CommaSeparated = ()
     #: Whether command.* and agent.* may run on this machine although it is a permanent one.
     allow_commands: bool = False
-    #: Whether web.fetch on this worker may reach private, loopback and link-local addresses.
+    #: The Chrome or Chromium for browser.*, as a path or a name in PATH; None: one of the usual names.
+    browser: str | None = None
+    #: Whether it keeps its sandbox, which root cannot and many containers do not allow.
+    browser_sandbox: bool = True
+    #: Whether web.* and browser.* on this worker may reach private, loopback and link-local addresses.
     web_allow_private: bool = False
     #: Refuse any server that is not on this machine: set for demo and tests.
     loopback_only: bool = False

@@ -108,6 +108,10 @@ class FetchFailed(HowlError):
     """The page could not be fetched whole: no answer, not in time, or not as HTTP prescribes."""
 
 
+class BrowserFailed(HowlError):
+    """A worker's browser could not be started, or ended by itself."""
+
+
 class WorkerGone(HowlError):
     """The one worker a task was assigned to went away before it started the task."""
 

@@ -33,10 +33,15 @@ async def resolve(url: httpx.URL, allow_private: bool) -> list[str]:
 
     Connecting to these, not to the name again, leaves a name server no second answer to give (DNS rebinding).
     """
-    addresses = await _look_up(url.host, port_of(url))
+    return await resolve_host(url.host, port_of(url), allow_private)
+
+
+async def resolve_host(host: str, port: int, allow_private: bool) -> list[str]:
+    """As resolve(), of a host without a URL."""
+    addresses = await _look_up(host, port)
     if not allow_private and not all(map(is_public, addresses)):
         raise AddressRefused(
-            f"{url.host} has a private, loopback or otherwise not public address: such are fetched only by workers "
+            f"{host} has a private, loopback or otherwise not public address: such are fetched only by workers "
             "whose owner set HOWL_WEB_ALLOW_PRIVATE=1."
         )
     return addresses[:TRIED]

@@ -1,0 +1,134 @@
+"""Looking at a page with a real browser on a worker: a picture of it, or its text and links."""
+
+import importlib
+import struct
+from typing import Any, NamedTuple, TypedDict
+
+from celery import shared_task
+
+from howl.errors import NotConfigured
+from workers import browser_pool
+from workers.rights import settings
+from workers.visit import DEFAULT_VIEWPORT, Sight, Visit, check
+
+NAME = "screenshot.png"
+MEDIA_TYPE = "image/png"
+#: Where a PNG says its width and height (ISO 15948, 11.2.2).
+SIZE = struct.Struct(">16x2I")
+
+
+class Screenshot(TypedDict):
+    """A picture of a page, width and height in pixels, and the artifact that it became."""
+
+    url: str
+    status: int
+    title: str
+    width: int
+    height: int
+    artifact: dict[str, Any]
+
+
+class Shot(NamedTuple):
+    """A picture of a page, and what was seen there."""
+
+    png: bytes
+    seen: Sight
+
+
+@shared_task(name="browser.screenshot")
+def screenshot(
+    url: str,
+    *,
+    full_page: bool = False,
+    viewport: list[int] | None = None,
+    wait_for: str | None = None,
+    timeout: float = 30.0,
+) -> Screenshot:
+    """Visit a page with a browser on a worker, and take a screenshot of it.
+
+    url: an http or https URL without credentials.
+    full_page: the whole page instead of what is in view, up to 4,096 x 10,000 pixels; beyond, it is cut off.
+    viewport: [width, height] of what is in view, in pixels, up to [4096, 4096]; [1280, 720] when not given.
+    wait_for: a CSS selector; the picture is taken when something visible matches it, else when the page has loaded.
+    timeout: seconds for everything together, up to 600.
+
+    The answer holds url (where redirects led), status, title, width and height in pixels, and artifact: name, media
+    type, size and digest of the PNG, which is kept with the task. A status such as 404 is an answer, not an error.
+
+    Private, loopback, link-local and other addresses that are not public are refused, in whatever a page asks for,
+    unless the worker's owner set HOWL_WEB_ALLOW_PRIVATE=1; a page refused in part is shown without that part. A page
+    begins without cookies, cannot download, open windows or answer dialogs, and may move 100 MB.
+
+    Errors: AddressRefused, FetchFailed (no answer, not in time, crashed), InvalidRequest, BrowserFailed, NotConfigured
+    (no browser on this worker).
+    """
+    shot = capture(url, full_page=full_page, viewport=viewport, wait_for=wait_for, timeout=timeout)
+    width, height = SIZE.unpack_from(shot.png)
+    return {
+        "url": shot.seen["url"],
+        "status": shot.seen["status"],
+        "title": shot.seen["title"],
+        "width": width,
+        "height": height,
+        "artifact": _keep(shot.png),
+    }
+
+
+@shared_task(name="browser.page")
+def page(url: str, *, wait_for: str | None = None, timeout: float = 30.0) -> Sight:
+    """Visit a page with a browser on a worker, and return what can be read there after its scripts have run.
+
+    url: an http or https URL without credentials.
+    wait_for: a CSS selector; the page is read when something visible matches it, else when it has loaded.
+    timeout: seconds for everything together, up to 600.
+
+    The answer holds url (where redirects led), status, title, text (the first 30,000 characters of what a reader sees),
+    links (the first 200, each a text and a url), and truncated (whether there was more). What a page may do, and which
+    addresses are refused, is as with browser.screenshot; so are the errors.
+    """
+    return _look(url, wait_for=wait_for, timeout=timeout)[0]
+
+
+def capture(
+    url: str,
+    *,
+    full_page: bool = False,
+    viewport: list[int] | None = None,
+    wait_for: str | None = None,
+    timeout: float = 30.0,
+) -> Shot:
+    """A picture of a page, kept nowhere yet; arguments and errors are those of screenshot()."""
+    seen, png = _look(url, picture=True, full_page=full_page, viewport=viewport, wait_for=wait_for, timeout=timeout)
+    return Shot(png, seen)
+
+
+def _look(
+    url: str,
+    *,
+    wait_for: str | None,
+    timeout: float,
+    picture: bool = False,
+    full_page: bool = False,
+    viewport: list[int] | None = None,
+) -> tuple[Sight, bytes]:
+    wanted: Visit = {
+        "url": url,
+        "viewport": DEFAULT_VIEWPORT if viewport is None else viewport,
+        "wait_for": wait_for,
+        "picture": picture,
+        "full_page": full_page,
+        "timeout": timeout,
+        "allow_private": settings().web_allow_private,
+    }
+    return browser_pool.look(check(wanted))
+
+
+def _keep(png: bytes) -> dict[str, Any]:
+    # LEAD: once howl/worker/artifacts.py is merged: `from howl.worker.artifacts import artifact` at the top, and
+    # `return artifact(png, NAME, MEDIA_TYPE)` here.
+    try:
+        artifacts = importlib.import_module("howl.worker.artifacts")
+    except ModuleNotFoundError:
+        raise NotConfigured("This worker cannot keep files: install a HOWL that has artifacts.") from None
+    kept: dict[str, Any] = artifacts.artifact(png, NAME, MEDIA_TYPE)
+    return kept
