@@ -47,12 +47,15 @@ def _has_room(folder: Path) -> bool:
     return state.f_bavail * state.f_frsize > ROOM and not state.f_flag & os.ST_NOEXEC
 
 
-def optional_program(name: str) -> str:
-    """The path of a program that not everyone has: without it a test is skipped, but fails in CI, which installs it."""
-    found = shutil.which(name)
+def optional_program(*names: str) -> str:
+    """The path of a program that not everyone has, the first there is of these names.
+
+    Without any a test is skipped, but fails in CI, which installs one.
+    """
+    found = next(filter(None, map(shutil.which, names)), None)
     if found is None and os.environ.get("CI"):
-        pytest.fail(f"{name} is missing, which .ci/run should have installed")
-    return found or pytest.skip(f"{name} is not installed: this test needs it")
+        pytest.fail(f"{names[0]} is missing, which .ci/run should have installed")
+    return found or pytest.skip(f"{names[0]} is not installed: this test needs it")
 
 
 class Process:

@@ -11,6 +11,8 @@ from howl.errors import AddressRefused, FetchFailed
 
 #: Addresses of one name that are tried, in the resolver's order.
 TRIED = 3
+#: Where Azure, and so each of GitHub's runners, finds its own machine's secrets under a public address.
+INSIDE_CLOUDS = frozenset({"168.63.129.16"})
 
 
 def parse(url: str) -> httpx.URL:
@@ -52,7 +54,7 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address) and (ip.is_site_local or ip.sixtofour or ip.teredo or ip.ipv4_mapped):
         return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved and address not in INSIDE_CLOUDS
 
 
 def port_of(url: httpx.URL) -> int:

@@ -75,7 +75,8 @@ class Visitor:
                 return await glance.at(await self._new_page(*wanted["viewport"]))
         except TimeoutError:
             self.left = 0  # a page that hangs may not let go of it
-            raise FetchFailed(f"{glance.doing} after {wanted['timeout']:g} s, the time it was given.") from None
+            late = FetchFailed(f"{glance.doing} after {wanted['timeout']:g} s, the time it was given.")
+            raise glance.refusal() or late from None
         except PlaywrightError as error:
             if not self.browser.is_connected():
                 raise BrowserFailed("The browser ended while it looked at the page; the next gets a new one.") from None

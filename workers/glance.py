@@ -76,7 +76,14 @@ class Glance:
             return FetchFailed("The URL leads to a file for downloading, not to a page: use web.fetch.")
         found = NETWORK_ERROR.search(said)
         why = f"the browser says {found[1]}" if found else said.partition("\n")[0][:200]
-        return self._gate_said() or FetchFailed(f"The page could not be fetched: {why}.")
+        return self.refusal() or FetchFailed(f"The page could not be fetched: {why}.")
+
+    def refusal(self) -> HowlError | None:
+        """Why the gate did not let the page through to where it went last, or not all of it."""
+        if self.gate.exhausted:
+            return FetchFailed(f"The page, with all that belongs to it, is larger than {PAGE_BYTES:,} bytes.")
+        going = addresses.parse(self.going)
+        return self.gate.failures.get((going.host, addresses.port_of(going)))
 
     async def _arrive(self, page: Page) -> None:
         selector = self.wanted["wait_for"]
@@ -109,15 +116,9 @@ class Glance:
 
     def _check_end(self, page: Page) -> None:
         """A page may have gone on by itself to where none may go, or not have come whole."""
-        if refused := self._gate_said():
+        if refused := self.refusal():
             raise refused
         addresses.parse(page.url)
-
-    def _gate_said(self) -> HowlError | None:
-        if self.gate.exhausted:
-            return FetchFailed(f"The page, with all that belongs to it, is larger than {PAGE_BYTES:,} bytes.")
-        going = addresses.parse(self.going)
-        return self.gate.failures.get((going.host, addresses.port_of(going)))
 
     def _note_request(self, page: Page, request: Request) -> None:
         if request.is_navigation_request() and request.frame == page.main_frame:

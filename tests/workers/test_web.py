@@ -1,127 +1,25 @@
 """web.fetch, called directly, against a real web server on loopback."""
 
-import gzip
 import hashlib
 import json
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from howl.errors import AddressRefused, FetchFailed, InvalidRequest
+from tests.workers.site import PAGE, Site
 from workers import addresses, page
 from workers.web import fetch
 
-PAGE = """<!doctype html><html><head><title>A &amp; B
- &eacute;</title><style>p{}</style></head>
-<body><!-- <p>hidden --><h1>Hello</h1><script>alert("<p>no</p>")</script><p>wide   &lt;world&gt;</p></body></html>"""
 SELF_SIGNED = (
     "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
     "-subj /CN=pages.test -addext subjectAltName=DNS:pages.test"
 )
-BOMB = gzip.compress(bytes(100_000_000))
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.server.seen.append(self.headers["Host"])
-        place = urlsplit(self.path)
-        getattr(self, place.path.strip("/"))(parse_qs(place.query))
-
-    def answer(self, body: bytes, *headers: tuple[str, str], status: int = 200) -> None:
-        self.send_response(status)
-        for name, value in (("Content-Length", str(len(body))), *headers):
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def page(self, _: dict) -> None:
-        self.answer(PAGE.encode(), ("Content-Type", "text/html; charset=utf-8"))
-
-    def packed(self, _: dict) -> None:
-        self.answer(gzip.compress(PAGE.encode()), ("Content-Type", "text/html"), ("Content-Encoding", "gzip"))
-
-    def bomb(self, _: dict) -> None:
-        self.answer(BOMB, ("Content-Encoding", "gzip"))
-
-    def liar(self, _: dict) -> None:
-        self.answer(b"not packed at all", ("Content-Encoding", "gzip"))
-
-    def unknown(self, _: dict) -> None:
-        self.answer(b"...", ("Content-Encoding", "br"))
-
-    def latin(self, _: dict) -> None:
-        self.answer("Café".encode("latin-1"), ("Content-Type", "text/plain; charset=iso-8859-1"))
-
-    def broken(self, _: dict) -> None:
-        self.answer(b"a\xff\0b", ("Content-Type", "text/plain; charset=no-such-charset"))
-
-    def missing(self, _: dict) -> None:
-        self.answer(b"no", status=404)
-
-    def hop(self, query: dict) -> None:
-        self.answer(b"", ("Location", query["to"][0]), status=302)
-
-    def loop(self, _: dict) -> None:
-        self.answer(b"", ("Location", "/loop"), status=307)
-
-    def short(self, _: dict) -> None:
-        self.answer(b"half", ("Content-Length", "100"))
-        self.close_connection = True
-
-    def endless(self, _: dict) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.pour(bytes(65536), 0)
-
-    def trickle(self, _: dict) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.pour(b".", 0.05)
-
-    def trickling_headers(self, _: dict) -> None:
-        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
-        self.pour(b"X: y\r\n", 0.05)
-
-    def pour(self, chunk: bytes, pause: float) -> None:
-        try:
-            while not self.server.closing.wait(pause):
-                self.wfile.write(chunk)
-        except OSError:
-            self.close_connection = True
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class Site(ThreadingHTTPServer):
-    """A web site on loopback that remembers the hosts it was asked for."""
-
-    def __init__(self, address: str, port: int = 0) -> None:
-        super().__init__((address, port), Handler)
-        self.seen: list[str] = []
-        self.closing = threading.Event()
-
-    def __enter__(self) -> "Site":
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        self.shutdown()
-        self.server_close()
-
-    def url(self, path: str = "", host: str = "127.0.0.1", scheme: str = "http") -> str:
-        return f"{scheme}://{host}:{self.server_port}{path}"
 
 
 @pytest.fixture
@@ -196,7 +94,7 @@ def test_a_packed_bomb_is_unpacked_up_to_the_limit(site: Site):
     assert (found["size"], found["truncated"]) == (300_000, True)
 
 
-@pytest.mark.parametrize("path", ["/trickle", "/trickling_headers"])
+@pytest.mark.parametrize("path", ["/trickle", "/trickling_headers", "/dawdle"])
 def test_a_server_that_trickles_does_not_hold_a_task_beyond_its_timeout(site: Site, path: str):
     started = time.monotonic()
     with pytest.raises(FetchFailed, match=r"not there after 0\.5 s"):
@@ -214,6 +112,7 @@ def test_a_server_that_trickles_does_not_hold_a_task_beyond_its_timeout(site: Si
         ("/liar", "not the gzip data"),
         ("/unknown", "content encoding 'br'"),
         ("/short", "could not be fetched"),
+        ("/hoard", "could not be fetched"),
     ],
 )
 def test_an_answer_that_leads_nowhere_is_a_clear_error(site: Site, path: str, message: str):
@@ -256,6 +155,9 @@ def test_a_url_that_workers_do_not_fetch_is_refused(url: str):
         "127.1",
         "2130706433",
         "0x7f000001",
+        "017700000001",
+        "127\u30020\u30020\u30021",
+        "0",
         "0.0.0.0",  # noqa: S104 - an address to refuse
         "10.0.0.1",
         "172.16.0.1",
@@ -273,7 +175,11 @@ def test_a_url_that_workers_do_not_fetch_is_refused(url: str):
         "[ff02::1]",
         "[::ffff:127.0.0.1]",
         "[::ffff:8.8.8.8]",
+        "[::127.0.0.1]",
+        "[::ffff:0:127.0.0.1]",
         "[64:ff9b::7f00:1]",
+        "[64:ff9b::808:808]",
+        "[64:ff9b:1::a00:1]",
         "[2002:7f00:1::]",
         "[2001:0:4136:e378:8000:63bf:3fff:fdd2]",
     ],
@@ -281,6 +187,19 @@ def test_a_url_that_workers_do_not_fetch_is_refused(url: str):
 def test_an_address_that_is_not_public_is_refused(host: str):
     with pytest.raises(AddressRefused, match="HOWL_WEB_ALLOW_PRIVATE=1"):
         fetch(f"http://{host}/", timeout=5)
+
+
+@pytest.mark.parametrize(
+    "host", ["0177.0.0.1", "127.0.0.1.", "%31%32%37.0.0.1", "\uff11\uff12\uff17.0.0.1", "0x7f.1.1.1.1"]
+)
+def test_a_spelling_that_only_some_programs_take_for_an_address_reaches_none(host: str):
+    with pytest.raises((AddressRefused, FetchFailed), match=r"cannot be read|has no address"):
+        fetch(f"http://{host}/", timeout=20)
+
+
+def test_the_cloud_s_own_service_under_a_public_address_is_refused():
+    with pytest.raises(AddressRefused, match="HOWL_WEB_ALLOW_PRIVATE=1"):
+        fetch("http://168.63.129.16/", timeout=5)
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "2606:4700::1111"])
