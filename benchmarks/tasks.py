@@ -21,12 +21,13 @@ def sleep(seconds: float) -> None:
 @shared_task(name="bench.diary", bind=True)
 def diary(self: Any, path: str, seconds: float) -> None:
     """Take some time, and write down one's beginning and end."""
-    _write_down(path, f"began {self.request.id} {os.getpid()}\n")
+    write_down(path, f"began {self.request.id} {os.getpid()}\n")
     time.sleep(seconds)
-    _write_down(path, f"ended {self.request.id} {os.getpid()}\n")
+    write_down(path, f"ended {self.request.id} {os.getpid()}\n")
 
 
-def _write_down(path: str, line: str) -> None:
+def write_down(path: str, line: str) -> None:
+    """Add a line to a diary that many processes write."""
     # One write at the file's end: lines of many processes do not mix.
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:

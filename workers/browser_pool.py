@@ -132,14 +132,14 @@ class Host:
     def _line(self, deadline: float) -> Any:
         while b"\n" not in self._unread:
             self._receive(deadline)
-        return json.loads(self._taken(self._unread.index(b"\n") + 1))
+        return json.loads(self._cut(self._unread.index(b"\n") + 1))
 
     def _read(self, size: int, deadline: float) -> bytes:
         while len(self._unread) < size:
             self._receive(deadline)
-        return self._taken(size)
+        return self._cut(size)
 
-    def _taken(self, size: int) -> bytes:
+    def _cut(self, size: int) -> bytes:
         part = bytes(self._unread[:size])
         del self._unread[:size]
         return part

@@ -125,9 +125,8 @@ class Gate:
 async def _destination(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[str, int]:
     """Where a client wants to be connected to; raises ValueError unless it asks in SOCKS 5, and for a name."""
     version, methods = await reader.readexactly(2)
-    offered = await reader.readexactly(methods)
-    if version != VERSION or NO_AUTHENTICATION not in offered:
-        raise ValueError("not SOCKS 5")
+    if version != VERSION or NO_AUTHENTICATION not in await reader.readexactly(methods):
+        raise ValueError("not SOCKS 5 without authentication")
     writer.write(bytes([VERSION, NO_AUTHENTICATION]))
     version, command, _, kind, length = await reader.readexactly(5)
     if (version, command, kind) != (VERSION, CONNECT, NAME):

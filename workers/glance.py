@@ -50,7 +50,8 @@ class Glance:
     def __init__(self, gate: Gate, wanted: Visit) -> None:
         self.gate = gate
         self.wanted = wanted
-        #: What is under way, should time run out; where the page went last, and the status it was answered with.
+        #: What is under way, should time run out; where the page went last, and the status it was answered
+        #: with, 0 for none.
         self.doing = "The browser was not ready"
         self.going = wanted["url"]
         self.status = 0
@@ -82,6 +83,8 @@ class Glance:
         """Why the gate did not let the page through to where it went last, or not all of it."""
         if self.gate.exhausted:
             return FetchFailed(f"The page, with all that belongs to it, is larger than {PAGE_BYTES:,} bytes.")
+        if self.status:
+            return None  # it got there, whatever became of another connection to the same place
         going = addresses.parse(self.going)
         return self.gate.failures.get((going.host, addresses.port_of(going)))
 
@@ -122,7 +125,7 @@ class Glance:
 
     def _note_request(self, page: Page, request: Request) -> None:
         if request.is_navigation_request() and request.frame == page.main_frame:
-            self.going = request.url
+            self.going, self.status = request.url, 0
 
     def _note_response(self, page: Page, response: Response) -> None:
         if response.request.is_navigation_request() and response.frame == page.main_frame:
