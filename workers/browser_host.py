@@ -38,13 +38,17 @@ LINE_LIMIT = 1 << 20
 FLAGS = (
     "--disable-gpu",
     "--disable-quic",
-    # No window beside the page's own, or it could open thousands.
     "--block-new-web-contents",
     # For whatever would not go through the gate there are no names, and no UDP.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--webrtc-ip-handling-policy=disable_non_proxied_udp",
     "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
 )
+
+
+#: No window beside the page's own, or it could open thousands: a headless shell heeds --block-new-web-contents, Chrome
+#: and Chromium have a popup blocker, which Playwright would turn off.
+LEFT_OUT = ("--disable-popup-blocking",)
 
 
 class Visitor:
@@ -112,6 +116,7 @@ async def opened(executable: str, *, sandbox: bool) -> AsyncIterator[Visitor]:
                 executable_path=executable,
                 chromium_sandbox=sandbox,
                 args=FLAGS,
+                ignore_default_args=LEFT_OUT,
                 proxy={"server": f"socks5://127.0.0.1:{gate.port}"},
             )
         except PlaywrightError as error:
