@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -212,7 +213,11 @@ def test_a_selector_that_no_browser_understands_is_refused_before_the_page_is_as
 
 
 @pytest.mark.parametrize("whom", [os.kill, os.killpg])
-def test_a_browser_that_was_killed_while_it_waited_is_replaced(site: Site, whom: Callable[[int, int], None]):
+def test_a_browser_that_was_killed_while_it_waited_is_replaced(
+    site: Site, whom: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    browser_pool.close()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # nobody is left to remove its folder
     page(site.url("/page"), timeout=SLOW)
     before = host()
     whom(before._guard.pid, signal.SIGKILL)
