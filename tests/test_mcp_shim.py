@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from howl import mcp_shim
 from howl.config import Settings, load_settings
 from howl.mcp_server import StrictServer
-from howl.models import Task
+from howl.models import Task, TaskEvent
 from tests.burst.fake_github import REPOSITORY, TOKEN, fake_github
 from tests.support import Process, eventually
 
@@ -221,6 +221,26 @@ def test_a_wait_reports_progress_and_returns_the_task_as_it_is(shim: StrictServe
     assert "no worker is active" in task["note"]
     assert heard
     assert set(heard) == {f"{task['task_id']} is queued"}
+
+
+def test_a_wait_says_how_far_the_task_is_and_what_it_wrote(shim: StrictServer, session: Session) -> None:
+    heard: list[str | None] = []
+
+    async def note(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(message)
+
+    async def make() -> CallToolResult:
+        async with Client(shim) as client:
+            arguments = {"task_id": "task-1", "wait_seconds": 0.6}
+            return await client.call_tool("get_task", arguments, progress_callback=note)
+
+    session.add(Task(task_id="task-1", name="tests.noop", status="started", rank=1))
+    said = {"progress": {"done": 34, "total": 100, "note": "fetching"}, "log": {"lines": ["page 34"], "dropped": 0}}
+    session.add_all(TaskEvent(task_id="task-1", kind=kind, data=data) for kind, data in said.items())
+    session.commit()
+    task = answer(asyncio.run(make()))
+    assert (task["progress"]["done"], task["log"], task["events"]) == (34, ["page 34"], [])
+    assert set(heard) == {"task-1 is started: 34/100, fetching"}
 
 
 def test_other_calls_are_answered_while_one_waits(shim: StrictServer) -> None:
