@@ -40,9 +40,9 @@ def watch(interval: float, once: bool, as_json: bool) -> None:
     """Watch the whole house live: workers, tasks, queues.
 
     It shows who is there and until when, running tasks with their progress, what just ended, what waits, and how many
-    tasks end a second. Ctrl-C ends it, and nothing else. Where standard output is no terminal it prints one look and ends, with --json a
-    line each interval. Lists are cut to what fits the terminal, and say so; in JSON each has 200 rows at most
-    (`workers_total` and `running_total` count all), and `queues` is null while Redis does not answer.
+    tasks end a second. Ctrl-C ends it, and nothing else. Where standard output is no terminal it prints one look and
+    ends, with --json a line each interval. Lists are cut to what fits the terminal, and say so; in JSON each has 200
+    rows at most (`workers_total` and `running_total` count all), and `queues` is null while Redis does not answer.
 
     \b
     Examples:
