@@ -6,6 +6,8 @@ from typing import Any
 
 from celery import shared_task
 
+from howl.worker.context import progress
+
 
 @shared_task(name="bench.noop")
 def noop() -> None:
@@ -16,6 +18,14 @@ def noop() -> None:
 def sleep(seconds: float) -> None:
     """Take some time without using the processor."""
     time.sleep(seconds)
+
+
+@shared_task(name="bench.report")
+def report(times: int, pause: float) -> None:
+    """Say how far it is, noting the time, with a pause of so many seconds after each."""
+    for number in range(times):
+        progress(number, times, repr(time.time()))
+        time.sleep(pause)
 
 
 @shared_task(name="bench.diary", bind=True)

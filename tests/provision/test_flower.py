@@ -87,7 +87,8 @@ def browse(flower: Flower, page: str, folder: Path) -> str:
     user, password = flower.login
     address = flower.url.replace("//", f"//{user}:{password}@") + page  # of this test alone, as its password is
     looks = ("--dump-dom", f"--screenshot={folder / page}.png")
-    browser = [optional_program("chromium-headless-shell", "chromium", "google-chrome"), *BROWSER, f"--user-data-dir={folder / 'profile'}"]
+    program = optional_program("chromium-headless-shell", "chromium", "google-chrome")
+    browser = [program, *BROWSER, f"--user-data-dir={folder / 'profile'}"]
     answers = [
         subprocess.run([*browser, look, address], capture_output=True, text=True, timeout=60, check=True)
         for look in looks
