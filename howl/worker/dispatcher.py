@@ -90,5 +90,5 @@ def _as_kombu_does(value: Any) -> Any:
 
 
 _kombu = JSONEncoder()
-# kombu's own encoding looks at each object twice; one encoder for all, for json.dumps would make one an event.
+# One encoder for all: json.dumps with a `default` makes one for each event.
 _encode = json.JSONEncoder(separators=(",", ":"), default=_as_kombu_does).encode
