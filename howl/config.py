@@ -195,6 +195,13 @@ class Settings(BaseSettings):
     outcome_limit: int = Field(1 << 20, gt=1024)
     #: Bytes of outcomes that may wait in Redis to be recorded; above, workers take no more tasks.
     backlog_limit: int = Field(256 << 20, gt=1024)
+    #: Bytes of one file that a task may leave behind, of all that one run may, and how many.
+    artifact_limit: int = Field(100 << 20, ge=1)
+    artifact_run_limit: int = Field(250 << 20, ge=1)
+    artifact_run_count: int = Field(1000, ge=1)
+    #: Bytes that all files on the server may have together, and seconds they are kept.
+    artifact_room: int = Field(1 << 30, ge=1 << 20)
+    artifact_retention: Duration = 30 * 86_400.0
     #: Shell-like template of a headless coding agent, e.g. `cursor-agent -p {prompt} --force`.
     agent_command: str | None = None
     #: Names of the worker's own variables that a coding agent is given, e.g. the one with its API key.

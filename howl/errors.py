@@ -154,3 +154,15 @@ class ProvisionFailed(HowlError):
 
 class WorkerSilent(HowlError):
     """A worker that was told something did not answer."""
+
+
+class ArtifactRefused(InvalidRequest):
+    """A file is not kept as it was given: its name, its size, its kind, or no room is left for it."""
+
+
+class ArtifactFailed(HowlError):
+    """A file could not be stored, or could not be fetched whole; nothing half done is left of it."""
+
+
+class UnknownArtifact(HowlError):
+    """A task left no file of that name, or it is no longer there."""

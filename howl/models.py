@@ -3,12 +3,24 @@
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, Double, ForeignKey, Identity, Index, MetaData, Text, func
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Double,
+    Identity,
+    Index,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    func,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 WORKER_STATUSES = ("active", "draining", "offline", "lost")
 TASK_STATUSES = ("queued", "started", "retrying", "succeeded", "failed", "cancelled", "expired", "dead")
+ARTIFACT_STATUSES = ("arriving", "kept", "missing")
 
 
 class Base(DeclarativeBase):
@@ -129,12 +141,18 @@ class TaskEvent(Base):
 
 
 class Artifact(Base):
-    """A file a task left behind."""
+    """A file a task left behind; it may be told of before the task itself is."""
 
     __tablename__ = "artifacts"
+    __table_args__ = (
+        _one_of("status", ARTIFACT_STATUSES),
+        Index("ix_artifacts_arriving", "created_at", postgresql_where="status = 'arriving'"),
+        UniqueConstraint("task_id", "name"),
+    )
 
+    #: The object's name, which its worker drew at random.
     artifact_id: Mapped[str] = mapped_column(primary_key=True)
-    task_id: Mapped[str] = mapped_column(ForeignKey("tasks.task_id", ondelete="CASCADE"), index=True)
+    task_id: Mapped[str]
     name: Mapped[str]
     media_type: Mapped[str]
     #: Bytes.
@@ -142,7 +160,14 @@ class Artifact(Base):
     sha256: Mapped[str]
     #: Where it is kept: the object store's bucket and the object's name.
     location: Mapped[str]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    #: `arriving` until the server has looked for the object, then `kept`, or `missing`.
+    status: Mapped[str] = mapped_column(server_default="arriving")
+    worker_id: Mapped[str | None]
+    #: The task's attempt that left it.
+    attempt: Mapped[int] = mapped_column(server_default="1")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+    #: When it will be deleted.
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)
 
 
 class Burst(Base):

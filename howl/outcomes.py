@@ -46,6 +46,8 @@ STATES = {
 
 #: Longest id or name in characters; Celery's own ids have 36.
 NAME_LIMIT = 255
+HEX = re.compile(r"[0-9a-f]+")
+MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,29 @@ class ChordCreated:
     body: dict[str, Any] = field(default_factory=dict)
 
 
-Entry = Outcome | ChordCreated
+@dataclass(frozen=True, kw_only=True)
+class ArtifactKept:
+    """A file that a task left behind: JetStream has all of it, as object `artifact_id` of the artifacts' bucket."""
+
+    task_id: str
+    artifact_id: str
+    name: str
+    media_type: str
+    #: Bytes.
+    size: int
+    #: Hexadecimal.
+    sha256: str
+    #: The worker's clock, ISO 8601.
+    at: str
+    #: Celery's retries plus one.
+    attempt: int = 1
+    worker_id: str | None = None
+
+
+Entry = Outcome | ChordCreated | ArtifactKept
+
+KINDS: dict[str, type[Entry]] = {"outcome": Outcome, "chord": ChordCreated, "artifact": ArtifactKept}
+_KIND_OF = {made: kind for kind, made in KINDS.items()}
 
 #: One for all: kombu's `dumps` makes a new one each time.
 _ENCODER = json.JSONEncoder()
@@ -111,9 +135,11 @@ _ENCODER = json.JSONEncoder()
 
 def encode(entry: Entry) -> bytes:
     """The entry as the stream holds it; raises kombu's EncodeError when a value is no JSON."""
-    kind = "chord" if isinstance(entry, ChordCreated) else "outcome"
     # `vars`, for `dataclasses.asdict` copies deeply, and results may be large.
-    document = {"kind": kind, **{name: value for name, value in vars(entry).items() if value is not None}}
+    document = {
+        "kind": _KIND_OF[type(entry)],
+        **{name: value for name, value in vars(entry).items() if value is not None},
+    }
     try:
         return _ENCODER.encode(document).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -126,10 +152,10 @@ def decode(document: Any) -> Entry:
         raise UnreadableOutcome("it is not a JSON object")
     given = dict(document)
     kind = given.pop("kind", None)
-    if kind not in ("outcome", "chord"):
-        raise UnreadableOutcome("its kind is neither outcome nor chord")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UnreadableOutcome(f"its kind is none of {', '.join(KINDS)}")
     try:
-        entry = Outcome(**given) if kind == "outcome" else ChordCreated(**given)
+        entry = KINDS[kind](**given)
     except TypeError as error:  # a field too many or too few
         raise UnreadableOutcome(str(error).split(") ", 1)[-1]) from None
     _check(entry)
@@ -141,9 +167,22 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "task_id": str, "state": str, "at": str, "attempt": int, "traceback": str, "name": str, "args": list,
     "kwargs": dict, "queue": str, "worker_id": str, "parent_id": str, "root_id": str, "group_id": str,
     "children": list, "runtime": (int, float), "pid": int, "parts": list, "header": list, "body": dict,
+    "artifact_id": str, "media_type": str, "size": int, "sha256": str,
 }  # fmt: skip
-_REQUIRED = ("task_id", "state", "at", "attempt", "parts", "header", "body")
-_NAMES = ("task_id", "state", "name", "queue", "worker_id", "parent_id", "root_id", "group_id")
+_REQUIRED = (
+    "task_id",
+    "state",
+    "at",
+    "attempt",
+    "parts",
+    "header",
+    "body",
+    "artifact_id",
+    "media_type",
+    "size",
+    "sha256",
+)
+_NAMES = ("task_id", "state", "name", "queue", "worker_id", "parent_id", "root_id", "group_id", "media_type")
 #: NUL and halves of characters: in an id they are refused, because replacing them could make two ids one.
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -158,10 +197,12 @@ def _check(entry: Entry) -> None:
             raise UnreadableOutcome(f"its field {name} is empty or longer than {NAME_LIMIT} characters")
         if name in _NAMES and UNSTORABLE.search(value):
             raise UnreadableOutcome(f"its field {name} has characters that PostgreSQL cannot hold")
-    if isinstance(entry, Outcome):
+    if not isinstance(entry, ChordCreated):
         _check_numbers(entry)
     elif not all(map(_is_id, entry.parts)):
         raise UnreadableOutcome("its parts are not all ids of tasks")
+    if isinstance(entry, ArtifactKept):
+        _check_artifact(entry)
 
 
 def _is_id(part: Any) -> bool:
@@ -172,11 +213,21 @@ def _fits(name: str, value: Any) -> bool:
     return isinstance(value, _TYPES[name]) and not isinstance(value, bool)
 
 
-def _check_numbers(outcome: Outcome) -> None:
-    if not 1 <= outcome.attempt < 2**31:
+def _check_artifact(artifact: ArtifactKept) -> None:
+    if fault := name_fault(artifact.name):
+        raise UnreadableOutcome(f"its file's name {fault}")
+    digests = (artifact.artifact_id, 32), (artifact.sha256, 64)
+    if not all(len(text) == length and HEX.fullmatch(text) for text, length in digests):
+        raise UnreadableOutcome("its artifact_id or sha256 is none")
+    if not MEDIA_TYPE.fullmatch(artifact.media_type) or not 0 <= artifact.size < 2**63:
+        raise UnreadableOutcome("its media_type or size is none")
+
+
+def _check_numbers(entry: Outcome | ArtifactKept) -> None:
+    if not 1 <= entry.attempt < 2**31:
         raise UnreadableOutcome("its attempt is not a positive number")
     try:
-        moment = datetime.fromisoformat(outcome.at)
+        moment = datetime.fromisoformat(entry.at)
     except ValueError:
         raise UnreadableOutcome("its time is not ISO 8601") from None
     if moment.tzinfo is None:
@@ -187,6 +238,17 @@ def _reason(result: Any) -> Any:
     """The first argument of an exception as Celery prepares it."""
     arguments = result.get("exc_message") if isinstance(result, dict) else None
     return arguments[0] if isinstance(arguments, list | tuple) and arguments else arguments
+
+
+def name_fault(name: str) -> str | None:
+    """What is wrong with an artifact's name, which must be a file's in any folder; None if nothing is."""
+    if not name.strip():
+        return "is empty"
+    if not name.isprintable():  # half a character is not
+        return "has control characters, or others that no screen shows"
+    if "/" in name or "\\" in name or name in (".", ".."):
+        return "leads to another folder"
+    return f"is longer than {NAME_LIMIT} bytes" if len(name.encode()) > NAME_LIMIT else None
 
 
 def failure(task_id: str, state: str, error: Exception) -> Outcome:

@@ -6,7 +6,7 @@ from kombu.utils import json
 from sqlalchemy import delete, select
 
 from howl.db import session
-from howl.models import Task, TaskEvent
+from howl.models import Artifact, Task, TaskEvent
 from howl.outcomes import STATES
 
 
@@ -26,8 +26,9 @@ class Reader:
         return _meta(task) | (progress or {})
 
     def forget(self, task_id: str) -> None:
-        """Drop the task's row and events."""
+        """Drop the task's row, events and files, whose content the curator deletes."""
         with session(self.url) as opened:
+            opened.execute(delete(Artifact).where(Artifact.task_id == task_id))
             opened.execute(delete(TaskEvent).where(TaskEvent.task_id == task_id))
             opened.execute(delete(Task).where(Task.task_id == task_id))
 

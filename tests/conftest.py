@@ -203,8 +203,9 @@ async def _delete_events(url: str, subject_prefix: str) -> None:
     """Each stream reserves its largest size, of which the server has no end."""
     client = await nats.connect(url, connect_timeout=5)
     try:
-        with contextlib.suppress(NotFoundError):  # a test without a server has no stream
-            await client.jetstream().delete_stream(f"{subject_prefix}-events")
+        for name in (f"{subject_prefix}-events", f"OBJ_{subject_prefix}-artifacts"):
+            with contextlib.suppress(NotFoundError):  # a test without a server has no stream
+                await client.jetstream().delete_stream(name)
     finally:
         await client.close()
 

@@ -98,7 +98,7 @@ class Secured:
     def _nats_configuration(self) -> str:
         permissions = {
             SERVER: server_subjects(self.subject_prefix),
-            **{grant.name: worker_subjects(self.subject_prefix) for grant in self.grants},
+            **{grant.name: worker_subjects(self.subject_prefix, grant.name) for grant in self.grants},
         }
         users = [{"user": name, "password": PASSWORD, "permissions": may} for name, may in permissions.items()]
         system = [{"user": ADMIN, "password": PASSWORD}]

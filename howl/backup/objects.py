@@ -1,20 +1,19 @@
 """The object store in an archive: every bucket under the subject prefix, object by object, and back again."""
 
 import asyncio
-import base64
 import hashlib
 import re
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 import nats
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, ObjectInfo, ObjectMeta, ObjectMetaOptions, StorageType, StreamInfo
+from nats.js.api import ObjectInfo, ObjectMetaOptions, StorageType, StreamInfo
 from nats.js.errors import BucketNotFoundError, NotFoundError, ObjectNotFoundError
 from nats.js.object_store import ObjectStore
 
@@ -22,17 +21,15 @@ from howl.backup.archive import Progress, Writer, members
 from howl.backup.manifest import Bucket, Objects, Stored
 from howl.config import Settings
 from howl.errors import BackupFailed, RestoreRefused
+from howl.objects import STREAM, Flight, digest_of, pieces, put
 from howl.tls import nats_options, reason
 
-#: Seconds to wait for a connection, for the next piece of an object, and for the list of a bucket's objects.
-CONNECT_TIMEOUT, PIECE_TIMEOUT, LIST_TIMEOUT = 5, 10.0, 60.0
-#: Pieces asked for at once: each has 128 KiB unless whoever wrote it chose otherwise.
-PIECES = 32
+#: Seconds to wait for a connection, and for the list of a bucket's objects.
+CONNECT_TIMEOUT, LIST_TIMEOUT = 5, 60.0
+#: Bytes of a piece, where its writer did not say.
 PIECE_SIZE = 128 << 10
 #: How often an object is read anew that was replaced meanwhile.
 ATTEMPTS = 3
-#: JetStream's name for the stream of a bucket.
-STREAM = "OBJ_"
 
 
 def save(settings: Settings, writer: Writer, progress: Progress) -> Objects:
@@ -104,29 +101,14 @@ async def _save_object(
 
 async def _read(stream: JetStreamContext, info: ObjectInfo, file: IO[bytes]) -> bool:
     """Whether all of it came, and is what it should be."""
-    digest, left = hashlib.sha256(), info.chunks or 0
-    pieces = await _subscribe(stream, info) if left else None
-    while pieces and left > 0:
-        try:
-            messages = await pieces.fetch(min(PIECES, left), timeout=PIECE_TIMEOUT)
-        except TimeoutError:
-            return False
-        for message in messages:
-            digest.update(message.data)
-            file.write(message.data)
-        left -= len(messages)
-    if pieces:
-        await pieces.unsubscribe()
-    return info.digest == _digest(digest.digest())
-
-
-async def _subscribe(stream: JetStreamContext, info: ObjectInfo) -> JetStreamContext.PullSubscription:
-    config = ConsumerConfig(ack_policy=AckPolicy.NONE, mem_storage=True, inactive_threshold=3 * PIECE_TIMEOUT)
-    return await stream.pull_subscribe(f"$O.{info.bucket}.C.{info.nuid}", stream=STREAM + info.bucket, config=config)
-
-
-def _digest(sha256: bytes) -> str:
-    return f"SHA-256={base64.urlsafe_b64encode(sha256).decode()}"
+    digest = hashlib.sha256()
+    try:
+        async for piece in pieces(stream, info):
+            digest.update(piece)
+            file.write(piece)
+    except TimeoutError:
+        return False
+    return info.digest == digest_of(digest.digest())
 
 
 def _described(info: ObjectInfo, member: str) -> Stored:
@@ -178,26 +160,33 @@ async def _load(settings: Settings, archive: Path, objects: Objects, missing: se
     by_member = {stored.member: (bucket, stored) for bucket in objects.buckets for stored in bucket.objects}
     async with _connection(settings) as client:
         stream = client.jetstream()
-        stores = {bucket.name: await _store(stream, bucket) for bucket in objects.buckets}
+        for bucket in objects.buckets:
+            await _make(stream, bucket)
+        flight = Flight(stream)
         for number, (name, file) in enumerate(members(archive, missing), start=1):
             bucket, stored = by_member[name]
-            await stores[bucket.name].put(stored.name, cast(BufferedIOBase, file), _meta(stored))
+            await put(flight, _info(bucket, stored), file.read)
             progress("objects", number, len(missing))
 
 
-async def _store(stream: JetStreamContext, bucket: Bucket) -> ObjectStore:
+async def _make(stream: JetStreamContext, bucket: Bucket) -> None:
     try:
-        return await stream.object_store(bucket.name)
+        await stream.object_store(bucket.name)
     except BucketNotFoundError:
-        return await stream.create_object_store(
+        await stream.create_object_store(
             bucket.name, description=bucket.description, ttl=bucket.ttl, max_bytes=bucket.max_bytes,
             storage=bucket.storage, replicas=bucket.replicas,
         )  # fmt: skip
 
 
-def _meta(stored: Stored) -> ObjectMeta:
+def _info(bucket: Bucket, stored: Stored) -> ObjectInfo:
     options = ObjectMetaOptions(max_chunk_size=stored.chunk_size)
-    return ObjectMeta(name=stored.name, description=stored.description, headers=stored.headers, options=options)
+    # An artifact's pieces are found by its name, which is one part of a subject.
+    part = stored.name if re.fullmatch(r"[A-Za-z0-9_-]+", stored.name) else secrets.token_hex(16)
+    return ObjectInfo(
+        name=stored.name, bucket=bucket.name, nuid=f"restored.{part}", description=stored.description,
+        headers=stored.headers, options=options,
+    )  # fmt: skip
 
 
 @asynccontextmanager

@@ -31,7 +31,8 @@ RELOADING = {"publish": ["$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.*.RELOAD"], "s
 
 def users(state: State, subject_prefix: str) -> str:
     """One account for HOWL, with JetStream; the system's, for reloading alone."""
-    workers = [_user(state, grant.name, rights.worker_subjects(subject_prefix)) for grant in state.worker_grants]
+    grants = ((grant.name, rights.worker_subjects(subject_prefix, grant.name)) for grant in state.worker_grants)
+    workers = [_user(state, name, subjects) for name, subjects in grants]
     server = _user(state, SERVER, rights.server_subjects(subject_prefix))
     accounts = {
         "HOWL": {"jetstream": "enabled", "users": [server, *workers]},

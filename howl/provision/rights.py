@@ -6,6 +6,7 @@ Redis 7 or Valkey is needed: older ones cannot tell reading a key from writing i
 import re
 from dataclasses import dataclass
 
+from howl import objects
 from howl.broker.areas import DEFAULT_USER, Area
 from howl.broker.queues import ITS_OWN, NO_QUEUES, PRIORITY_MARK
 from howl.errors import SettingsError
@@ -63,9 +64,16 @@ def server_rules(prefix: str) -> list[str]:
     return [*NOTHING, f"~{prefix}*", *(f"&{name}" for name in channels), *may]
 
 
-def worker_subjects(subject_prefix: str) -> dict[str, list[str]]:
-    """NATS's permissions: `publish` and `subscribe`. Neither list is ever empty, which NATS would take for "all"."""
-    publish = [f"{subject_prefix}.events.*.*", f"{subject_prefix}.leave"]
+def worker_subjects(subject_prefix: str, name: str) -> dict[str, list[str]]:
+    """NATS's permissions: `publish` and `subscribe`. Neither list is ever empty, which NATS would take for "all".
+
+    Artifacts' pieces go to subjects of the credential `name`; their descriptions, where NATS's own clients look for
+    them: under ids that only their makers know.
+    """
+    _require_user(name)
+    bucket = objects.bucket(subject_prefix)
+    artifacts = [objects.pieces_subject(bucket, f"{name}.*"), objects.any_meta_subject(bucket)]
+    publish = [f"{subject_prefix}.events.*.*", f"{subject_prefix}.leave", *artifacts]
     return {"publish": publish, "subscribe": [f"{subject_prefix}.inbox.>"]}
 
 

@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 
 from howl.config import Settings
 from howl.db import session
-from howl.outcomes import ChordCreated, Outcome, error_of
-from howl.server import chords
+from howl.outcomes import ArtifactKept, ChordCreated, Outcome, error_of
+from howl.server import artifacts, chords
 from howl.server.storable import as_json, storable
 from howl.server.stream import REASON_LIMIT, Batch, OutcomeStream, Received
 
@@ -79,11 +79,14 @@ class Recorder:
         """Write entries in one transaction; repeating it changes nothing. Whether any chord waits for its parts."""
         outcomes = [(item, item.entry) for item in received if isinstance(item.entry, Outcome)]
         created = [(item.entry, item.user) for item in received if isinstance(item.entry, ChordCreated)]
+        left = [(item, item.entry) for item in received if isinstance(item.entry, ArtifactKept)]
         with session(self.settings.database()) as opened:
             chords.record(opened, created)
             walk = any(item.may_be_deep for item in received)
             _write(opened, UPSERT_TASKS, _task_rows(outcomes), walk)
             _write(opened, APPEND_EVENTS, [_event_row(item, outcome) for item, outcome in outcomes], walk)
+            _write(opened, APPEND_EVENTS, [_artifact_event(item, artifact) for item, artifact in left], walk=False)
+            artifacts.record(opened, [(artifact, item.at) for item, artifact in left], self.settings)
             return chords.any_wait(opened)
 
 
@@ -183,8 +186,23 @@ def _event_row(item: Received, outcome: Outcome) -> dict[str, Any]:
         "kind": "ended" if outcome.state == "ENDED" else outcome.status or "progress",
         "at": item.at.isoformat(),
         "data": data,
-        "source": f"outcome:{item.entry_id}" if item.user is None else f"outcome:{item.user}:{item.entry_id}",
+        "source": _source(item),
     }
+
+
+def _artifact_event(item: Received, artifact: ArtifactKept) -> dict[str, Any]:
+    return {
+        "task_id": artifact.task_id,
+        "worker_id": artifact.worker_id,
+        "kind": "artifact",
+        "at": item.at.isoformat(),
+        "data": {"attempt": artifact.attempt, "name": artifact.name, "size": artifact.size},
+        "source": _source(item),
+    }
+
+
+def _source(item: Received) -> str:
+    return f"outcome:{item.entry_id}" if item.user is None else f"outcome:{item.user}:{item.entry_id}"
 
 
 def _columns(definition: Iterable[str]) -> str:

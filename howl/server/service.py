@@ -1,4 +1,4 @@
-"""`howl server`: the recorder, the bridge, the keeper, the porter and the starter, side by side until told to stop."""
+"""`howl server`: recorder, bridge, keeper, porter, curator and starter, side by side until told to stop."""
 
 import asyncio
 import logging
@@ -16,6 +16,7 @@ from howl.celery import create_app
 from howl.config import Settings
 from howl.errors import HowlError
 from howl.server.bridge import Bridge
+from howl.server.curator import Curator
 from howl.server.keeper import Keeper
 from howl.server.leave import Porter
 from howl.server.migrate import require_current
@@ -49,6 +50,7 @@ async def _serve(settings: Settings, app: Celery) -> None:
         "bridge": Bridge(settings).run,
         "keeper": Keeper(settings, app).run,
         "porter": Porter(settings).run,
+        "curator": Curator(settings).run,
     }
     if starter := starter_of(settings):
         parts["starter"] = starter.run

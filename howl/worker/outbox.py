@@ -19,7 +19,7 @@ from typing import Any
 from celery import bootsteps, states
 
 from howl.errors import HowlError
-from howl.outcomes import Entry, Outcome
+from howl.outcomes import ArtifactKept, Entry, Outcome
 from howl.worker import sight
 
 #: Lengths of the four parts of a frame: kind, tag, task id, document.
@@ -48,6 +48,8 @@ class Parcel:
 
 def parcel(entry: Entry, document: bytes, tag: str) -> Parcel:
     """Say what kind of word an entry is."""
+    if isinstance(entry, ArtifactKept):  # like progress: only whoever holds the message may tell
+        return Parcel(PROGRESS, tag, entry.task_id, document)
     if not isinstance(entry, Outcome):
         return Parcel(OTHER, tag, "", document)
     if entry.state == states.SUCCESS:

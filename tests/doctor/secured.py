@@ -97,7 +97,7 @@ def _configure(made: Secured, jetstream: bool) -> None:
     users = ["user default off", *(f"user {name} on >{PASSWORD} {' '.join(may)}" for name, may in rules.items())]
     (made.folder / "users.acl").write_text("".join(f"{line}\n" for line in users))
     (made.folder / "redis.conf").write_text(REDIS.format(host=made.host, port=made.redis_port, folder=made.folder))
-    subjects = {"server": server_subjects(made.prefix), "worker": worker_subjects(made.prefix)}
+    subjects = {"server": server_subjects(made.prefix), "worker": worker_subjects(made.prefix, "worker")}
     users_of_nats = [{"user": name, "password": PASSWORD, "permissions": may} for name, may in subjects.items()]
     told = {
         "listen": f"{made.host}:{made.nats_port}",

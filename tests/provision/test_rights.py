@@ -576,4 +576,4 @@ def test_a_worker_answers_nobody_who_asks_for_leave(secured: Secured) -> None:
 
 
 def test_no_list_of_subjects_is_empty_which_would_mean_all() -> None:
-    assert all(worker_subjects("t").values())
+    assert all(worker_subjects("t", "worker").values())

@@ -1,6 +1,7 @@
 """A server and one worker in a namespace of their own, and what they leave on record."""
 
 import asyncio
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -154,9 +155,9 @@ class Crew:
     async def _delete_events(self) -> None:
         client = await nats.connect(self.stack.urls.nats_url, connect_timeout=5)
         try:
-            await client.jetstream().delete_stream(f"{self.name}-events")
-        except NotFoundError:
-            pass  # the server ended before it had made one
+            for name in (f"{self.name}-events", f"OBJ_{self.name}-artifacts"):
+                with contextlib.suppress(NotFoundError):  # the server ended before it had made one
+                    await client.jetstream().delete_stream(name)
         finally:
             await client.close()
 

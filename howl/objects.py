@@ -1,0 +1,192 @@
+"""JetStream's object store: objects written and read as NATS's own clients do, but many pieces at a time."""
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, ObjectInfo, PubAck
+from nats.js.errors import NotFoundError
+
+T = TypeVar("T")
+
+#: JetStream's name for the stream of a bucket.
+STREAM = "OBJ_"
+#: Bytes of a piece, half of what NATS takes in one message, and pieces under way at once over one connection: at a
+#: round trip of 50 ms that is room for 160 MB a second.
+PIECE, WINDOW = 512 << 10, 16
+#: Seconds without any acknowledgement after which NATS does not store what it is sent, and between two looks.
+SILENCE, LOOK = 20.0, 1.0
+#: Pieces asked for at once, and seconds to wait for the next one.
+READ_AHEAD, READ_TIMEOUT = 16, 10.0
+
+
+def bucket(subject_prefix: str) -> str:
+    """The bucket of artifacts."""
+    return f"{subject_prefix}-artifacts"
+
+
+def stream_name(bucket: str) -> str:
+    return f"{STREAM}{bucket}"
+
+
+def pieces_subject(bucket: str, nuid: str) -> str:
+    """Where an object's content is; `nuid` is what its description names."""
+    return f"$O.{bucket}.C.{nuid}"
+
+
+def meta_subject(bucket: str, name: str) -> str:
+    """Where an object's description is."""
+    return f"$O.{bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+
+def any_meta_subject(bucket: str) -> str:
+    return f"$O.{bucket}.M.*"
+
+
+def name_in_meta(token: str) -> str:
+    """The object that the last part of a description's subject speaks of; empty if it makes no sense."""
+    try:
+        return base64.urlsafe_b64decode(token).decode()
+    except ValueError:
+        return ""
+
+
+def digest_of(sha256: bytes) -> str:
+    """As descriptions write it."""
+    return f"SHA-256={base64.urlsafe_b64encode(sha256).decode()}"
+
+
+def sha256_of(digest: str) -> bytes:
+    """The other way round."""
+    return base64.urlsafe_b64decode(digest.removeprefix("SHA-256="))
+
+
+class Flight:
+    """Messages on their way to JetStream over one connection: so many at once, each of them acknowledged."""
+
+    def __init__(self, stream: JetStreamContext) -> None:
+        self.stream = stream
+        #: Given an exception when the connection can be used no more.
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._room = asyncio.Semaphore(WINDOW)
+        self._under_way = 0
+        self._heard = 0.0
+
+    async def send(self, subject: str, payload: bytes) -> asyncio.Future[PubAck]:
+        """Send when there is room, and return what becomes of it; raises as `patiently`, or NATS's errors."""
+        await self._find_room()
+        try:
+            sent = await self.patiently(self.stream.publish_async(subject, payload))
+        except BaseException:
+            self._room.release()
+            raise
+        if self._under_way == 0:
+            self._hear()
+        self._under_way += 1
+        sent.add_done_callback(self._landed)
+        return sent
+
+    async def _find_room(self) -> None:
+        found = asyncio.ensure_future(self._room.acquire())
+        try:
+            await self.patiently(found)
+        except BaseException:
+            if found.done() and not found.cancelled():
+                self._room.release()
+            raise
+
+    def _landed(self, sent: asyncio.Future[PubAck]) -> None:
+        self._under_way -= 1
+        self._room.release()
+        if not sent.cancelled():
+            sent.exception()  # seen: whoever has an error in store for him finds it in the future
+            self._hear()
+
+    def _hear(self) -> None:
+        self._heard = asyncio.get_running_loop().time()
+
+    async def patiently(self, awaited: Awaitable[T]) -> T:
+        """Its result; raises TimeoutError when nothing is acknowledged for long, or what `lost` was given."""
+        future, began = asyncio.ensure_future(awaited), asyncio.get_running_loop().time()
+        try:
+            while True:
+                watched: list[asyncio.Future[Any]] = [future, self.lost]
+                await asyncio.wait(watched, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
+                if future.done():
+                    return future.result()
+                if self.lost.done():
+                    self.lost.result()
+                if asyncio.get_running_loop().time() - max(self._heard, began) > SILENCE:
+                    raise TimeoutError(f"nothing was acknowledged for {SILENCE:g} s")
+        finally:
+            future.cancel()  # does nothing to what is done
+
+
+async def put(flight: Flight, info: ObjectInfo, read: Callable[[int], bytes]) -> ObjectInfo:
+    """Write an object that `read` gives piece by piece, in a thread; returns `info` with size, pieces and digest.
+
+    Its description is written when NATS has all the rest. It does not replace an earlier object of the name, as other
+    clients' does, with a right that would also let its holder delete the bucket. Raises as `Flight.send`.
+    """
+    digest, subject = hashlib.sha256(), pieces_subject(info.bucket, info.nuid)
+    size = (info.options and info.options.max_chunk_size) or PIECE
+    info.size, info.chunks = 0, 0
+    landing: deque[asyncio.Future[PubAck]] = deque()
+    while piece := await asyncio.to_thread(_read, read, size, digest):
+        landing.append(await flight.send(subject, piece))
+        info.size, info.chunks = info.size + len(piece), info.chunks + 1
+        while landing and landing[0].done():
+            landing.popleft().result()
+    for sent in landing:
+        await flight.patiently(sent)
+    info.digest, info.mtime = digest_of(digest.digest()), datetime.now(UTC).isoformat()
+    described = json.dumps(info.as_dict()).encode()
+    await flight.patiently(await flight.send(meta_subject(info.bucket, info.name), described))
+    return info
+
+
+def _read(read: Callable[[int], bytes], size: int, digest: Any) -> bytes:
+    piece = read(size)
+    digest.update(piece)
+    return piece
+
+
+async def pieces(stream: JetStreamContext, info: ObjectInfo) -> AsyncIterator[bytes]:
+    """An object's content; raises TimeoutError when some of it does not come."""
+    left = info.chunks or 0
+    if not left:
+        return
+    config = ConsumerConfig(ack_policy=AckPolicy.NONE, mem_storage=True, inactive_threshold=3 * READ_TIMEOUT)
+    subject, name = pieces_subject(info.bucket, info.nuid), stream_name(info.bucket)
+    consumer = await stream.pull_subscribe(subject, stream=name, config=config)
+    try:
+        while left > 0:
+            messages = await consumer.fetch(min(READ_AHEAD, left), timeout=READ_TIMEOUT)
+            left -= len(messages)
+            for message in messages:
+                yield message.data
+    finally:
+        await consumer.unsubscribe()
+
+
+async def describe(stream: JetStreamContext, bucket: str, name: str) -> ObjectInfo | None:
+    """What is known of an object; None if there is none, or its description makes no sense."""
+    try:
+        found = await stream.get_last_msg(stream_name(bucket), meta_subject(bucket, name))
+        info = ObjectInfo.from_response(json.loads(found.data or b""))
+    except (NotFoundError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+    return None if info.deleted or info.name != name or info.bucket != bucket else info
+
+
+async def remove(stream: JetStreamContext, bucket: str, name: str) -> None:
+    """Remove an artifact's description and content, whoever's credential wrote it."""
+    subjects = (meta_subject(bucket, name), pieces_subject(bucket, name), pieces_subject(bucket, f"*.{name}"))
+    for subject in subjects:
+        await stream.purge_stream(stream_name(bucket), subject=subject)

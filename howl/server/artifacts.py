@@ -1,0 +1,88 @@
+"""Rows of the files that tasks left behind: written with outcomes, looked after by the curator."""
+
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Text, any_, cast, delete, func, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Session
+
+from howl import objects
+from howl.config import Settings
+from howl.models import Artifact
+from howl.outcomes import ArtifactKept
+
+
+def record(opened: Session, told: list[tuple[ArtifactKept, datetime]], settings: Settings) -> None:
+    """Write down what workers told of, each with the moment Redis took it; repeating it changes nothing.
+
+    A task's file replaces an earlier one of its name.
+    """
+    rows = [_row(artifact, at, settings) for artifact, at in told]
+    # One row a file: an upsert may touch a row but once. One order for all, so that no two transactions deadlock.
+    last = {(row["task_id"], row["name"]): row for row in rows}
+    if last:
+        opened.execute(text(UPSERT), {"rows": json.dumps([last[key] for key in sorted(last)])})
+
+
+def _row(artifact: ArtifactKept, at: datetime, settings: Settings) -> dict[str, Any]:
+    # The worker's clock orders two attempts on one machine or two; it may not say what has yet to come.
+    created = min(datetime.fromisoformat(artifact.at), at)
+    return {
+        "artifact_id": artifact.artifact_id,
+        "task_id": artifact.task_id,
+        "name": artifact.name,
+        "media_type": artifact.media_type,
+        "size": artifact.size,
+        "sha256": artifact.sha256,
+        "location": f"{objects.bucket(settings.subject_prefix)}/{artifact.artifact_id}",
+        "worker_id": artifact.worker_id,
+        "attempt": artifact.attempt,
+        "created_at": created.isoformat(),
+        "expires_at": (at + timedelta(seconds=settings.artifact_retention)).isoformat(),
+    }
+
+
+def arriving(opened: Session, limit: int) -> list[Artifact]:
+    """Rows whose object nobody has looked for, the oldest first."""
+    question = select(Artifact).where(Artifact.status == "arriving").order_by(Artifact.created_at).limit(limit)
+    return list(opened.scalars(question))
+
+
+def note(opened: Session, artifact_id: str, status: str) -> None:
+    """Say what was found, unless the row stands for another object by now."""
+    opened.execute(update(Artifact).where(Artifact.artifact_id == artifact_id).values(status=status))
+
+
+def take_expired(opened: Session, limit: int) -> list[str]:
+    """Delete rows whose time is over, and return their objects."""
+    due = select(Artifact.artifact_id).where(Artifact.expires_at < func.now()).order_by(Artifact.expires_at)
+    gone = delete(Artifact).where(Artifact.artifact_id.in_(due.limit(limit))).returning(Artifact.artifact_id)
+    return list(opened.scalars(gone))
+
+
+def unknown(opened: Session, names: list[str]) -> list[str]:
+    """Those of the objects that no row speaks of."""
+    known = set(
+        opened.scalars(select(Artifact.artifact_id).where(Artifact.artifact_id == any_(cast(names, ARRAY(Text)))))
+    )
+    return [name for name in names if name not in known]
+
+
+_TYPES = {
+    "artifact_id": "text", "task_id": "text", "name": "text", "media_type": "text", "size": "bigint", "sha256": "text",
+    "location": "text", "worker_id": "text", "attempt": "int", "created_at": "timestamptz",
+    "expires_at": "timestamptz",
+}  # fmt: skip
+
+# What is told late of an earlier attempt, before the file of the later one, does not replace that.
+UPSERT = f"""
+INSERT INTO artifacts AS a ({", ".join(_TYPES)})
+SELECT {", ".join(_TYPES)}
+FROM json_to_recordset(CAST(:rows AS json)) AS given({", ".join(f"{name} {kind}" for name, kind in _TYPES.items())})
+ON CONFLICT (task_id, name) DO UPDATE SET
+{", ".join(f"{name} = excluded.{name}" for name in _TYPES)},
+status = CASE WHEN a.artifact_id = excluded.artifact_id THEN a.status ELSE 'arriving' END
+WHERE excluded.attempt >= a.attempt OR excluded.created_at > a.created_at
+"""  # noqa: S608  # built from the names above alone

@@ -1,0 +1,218 @@
+"""Uploads from a worker's process to JetStream: one connection in a loop of its own, made anew after a fork."""
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+import threading
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js.api import ObjectInfo, ObjectMetaOptions
+from nats.js.errors import APIError, NoStreamResponseError
+
+from howl import objects
+from howl.config import Settings
+from howl.errors import ArtifactFailed, ArtifactRefused, HowlError
+from howl.tls import is_refused_login, nats_options, reason
+from howl.worker.beacon import subject_token
+
+logger = logging.getLogger(__name__)
+
+#: Seconds to wait for a connection; times an upload is begun, from its beginning each time.
+CONNECT_TIMEOUT, TRIES = 5, 5
+#: Seconds before it is begun again, at first and at most.
+FIRST_WAIT, LAST_WAIT = 1.0, 8.0
+#: Seconds without an upload after which the connection is closed.
+IDLE = 60.0
+#: Seconds that an upload of any size may take.
+LONGEST = 3600.0
+#: JetStream's numbers for "no room": of the bucket, of the account, of the server's disk.
+NO_ROOM = (10077, 10023, 10047, 10002)
+OPTIONS = ObjectMetaOptions(max_chunk_size=objects.PIECE)
+NO_RIGHT = (
+    "This worker's credential may not leave files at NATS: run `howl init` on the server once more, and `howl server` "
+    "of the same version."
+)
+
+#: Gives a function that reads so many bytes of the file, from its beginning.
+Source = Callable[[], Callable[[int], bytes]]
+
+_lock = threading.Lock()
+_uploader: "Uploader | None" = None
+
+
+def upload(settings: Settings, name: str, source: Source) -> ObjectInfo:
+    """Store a file and return what JetStream has of it, under a random name.
+
+    Raises ArtifactRefused, ArtifactFailed or NotConfigured.
+    """
+    global _uploader  # one connection a process, whichever of its threads needs it first
+    settings.nats()
+    with _lock:
+        if _uploader is None:
+            _uploader = Uploader(settings)
+    return _uploader.upload(name, source)
+
+
+def _forget() -> None:
+    """A forked process has neither the thread nor the connection, nor may it use the lock as it was left."""
+    global _lock, _uploader  # likewise
+    _lock, _uploader = threading.Lock(), None
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+class Uploader:
+    """Uploads of one process, side by side over one connection."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.loop = asyncio.new_event_loop()
+        self._connecting = asyncio.Lock()
+        self._connection: Connection | None = None
+        #: Uploads under way, and the call that will close the connection.
+        self._busy = 0
+        self._closing: asyncio.TimerHandle | None = None
+        threading.Thread(target=self.loop.run_forever, name="howl-uploads", daemon=True).start()
+
+    def upload(self, name: str, source: Source) -> ObjectInfo:
+        """From any thread, which waits."""
+        under_way = asyncio.run_coroutine_threadsafe(self._upload(name, source), self.loop)
+        try:
+            return under_way.result(LONGEST)
+        except BaseException:  # the task's time may be over
+            under_way.cancel()
+            raise
+
+    async def _upload(self, name: str, source: Source) -> ObjectInfo:
+        self._busy += 1
+        if self._closing is not None:
+            self._closing.cancel()
+        try:
+            return await self._try_repeatedly(name, source)
+        finally:
+            self._busy -= 1
+            if self._busy == 0:
+                self._closing = self.loop.call_later(IDLE, self._close)
+
+    async def _try_repeatedly(self, name: str, source: Source) -> ObjectInfo:
+        wait = FIRST_WAIT
+        for tried in range(1, TRIES + 1):
+            try:
+                return await self._try(name, source)
+            except (NatsError, OSError, TimeoutError) as error:
+                if _is_final(error) or tried == TRIES:
+                    raise self._explained(name, error) from error
+                logger.warning("The file %r is not stored yet (%s): once more in a moment.", name, reason(error))
+            await asyncio.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, no secret
+            wait = min(2 * wait, LAST_WAIT)
+        raise AssertionError("the last try returns or raises")
+
+    async def _try(self, name: str, source: Source) -> ObjectInfo:
+        """Under an id of its own: a try that fails leaves pieces, with which the next one's are not to be mixed."""
+        connection, artifact_id = await self._connected(), secrets.token_hex(16)
+        bucket, nuid = objects.bucket(self.settings.subject_prefix), f"{self._user()}.{artifact_id}"
+        info = ObjectInfo(name=artifact_id, bucket=bucket, nuid=nuid, description=name, options=OPTIONS)
+        try:
+            return await objects.put(connection.flight, info, source())
+        except TimeoutError as error:
+            connection.give_up(error)
+            await connection.close()
+            raise
+
+    def _user(self) -> str:
+        """NATS's rights name it: pieces of one credential's files are no other's business."""
+        return subject_token(urlsplit(self.settings.nats()).username or "anyone")
+
+    async def _connected(self) -> "Connection":
+        async with self._connecting:
+            if self._connection is None or not self._connection.is_usable:
+                self._connection = await Connection().open(self.settings)
+            return self._connection
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._last_close = self.loop.create_task(connection.close())
+
+    def _explained(self, name: str, error: Exception) -> HowlError:
+        if isinstance(error, APIError) and error.err_code in NO_ROOM:
+            return ArtifactRefused(
+                f"The file {name!r} is not kept, for the server's room for files is full: raise HOWL_ARTIFACT_ROOM or "
+                "lower HOWL_ARTIFACT_RETENTION there."
+            )
+        if _is_forbidden(error):
+            return ArtifactRefused(NO_RIGHT)
+        if isinstance(error, NoStreamResponseError):
+            why = "nobody keeps files there: see whether `howl server` runs, and is as new as this worker"
+        else:
+            why = reason(error)
+        return ArtifactFailed(f"The file {name!r} could not be stored at NATS, tried {TRIES} times: {why}.")
+
+
+class Connection:
+    """A connection that is not repaired: what was under way when it broke begins anew on another."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+        self.flight = objects.Flight(self.client.jetstream())
+        self._complaint: Exception | None = None
+
+    async def open(self, settings: Settings) -> "Connection":
+        """Itself; raises NATS's errors, or OSError."""
+        try:
+            await self.client.connect(
+                settings.nats(),
+                name="howl uploads",
+                connect_timeout=CONNECT_TIMEOUT,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,  # it means the first connection as well
+                # The only subjects that a worker's credential may hear.
+                inbox_prefix=f"{settings.subject_prefix}.inbox",
+                error_cb=self._hear,
+                closed_cb=self._closed,
+                **nats_options(settings),
+            )
+        except NatsError as error:
+            # That no server is left to try says nothing; what the last one answered does.
+            raise self._complaint or error from error
+        return self
+
+    @property
+    def is_usable(self) -> bool:
+        return self.client.is_connected and not self.flight.lost.done()
+
+    def give_up(self, error: Exception) -> None:
+        """Whoever waits for it, or for it to have room, hears the error."""
+        if not self.flight.lost.done():
+            self.flight.lost.set_exception(error)
+            self.flight.lost.exception()  # seen: nobody may be waiting
+
+    async def close(self) -> None:
+        try:
+            await self.client.close()
+        except (NatsError, OSError) as error:
+            logger.debug("An idle connection was broken already: %s.", reason(error))
+
+    async def _hear(self, error: Exception) -> None:
+        self._complaint = error
+        if _is_forbidden(error):
+            self.give_up(error)
+
+    async def _closed(self) -> None:
+        self.give_up(ConnectionError("the connection broke"))
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether another try would hear the same."""
+    no_room = isinstance(error, APIError) and error.err_code in NO_ROOM
+    return no_room or _is_forbidden(error) or is_refused_login(error)
+
+
+def _is_forbidden(error: BaseException) -> bool:
+    return "permissions violation" in str(error).lower()
