@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Float, Select, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from howl import live
+from howl.artifacts import list_artifacts
 from howl.burst import fate
 from howl.durations import parse_duration
 from howl.errors import HowlError, InvalidRequest, UnknownTask, UnknownWorker
@@ -24,9 +25,10 @@ Question = Select[*tuple[Any, ...]]
 LIMIT = 1000
 #: Fewest characters of a task's id that may stand for all of it.
 PREFIX_LENGTH = 6
-#: How many of a task's events are shown, and of its log's lines, the newest.
-EVENTS_SHOWN = 50
-LINES_SHOWN = 20
+#: How many of a task's events are shown, the newest, of its log's lines, and of its files, by name.
+EVENTS_SHOWN, LINES_SHOWN, ARTIFACTS_SHOWN = 50, 20, 200
+#: What is told of a file beside its task.
+ARTIFACT_FACTS = ("name", "media_type", "size", "sha256", "status", "created_at", "expires_at")
 DEFAULT_TIME_RANGE = "24h"
 
 #: What a list says of each task: not its arguments and result, which may be large.
@@ -87,16 +89,19 @@ def show_task(session: Session, task_id: str) -> Row:
     """Everything recorded of a task, `events` being its newest; the first characters of an id will do.
 
     `progress` is how far it is, or was when it did not succeed (`done`, `total`, `note`, `at`); `log` the last lines it
-    wrote; `lost_with` says of each worker that went away while it ran the task what became of that worker.
+    wrote; `artifacts` the files it left; `lost_with` says of each worker that went away while it ran the task what
+    became of that worker.
 
     Raises UnknownTask when no task, or more than one, has such an id.
     """
     found = find_task_id(session, task_id)
     (task,) = _rows(session, select(*TASK_DETAILS).where(Task.task_id == found))
+    left = list_artifacts(session, task_id=found, limit=ARTIFACTS_SHOWN)
     return task | {
         "progress": live.newest_progress(session, found) if task["status"] != "succeeded" else None,
         "log": live.log_lines(live.newest_events(session, found, LINES_SHOWN, ["log"]))[-LINES_SHOWN:],
         "lost_with": fate.lost_with(session, found),
+        "artifacts": [{name: row[name] for name in ARTIFACT_FACTS} for row in left],
         "events": _events(session, found),
     }
 

@@ -1,10 +1,15 @@
 """What models are shown: typed answers, cut to what is worth reading."""
 
+import base64
 import json
+import shlex
 from datetime import datetime
 from typing import Any, Literal
 
+from mcp.types import CallToolResult, ContentBlock, ImageContent, TextContent
 from pydantic import BaseModel
+
+from howl.media import HEAD, by_content
 
 #: Most characters of a text in an answer about one task, of one in a list, and of a value as JSON.
 LONG_TEXT = 4000
@@ -14,6 +19,10 @@ VALUE_LIMIT = 20_000
 DEPTH_LIMIT = 30
 #: Most rows of an answer.
 ROW_LIMIT = 200
+#: Most bytes of an image, and characters of a text, that are shown of an artifact, and a text's most bytes.
+IMAGE_LIMIT, TEXT_LIMIT, TEXT_BYTES = 3 << 20, 40_000, 1 << 20
+#: Images that models read.
+IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 #: Where the rest of a cut text is.
 UNCUT = "`howl tasks show ID --json` prints all"
 
@@ -52,8 +61,21 @@ class TaskEvent(BaseModel):
     data: Any
 
 
+class ArtifactSummary(BaseModel):
+    """A file that a task left: `size` is in bytes, `status` is `kept` once the server has seen all of it."""
+
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    status: Literal["arriving", "kept", "missing"]
+    created_at: datetime
+    expires_at: datetime | None
+
+
 class TaskReport(TaskSummary):  # type: ignore[no-redef]  # pydantic's mypy plugin adds **kwargs beside our kwargs
     """Everything recorded of a task; `note` says what to do next, `lost_with` what became of workers that went away.
+    get_artifact reads the `artifacts`.
 
     `progress` is how far a running task is (`done` of `total`), `log` what it printed last.
     Long values are cut, and say so.
@@ -73,6 +95,7 @@ class TaskReport(TaskSummary):  # type: ignore[no-redef]  # pydantic's mypy plug
     progress: Any
     log: list[str]
     lost_with: list[str]
+    artifacts: list[ArtifactSummary]
     events: list[TaskEvent]
     note: str
 
@@ -177,6 +200,48 @@ def analytics(answer: dict[str, Any]) -> Analytics:
     rows = answer["rows"]
     shown = {"rows": _bounded(rows[:ROW_LIMIT], SHORT_TEXT), "left_out": max(0, len(rows) - ROW_LIMIT)}
     return Analytics.model_validate(answer | shown)
+
+
+def is_shown(row: dict[str, Any]) -> bool:
+    """Whether an artifact is small enough to be looked at, and of a kind that may be."""
+    limit = IMAGE_LIMIT if row["media_type"] in IMAGES else TEXT_BYTES
+    return bool(row["size"] <= limit)
+
+
+def artifact(row: dict[str, Any], data: bytes | None) -> CallToolResult:
+    """A file's facts, and what it shows: an image, or text, if its content (not its name alone) is one."""
+    about: ContentBlock = TextContent(text=_about(row))
+    if data is None:
+        return CallToolResult(content=[about])
+    kind = by_content(data[:HEAD])
+    if kind in IMAGES and len(data) <= IMAGE_LIMIT:
+        return CallToolResult(content=[about, ImageContent(data=base64.b64encode(data).decode(), mime_type=kind)])
+    if (text := _text(data)) is not None:
+        return CallToolResult(content=[about, TextContent(text=_short(text, row))])
+    return CallToolResult(content=[about])
+
+
+def _text(data: bytes) -> str | None:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def _short(text: str, row: dict[str, Any]) -> str:
+    if len(text) <= TEXT_LIMIT:
+        return text
+    return f"{text[:TEXT_LIMIT]} … (cut: it has {len(text):,} characters; `{_command(row)}` gets all)"
+
+
+def _about(row: dict[str, Any]) -> str:
+    facts = f"{row['name']}: {row['media_type']}, {row['size']:,} bytes, sha256 {row['sha256']}"
+    return f"{facts}, left by task {row['task_id']}. `{_command(row)}` gets it as a file."
+
+
+def _command(row: dict[str, Any]) -> str:
+    return f"howl artifacts get {row['task_id']} {shlex.quote(row['name'])}"
 
 
 def _bounded(value: Any, longest: int, depth: int = 0) -> Any:

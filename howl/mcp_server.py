@@ -138,10 +138,19 @@ def _request_id(line: str) -> int | str | None:
     return None
 
 
-def strict_tool(function: Callable[..., Any], title: str, annotations: ToolAnnotations) -> Tool:
-    """A tool that takes exactly its arguments, of exactly their types: the SDK alone would ignore a misspelt one."""
+def strict_tool(
+    function: Callable[..., Any], title: str, annotations: ToolAnnotations, *, structured: bool = True
+) -> Tool:
+    """A tool that takes exactly its arguments, of exactly their types: the SDK alone would ignore a misspelt one.
+
+    Its answer has a schema, unless it is not `structured`: then the function returns content for models to look at.
+    """
     tool = Tool.from_function(
-        function, title=title, description=inspect.getdoc(function), annotations=annotations, structured_output=True
+        function,
+        title=title,
+        description=inspect.getdoc(function),
+        annotations=annotations,
+        structured_output=structured,
     )
     metadata = tool.fn_metadata
     metadata.arg_model = create_model(

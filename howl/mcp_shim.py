@@ -1,5 +1,6 @@
 """Tools for models, over MCP: each is the same call as the `howl` command of its kind, returned instead of printed."""
 
+import io
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar
@@ -7,11 +8,11 @@ from typing import Annotated, Any, TypeVar
 import anyio
 from celery import Celery
 from mcp.server.mcpserver import Context
-from mcp.types import ToolAnnotations
+from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from howl import __version__, analytics, db, live, mcp_answers
+from howl import __version__, analytics, artifacts, db, live, mcp_answers
 from howl.burst import detached, github, record
 from howl.burst.api import is_configured
 from howl.burst.request import BurstRequest
@@ -46,7 +47,8 @@ AT_ONCE = 8
 
 INSTRUCTIONS = """HOWL runs tasks on a crew of remote workers. Submit work with assign_task (a coding agent follows a \
 prompt) or submit_task (a named task with arguments); both return a task_id at once, or the result too when given \
-wait_seconds. Submit all you have before you wait: tasks run side by side. Follow up with get_task. Use list_workers \
+wait_seconds. Submit all you have before you wait: tasks run side by side. Follow up with get_task; get_artifact shows the files that a task left. \
+Use list_workers \
 to see whether anyone is there to work, and spawn_workers if nobody is. Times are ISO 8601 in UTC, \
 lengths of time are seconds."""
 
@@ -153,6 +155,18 @@ class Tools:
         which is no error: call again.
         """
         return await self._wait(task_id, wait_seconds, ctx)
+
+    async def get_artifact(
+        self,
+        task_id: TaskId,
+        name: Annotated[str, Field(description="The file's name, as get_task lists it under artifacts.")],
+    ) -> CallToolResult:
+        """Look at a file that a task left behind: an image as an image, text as text, cut if it is long.
+
+        Of other files, and of those too large to look at, it returns the media type, size and SHA-256, and the command
+        that gets them.
+        """
+        return await self._in_thread(lambda settings: _artifact(task_id, name, settings))
 
     async def list_tasks(
         self,
@@ -299,6 +313,16 @@ def _next_step(task: dict[str, Any], session: Session) -> str:
     return "It waits, and no worker is active: spawn_workers starts some."
 
 
+def _artifact(task_id: str, name: str, settings: Settings) -> CallToolResult:
+    with db.session(settings.database()) as session:
+        row = artifacts.find(session, analytics.find_task_id(session, task_id), name)
+    if not mcp_answers.is_shown(row):
+        return mcp_answers.artifact(row, None)
+    content = io.BytesIO()
+    artifacts.fetch(settings, row, content)
+    return mcp_answers.artifact(row, content.getvalue())
+
+
 def _spawn(request: BurstRequest, settings: Settings) -> BurstReport:
     if is_configured(settings):
         github.start(request, settings)
@@ -335,6 +359,7 @@ def create_server(load: Callable[[], Settings] = load_settings) -> StrictServer:
         strict_tool(tools.assign_task, "Assign a task to an agent", runs),
         strict_tool(tools.submit_task, "Submit a task", runs),
         strict_tool(tools.get_task, "Read a task", reads),
+        strict_tool(tools.get_artifact, "Look at a file", reads, structured=False),
         strict_tool(tools.list_tasks, "List tasks", reads),
         strict_tool(tools.cancel_task, "Cancel a task", stops),
         strict_tool(tools.list_workers, "List workers", reads),

@@ -16,6 +16,7 @@ COMMANDS = {
     "worker": "Run a worker.",
     "submit": "Put a task on the queue.",
     "tasks": "List, show, watch, cancel and retry tasks.",
+    "artifacts": "List and get the files that tasks left behind.",
     "watch": "Watch the whole house live: workers, tasks, queues.",
     "workers": "List, show, drain and stop workers.",
     "queues": "Show what waits, who holds what, what is parked or dead.",

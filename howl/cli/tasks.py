@@ -9,6 +9,7 @@ import click
 from howl import analytics, live
 from howl.celery import app
 from howl.cli import words
+from howl.cli.artifacts import OF_A_TASK
 from howl.cli.options import DURATION, as_json, since
 from howl.cli.output import Column, emit
 from howl.cli.waiting import watch
@@ -92,7 +93,7 @@ def list_(
 @click.argument("task_id", metavar="ID")
 @as_json
 def show(task_id: str, as_json: bool) -> None:
-    """Show a task: its arguments, its progress and last lines, its result or error, its latest events.
+    """Show a task: its arguments, progress, last lines, result or error, the files it left, its latest events.
 
     The first characters of an id will do, six or more.
 
@@ -162,13 +163,16 @@ def _cancelled(task_id: str, status_before: str) -> str:
 
 
 def _print_task(task: dict[str, Any]) -> None:
-    """Facts in a table; long texts as they are, because a folded traceback cannot be read; then events."""
-    events = task.pop("events")
+    """Facts in a table; long texts as they are, because a folded traceback cannot be read; then files and events."""
+    events, artifacts = task.pop("events"), task.pop("artifacts")
     blocks = {name: task.pop(name) for name in BLOCKS}
     emit(task, as_json=False, read=READ)
     for name, value in blocks.items():
         if value is not None:
             click.echo(f"\n{name}:\n{indent(words.document(value), '  ')}")
+    if artifacts:
+        click.echo()
+        emit(artifacts, as_json=False, columns=OF_A_TASK)
     if events:
         click.echo()
         emit(events, as_json=False, columns=EVENT_COLUMNS)

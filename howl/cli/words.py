@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 NOTHING = "-"
+SIZES = (("kB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12))
 UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
@@ -45,6 +46,14 @@ def length(seconds: float | None) -> str:
 def share(fraction: float | None) -> str:
     """`97 %`; never 100 % while something is missing from it."""
     return NOTHING if fraction is None else f"{math.floor(fraction * 100 + 1e-9)} %"
+
+
+def size(number: int) -> str:
+    """`512 B`, `3.4 MB`, `120 MB`; a megabyte is a million bytes."""
+    if number < 1000:
+        return f"{number} B"
+    scaled, unit = next((number / each, name) for name, each in SIZES if number < 999.5 * each or name == "TB")
+    return f"{scaled:.0f} {unit}" if scaled >= 9.95 else f"{scaled:.1f} {unit}"
 
 
 def counts(numbers: dict[str, int]) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -84,8 +84,7 @@ class Recorder:
             chords.record(opened, created)
             walk = any(item.may_be_deep for item in received)
             _write(opened, UPSERT_TASKS, _task_rows(outcomes), walk)
-            _write(opened, APPEND_EVENTS, [_event_row(item, outcome) for item, outcome in outcomes], walk)
-            _write(opened, APPEND_EVENTS, [_artifact_event(item, artifact) for item, artifact in left], walk=False)
+            _write(opened, APPEND_EVENTS, [*_event_rows(received)], walk)
             artifacts.record(opened, [(artifact, item.at) for item, artifact in left], self.settings)
             return chords.any_wait(opened)
 
@@ -170,6 +169,15 @@ def _began(item: Received, outcome: Outcome) -> str | None:
     if outcome.runtime is None or not math.isfinite(outcome.runtime):
         return None
     return (item.at - timedelta(seconds=min(max(outcome.runtime, 0), LONGEST))).isoformat()
+
+
+def _event_rows(received: list[Received]) -> Iterator[dict[str, Any]]:
+    """In the order in which it happened."""
+    for item in received:
+        if isinstance(item.entry, Outcome):
+            yield _event_row(item, item.entry)
+        elif isinstance(item.entry, ArtifactKept):
+            yield _artifact_event(item, item.entry)
 
 
 def _event_row(item: Received, outcome: Outcome) -> dict[str, Any]:

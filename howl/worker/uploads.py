@@ -78,7 +78,8 @@ class Uploader:
         #: Uploads under way, and the call that will close the connection.
         self._busy = 0
         self._closing: asyncio.TimerHandle | None = None
-        threading.Thread(target=self.loop.run_forever, name="howl-uploads", daemon=True).start()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="howl-uploads", daemon=True)
+        self._thread.start()
 
     def upload(self, name: str, source: Source) -> ObjectInfo:
         """From any thread, which waits."""
@@ -88,6 +89,19 @@ class Uploader:
         except BaseException:  # the task's time may be over
             under_way.cancel()
             raise
+
+    def close(self) -> None:
+        """End its thread and connection; what is under way fails."""
+        asyncio.run_coroutine_threadsafe(self._end(), self.loop).result(CONNECT_TIMEOUT)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(CONNECT_TIMEOUT)
+        self.loop.close()
+
+    async def _end(self) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
+        if self._connection is not None:
+            await self._connection.close()
 
     async def _upload(self, name: str, source: Source) -> ObjectInfo:
         self._busy += 1

@@ -10,6 +10,8 @@ from typing import Any
 from celery import Task, chord, shared_task, states
 from celery.exceptions import ChordError, Ignore, Reject, SoftTimeLimitExceeded
 
+from howl.worker.artifacts import artifact
+
 
 def _starts(path: str) -> int:
     """Count one start more."""
@@ -256,3 +258,43 @@ def fail_a_body(self: Any, task_id: str) -> str:
 def large() -> str:
     """Return more than an outcome may hold."""
     return "x" * (1 << 21)
+
+
+@shared_task(name="endings.leave_bytes")
+def leave_bytes(name: str, size: int) -> dict[str, Any]:
+    """Leave so many random bytes behind."""
+    return artifact(os.urandom(size), name)
+
+
+@shared_task(name="endings.leave_text")
+def leave_text(texts: list[str], name: str | None, media_type: str | None = None) -> list[dict[str, Any]]:
+    """Leave texts behind, one after the other under the same name."""
+    return [artifact(text.encode(), name, media_type) for text in texts]
+
+
+@shared_task(name="endings.leave_file")
+def leave_file(path: str, name: str | None = None) -> dict[str, Any]:
+    """Leave a file behind that is there already."""
+    return artifact(Path(path), name)
+
+
+@shared_task(name="endings.leave_many")
+def leave_many(sizes: list[int]) -> int:
+    """Leave a file of each size, and then succeed or not."""
+    return len([artifact(b"x" * size, f"{number}.bin") for number, size in enumerate(sizes)])
+
+
+@shared_task(name="endings.leave_and_fail")
+def leave_and_fail() -> None:
+    """Leave a file and fail."""
+    artifact(b"why", "why.txt")
+    raise ValueError("as told")
+
+
+@shared_task(name="endings.leave_and_retry", bind=True, max_retries=1)
+def leave_and_retry(self: Any) -> int:
+    """Leave a file, and when tried again, another of its name."""
+    artifact(f"attempt {self.request.retries + 1}".encode(), "log.txt")
+    if self.request.retries == 0:
+        raise self.retry(countdown=0)
+    return self.request.retries

@@ -1,0 +1,108 @@
+"""`howl artifacts`: the files that tasks left behind."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from howl import analytics
+from howl import artifacts as kept
+from howl.cli import words
+from howl.cli.options import as_json, silence_asyncio
+from howl.cli.output import Column, emit
+from howl.config import load_settings
+from howl.db import session
+from howl.errors import InvalidRequest
+
+OF_A_TASK = (
+    Column("name", "file", folds=True),
+    Column("size", "size", words.size),
+    Column("media_type", "type", folds=True, width_needed=100),
+    Column("status", "status"),
+    Column("created_at", "left", words.ago),
+    Column("expires_at", "goes", words.ago, width_needed=120),
+)
+COLUMNS = (Column("task_id", "task"), *OF_A_TASK)
+
+
+@click.group()
+def artifacts() -> None:
+    """List and get the files that tasks left behind.
+
+    \b
+    Examples:
+        howl artifacts list
+        howl artifacts get 1f0c9a screenshot.png
+    """
+
+
+@artifacts.command("list")
+@click.option("--task", "task_id", metavar="ID", help="Only this task's; the first characters of its id will do.")
+@click.option("--limit", type=click.IntRange(1, kept.LIMIT), default=50, show_default=True, help="How many.")
+@as_json
+def list_(task_id: str | None, limit: int, as_json: bool) -> None:
+    """List files, newest first; those of one task by name.
+
+    A file is `kept` once the server has seen all of it. It is `missing` if it was not there as its worker had said, and
+    goes after the time that the server keeps files (HOWL_ARTIFACT_RETENTION there).
+
+    \b
+    Examples:
+        howl artifacts list
+        howl artifacts list --task 1f0c9a
+        howl artifacts list --task 1f0c9a --json | jq -r '.[].name'
+    """
+    with session(load_settings().database()) as opened:
+        found = None if task_id is None else analytics.find_task_id(opened, task_id)
+        rows = kept.list_artifacts(opened, task_id=found, limit=limit)
+    emit(rows, as_json, columns=COLUMNS, empty="No files.")
+
+
+@artifacts.command()
+@click.argument("task_id", metavar="TASK")
+@click.argument("names", metavar="[FILE]...", nargs=-1)
+@click.option(
+    "--to", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".", metavar="FOLDER",
+    help="Where to put them; by default here.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Overwrite what is there.")
+@click.option("--stdout", is_flag=True, help="Write the one file to standard output instead.")
+@as_json
+def get(task_id: str, names: tuple[str, ...], folder: Path, force: bool, stdout: bool, as_json: bool) -> None:
+    """Get files that a task left, all of them when none is named.
+
+    The first characters of the task's id will do. Each file appears whole, its SHA-256 checked, or not at all; nothing
+    is written outside the folder, and nothing overwritten without --force.
+
+    \b
+    Examples:
+        howl artifacts get 1f0c9a screenshot.png
+        howl artifacts get 1f0c9a --to shots/
+        howl artifacts get 1f0c9a report.json --stdout | jq .
+    """
+    silence_asyncio()
+    settings = load_settings()
+    with session(settings.database()) as opened:
+        found = analytics.find_task_id(opened, task_id)
+        wanted = names or [row["name"] for row in kept.list_artifacts(opened, task_id=found, limit=kept.LIMIT)]
+        rows = [kept.find(opened, found, name) for name in wanted]
+    if stdout:
+        _print(settings, rows)
+        return
+    saved = [{"path": str(kept.save(settings, row, folder, overwrite=force)), **_facts(row)} for row in rows]
+    emit(saved, as_json, columns=(Column("path", "file", folds=True), Column("size", "size", words.size)),
+         empty=f"Task {found} left no files.")  # fmt: skip
+
+
+def _print(settings: Any, rows: list[dict[str, Any]]) -> None:
+    if len(rows) != 1:
+        raise InvalidRequest(f"--stdout is for one file, and these are {len(rows)}: name one.")
+    out = click.get_binary_stream("stdout")
+    if out.isatty():
+        raise InvalidRequest("A worker's file may steer a terminal: write it into a pipe, or leave --stdout out.")
+    kept.read(settings, rows[0], out)
+    out.flush()
+
+
+def _facts(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("name", "media_type", "size", "sha256")}
