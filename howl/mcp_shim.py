@@ -47,10 +47,9 @@ AT_ONCE = 8
 
 INSTRUCTIONS = """HOWL runs tasks on a crew of remote workers. Submit work with assign_task (a coding agent follows a \
 prompt) or submit_task (a named task with arguments); both return a task_id at once, or the result too when given \
-wait_seconds. Submit all you have before you wait: tasks run side by side. Follow up with get_task; get_artifact shows the files that a task left. \
-Use list_workers \
-to see whether anyone is there to work, and spawn_workers if nobody is. Times are ISO 8601 in UTC, \
-lengths of time are seconds."""
+wait_seconds. Submit all you have before you wait: tasks run side by side. Follow up with get_task; get_artifact shows \
+a file that a task left. Use list_workers to see whether anyone is there to work, and spawn_workers if nobody is. \
+Times are ISO 8601 in UTC, lengths of time are seconds."""
 
 
 # --- arguments ---------------------------------------------------------------------------------------------------

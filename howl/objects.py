@@ -7,11 +7,17 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
+from itertools import count
 from typing import Any, TypeVar
 
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, ObjectInfo, PubAck
-from nats.js.errors import NotFoundError
+from nats.js.api import AckPolicy, ConsumerConfig, Header, ObjectInfo
+from nats.js.client import NO_RESPONDERS_STATUS
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 T = TypeVar("T")
 
@@ -68,29 +74,51 @@ def sha256_of(digest: str) -> bytes:
 
 
 class Flight:
-    """Messages on their way to JetStream over one connection: so many at once, each of them acknowledged."""
+    """Messages on their way to JetStream over one connection: so many at once, each of them acknowledged.
 
-    def __init__(self, stream: JetStreamContext) -> None:
-        self.stream = stream
+    nats-py's own `publish_async` leaves whoever waits for a message that JetStream refused waiting for ever.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
         #: Given an exception when the connection can be used no more.
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._room = asyncio.Semaphore(WINDOW)
-        self._under_way = 0
         self._heard = 0.0
+        self._inbox: str | None = None
+        self._numbers = count(1)
+        #: By the last part of the subject that the answer comes to.
+        self._under_way: dict[str, asyncio.Future[None]] = {}
 
-    async def send(self, subject: str, payload: bytes) -> asyncio.Future[PubAck]:
+    async def send(self, subject: str, payload: bytes) -> asyncio.Future[None]:
         """Send when there is room, and return what becomes of it; raises as `patiently`, or NATS's errors."""
         await self._find_room()
-        try:
-            sent = await self.patiently(self.stream.publish_async(subject, payload))
-        except BaseException:
-            self._room.release()
-            raise
-        if self._under_way == 0:
+        if not self._under_way:
             self._hear()
-        self._under_way += 1
-        sent.add_done_callback(self._landed)
+        number, sent = str(next(self._numbers)), asyncio.get_running_loop().create_future()
+        self._under_way[number] = sent
+        sent.add_done_callback(partial(self._landed, number))
+        try:
+            await self.patiently(self._publish(subject, payload, number))
+        except BaseException:
+            sent.cancel()
+            raise
         return sent
+
+    async def _publish(self, subject: str, payload: bytes, number: str) -> None:
+        if self._inbox is None:
+            self._inbox = self.client.new_inbox()
+            await self.client.subscribe(f"{self._inbox}.*", cb=self._answered)
+        await self.client.publish(subject, payload, reply=f"{self._inbox}.{number}")
+
+    async def _answered(self, message: Msg) -> None:
+        sent = self._under_way.get(message.subject.rpartition(".")[2])
+        if sent is None or sent.done():
+            return
+        if refusal := _refusal(message):
+            sent.set_exception(refusal)
+        else:
+            sent.set_result(None)
 
     async def _find_room(self) -> None:
         found = asyncio.ensure_future(self._room.acquire())
@@ -101,8 +129,8 @@ class Flight:
                 self._room.release()
             raise
 
-    def _landed(self, sent: asyncio.Future[PubAck]) -> None:
-        self._under_way -= 1
+    def _landed(self, number: str, sent: asyncio.Future[None]) -> None:
+        del self._under_way[number]
         self._room.release()
         if not sent.cancelled():
             sent.exception()  # seen: whoever has an error in store for him finds it in the future
@@ -128,6 +156,20 @@ class Flight:
             future.cancel()  # does nothing to what is done
 
 
+def _refusal(message: Msg) -> NatsError | None:
+    if (message.headers or {}).get(Header.STATUS) == NO_RESPONDERS_STATUS:
+        return NoStreamResponseError()
+    try:
+        error = json.loads(message.data).get("error")
+        if error:
+            APIError.from_error(error)  # which raises it
+    except APIError as refusal:
+        return refusal
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return NatsError("JetStream's answer cannot be read")
+    return None
+
+
 async def put(flight: Flight, info: ObjectInfo, read: Callable[[int], bytes]) -> ObjectInfo:
     """Write an object that `read` gives piece by piece, in a thread; returns `info` with size, pieces and digest.
 
@@ -137,7 +179,7 @@ async def put(flight: Flight, info: ObjectInfo, read: Callable[[int], bytes]) ->
     digest, subject = hashlib.sha256(), pieces_subject(info.bucket, info.nuid)
     size = (info.options and info.options.max_chunk_size) or PIECE
     info.size, info.chunks = 0, 0
-    landing: deque[asyncio.Future[PubAck]] = deque()
+    landing: deque[asyncio.Future[None]] = deque()
     while piece := await asyncio.to_thread(_read, read, size, digest):
         landing.append(await flight.send(subject, piece))
         info.size, info.chunks = info.size + len(piece), info.chunks + 1

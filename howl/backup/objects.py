@@ -162,7 +162,7 @@ async def _load(settings: Settings, archive: Path, objects: Objects, missing: se
         stream = client.jetstream()
         for bucket in objects.buckets:
             await _make(stream, bucket)
-        flight = Flight(stream)
+        flight = Flight(client)
         for number, (name, file) in enumerate(members(archive, missing), start=1):
             bucket, stored = by_member[name]
             await put(flight, _info(bucket, stored), file.read)

@@ -1,5 +1,6 @@
 """`howl artifacts`: the files that tasks left behind."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def get(task_id: str, names: tuple[str, ...], folder: Path, force: bool, stdout:
 def _print(settings: Any, rows: list[dict[str, Any]]) -> None:
     if len(rows) != 1:
         raise InvalidRequest(f"--stdout is for one file, and these are {len(rows)}: name one.")
-    out = click.get_binary_stream("stdout")
+    out = sys.stdout.buffer
     if out.isatty():
         raise InvalidRequest("A worker's file may steer a terminal: write it into a pipe, or leave --stdout out.")
     kept.read(settings, rows[0], out)

@@ -22,8 +22,8 @@ from howl.worker.beacon import subject_token
 
 logger = logging.getLogger(__name__)
 
-#: Seconds to wait for a connection; times an upload is begun, from its beginning each time.
-CONNECT_TIMEOUT, TRIES = 5, 5
+#: Seconds to wait for a connection, and for its end; times an upload is begun, from its beginning each time.
+CONNECT_TIMEOUT, CLOSE_TIMEOUT, TRIES = 5, 2.0, 5
 #: Seconds before it is begun again, at first and at most.
 FIRST_WAIT, LAST_WAIT = 1.0, 8.0
 #: Seconds without an upload after which the connection is closed.
@@ -78,8 +78,7 @@ class Uploader:
         #: Uploads under way, and the call that will close the connection.
         self._busy = 0
         self._closing: asyncio.TimerHandle | None = None
-        self._thread = threading.Thread(target=self.loop.run_forever, name="howl-uploads", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self.loop.run_forever, name="howl-uploads", daemon=True).start()
 
     def upload(self, name: str, source: Source) -> ObjectInfo:
         """From any thread, which waits."""
@@ -89,19 +88,6 @@ class Uploader:
         except BaseException:  # the task's time may be over
             under_way.cancel()
             raise
-
-    def close(self) -> None:
-        """End its thread and connection; what is under way fails."""
-        asyncio.run_coroutine_threadsafe(self._end(), self.loop).result(CONNECT_TIMEOUT)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(CONNECT_TIMEOUT)
-        self.loop.close()
-
-    async def _end(self) -> None:
-        if self._closing is not None:
-            self._closing.cancel()
-        if self._connection is not None:
-            await self._connection.close()
 
     async def _upload(self, name: str, source: Source) -> ObjectInfo:
         self._busy += 1
@@ -136,7 +122,7 @@ class Uploader:
             return await objects.put(connection.flight, info, source())
         except TimeoutError as error:
             connection.give_up(error)
-            await connection.close()
+            connection.abort()
             raise
 
     def _user(self) -> str:
@@ -174,7 +160,7 @@ class Connection:
 
     def __init__(self) -> None:
         self.client = Client()
-        self.flight = objects.Flight(self.client.jetstream())
+        self.flight = objects.Flight(self.client)
         self._complaint: Exception | None = None
 
     async def open(self, settings: Settings) -> "Connection":
@@ -186,13 +172,15 @@ class Connection:
                 connect_timeout=CONNECT_TIMEOUT,
                 allow_reconnect=False,
                 max_reconnect_attempts=1,  # it means the first connection as well
+                reconnect_time_wait=0,
                 # The only subjects that a worker's credential may hear.
                 inbox_prefix=f"{settings.subject_prefix}.inbox",
                 error_cb=self._hear,
                 closed_cb=self._closed,
                 **nats_options(settings),
             )
-        except NatsError as error:
+        except (NatsError, OSError, TimeoutError) as error:
+            await self.close()
             # That no server is left to try says nothing; what the last one answered does.
             raise self._complaint or error from error
         return self
@@ -209,9 +197,16 @@ class Connection:
 
     async def close(self) -> None:
         try:
-            await self.client.close()
-        except (NatsError, OSError) as error:
-            logger.debug("An idle connection was broken already: %s.", reason(error))
+            await asyncio.wait_for(self.client.close(), CLOSE_TIMEOUT)
+        except (NatsError, OSError, TimeoutError) as error:
+            logger.debug("A connection was broken already: %s.", reason(error))
+            self.abort()
+
+    def abort(self) -> None:
+        """End it where nothing goes through: nats-py would wait to say what is left to say, and has no public way."""
+        transport = self.client._transport  # noqa: SLF001
+        if transport is not None:
+            transport._io_writer.transport.abort()  # type: ignore[attr-defined]  # noqa: SLF001
 
     async def _hear(self, error: Exception) -> None:
         self._complaint = error
