@@ -1,6 +1,9 @@
 """HOWL's tools as an MCP client sees them: over real standard input and output, or in memory where that is enough."""
 
 import asyncio
+import base64
+import hashlib
+import io
 import json
 import re
 import subprocess
@@ -9,17 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, Implementation
+from nats.js.api import ObjectInfo
 from pydantic import SecretStr
 from sqlalchemy.orm import Session
 
-from howl import mcp_shim
+from howl import mcp_shim, media, objects
 from howl.config import Settings, load_settings
 from howl.mcp_server import StrictServer
-from howl.models import Task, TaskEvent
+from howl.models import Artifact, Task, TaskEvent
+from howl.server.curator import Curator
 from tests.burst.fake_github import REPOSITORY, TOKEN, fake_github
 from tests.support import Process, eventually
 
@@ -28,7 +34,7 @@ HOWL = str(Path(sys.executable).with_name("howl"))
 ME = Implementation(name="tests", version="1")
 
 TOOLS = {"assign_task", "submit_task", "get_task", "list_tasks", "cancel_task", "list_workers", "get_analytics",
-         "spawn_workers", "stop_burst"}  # fmt: skip
+         "spawn_workers", "stop_burst", "get_artifact"}  # fmt: skip
 
 
 @pytest.fixture
@@ -88,16 +94,17 @@ def listed() -> dict[str, Any]:
 def test_every_tool_says_what_it_does_what_it_takes_and_what_it_returns() -> None:
     tools = listed()
     assert set(tools) == TOOLS
-    for tool in tools.values():
+    for name, tool in tools.items():
         assert len(tool.description) > 60
-        assert tool.output_schema["properties"]
+        # What is looked at has no schema.
+        assert name == "get_artifact" or tool.output_schema["properties"]
         assert tool.input_schema["additionalProperties"] is False
         assert all(given["description"] for given in tool.input_schema["properties"].values())
 
 
 def test_only_tools_that_change_something_are_marked_so() -> None:
     read_only = {name for name, tool in listed().items() if tool.annotations.read_only_hint}
-    assert read_only == {"get_task", "list_tasks", "list_workers", "get_analytics"}
+    assert read_only == {"get_task", "get_artifact", "list_tasks", "list_workers", "get_analytics"}
 
 
 def test_the_table_of_tools_in_the_docs_is_that_of_the_server() -> None:
@@ -111,6 +118,66 @@ def test_the_json_in_the_docs_can_be_pasted() -> None:
     assert len(blocks) >= 3
     for block in blocks:
         json.loads(block)
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kinds", "says"),
+    [
+        ("shot.png", PNG, ["text", "image"], ""),
+        ("report.txt", b"all is well", ["text", "text"], "all is well"),
+        ("long.txt", b"x" * 50_000, ["text", "text"], "(cut: it has 50,000 characters; `howl artifacts get"),
+        ("data.bin", bytes(range(256)), ["text"], "256 bytes, sha256 40aff2e9"),
+        ("liar.png", b"<script>no image</script>", ["text", "text"], "no image"),
+        ("liar.txt", PNG, ["text", "image"], ""),
+        ("huge.png", PNG + bytes(4 << 20), ["text"], "`howl artifacts get leaver-1 huge.png` gets it"),
+    ],
+)  # fmt: skip
+def test_a_file_is_looked_at_as_what_its_content_is(
+    shim: StrictServer, settings: Settings, session: Session, name: str, content: bytes, kinds: list[str], says: str
+) -> None:
+    _leave(settings, session, name, content)
+    seen = call(shim, "get_artifact", task_id="leaver-1", name=name)
+    assert [part.type for part in seen.content] == kinds
+    assert says in " ".join(part.text for part in seen.content if part.type == "text")
+    if kinds[-1] == "image":
+        assert (base64.b64decode(seen.content[1].data), seen.content[1].mime_type) == (content, "image/png")
+    report = answer(call(shim, "get_task", task_id="leaver-1"))
+    assert [(one["name"], one["size"]) for one in report["artifacts"]] == [(name, len(content))]
+
+
+def test_a_file_that_is_not_there_is_refused_in_a_sentence(
+    shim: StrictServer, settings: Settings, session: Session
+) -> None:
+    _leave(settings, session, "there.txt", b"x")
+    told = refusal(call(shim, "get_artifact", task_id="leaver-1", name="../../x"))
+    assert "left no file '../../x': it left there.txt" in told
+
+
+def _leave(settings: Settings, session: Session, name: str, content: bytes) -> None:
+    """As a worker and the server together do."""
+    bucket, artifact_id = objects.bucket(settings.subject_prefix), "a" * 32
+
+    async def put() -> None:
+        client = await nats.connect(settings.nats(), connect_timeout=5)
+        await Curator(settings).make_bucket(client.jetstream())
+        info = ObjectInfo(artifact_id, bucket, f"howl.{artifact_id}")
+        await objects.put(objects.Flight(client), info, io.BytesIO(content).read)
+        await client.close()
+
+    asyncio.run(put())
+    session.add(Task(task_id="leaver-1", name="tests.leave", status="succeeded", rank=3))
+    session.add(
+        Artifact(
+            artifact_id=artifact_id, task_id="leaver-1", name=name, location=f"{bucket}/{artifact_id}",
+            media_type=media.guess(name, content), size=len(content), sha256=hashlib.sha256(content).hexdigest(),
+        )
+    )  # fmt: skip
+    session.commit()
 
 
 # --- bursts ------------------------------------------------------------------------------------------------------
