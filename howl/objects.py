@@ -174,9 +174,7 @@ def _refusal(message: Msg) -> NatsError | None:
 async def put(flight: Flight, info: ObjectInfo, read: Callable[[int], bytes]) -> ObjectInfo:
     """Write an object that `read` gives piece by piece, in a thread; returns `info` with size, pieces and digest.
 
-    Its description is sent last, which NATS stores in this order, without waiting a round trip for what is before it;
-    but only when all is acknowledged is anything there: NATS may lack the room for a piece and have it for the
-    description. It does not replace an earlier object of the name, as other
+    Its description is sent when NATS has all the rest. It does not replace an earlier object of the name, as other
     clients' does, with a right that would also let its holder delete the bucket. Raises as `Flight.send`.
     """
     digest, subject = hashlib.sha256(), pieces_subject(info.bucket, info.nuid)
@@ -189,11 +187,11 @@ async def put(flight: Flight, info: ObjectInfo, read: Callable[[int], bytes]) ->
             info.size, info.chunks = info.size + len(piece), info.chunks + 1
             while landing and landing[0].done():
                 landing.popleft().result()
+    while landing:
+        await flight.patiently(landing.popleft())
     info.digest, info.mtime = digest_of(digest.digest()), datetime.now(UTC).isoformat()
     described = json.dumps(info.as_dict()).encode()
-    landing.append(await flight.send(meta_subject(info.bucket, info.name), described))
-    for sent in landing:
-        await flight.patiently(sent)
+    await flight.patiently(await flight.send(meta_subject(info.bucket, info.name), described))
     return info
 
 

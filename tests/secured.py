@@ -105,7 +105,7 @@ class Secured:
         accounts = {"HOWL": {"jetstream": "enabled", "users": users}, "SYS": {"users": system}}
         told = {
             "listen": f"127.0.0.1:{self.nats_port}",
-            "jetstream": {"store_dir": str(self.folder / "nats"), "max_file_store": 1 << 30},
+            "jetstream": {"store_dir": str(self.folder / "nats"), "max_file_store": 2 << 30},
             "system_account": "SYS",
             "accounts": accounts,
         }

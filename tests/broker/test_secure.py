@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from celery import chord, group
+from sqlalchemy import select
 
 from howl import db, dismiss
 from howl.config import load_settings
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
+from howl.models import Artifact
 from howl.outcomes import ChordCreated, encode, failure
 from howl.provision.rights import Grant
 from tests.secured import SERVER, Secured
@@ -90,6 +92,18 @@ def test_a_success_and_a_failure_are_recorded(crew: SecuredCrew) -> None:
     row = crew.ended(done)
     assert (row.status, row.result, row.worker_id) == ("succeeded", 7, "worker-1")
     assert crew.ended(failed).error_message == "as told"
+
+
+def test_a_file_that_a_task_leaves_is_kept(crew: SecuredCrew) -> None:
+    task_id = crew.send("leave_bytes", "file.bin", 2_000_000)
+    assert crew.ended(task_id).status == "succeeded"
+    left = select(Artifact.name, Artifact.size, Artifact.status).where(Artifact.task_id == task_id)
+
+    def kept() -> bool:
+        with db.session(crew.settings.database()) as opened:
+            return opened.execute(left).all() == [("file.bin", 2_000_000, "kept")]
+
+    eventually(kept)
 
 
 def test_a_task_that_retries_publishes_itself_again_and_succeeds(crew: SecuredCrew) -> None:

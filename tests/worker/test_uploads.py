@@ -125,8 +125,14 @@ def test_a_full_bucket_refuses_what_is_new_and_keeps_what_is_there(settings: Set
     with pytest.raises(ArtifactRefused, match="room for files is full: raise HOWL_ARTIFACT_ROOM"):
         uploader(os.urandom(3 * MEGABYTE))
     assert time.monotonic() - began < 10  # it was tried once
-    store = on_jetstream(settings, lambda stream: _content(stream, objects.bucket(settings.subject_prefix), first.name))
-    assert hashlib.sha256(store).digest() == objects.sha256_of(first.digest)
+    bucket = objects.bucket(settings.subject_prefix)
+    assert on_jetstream(settings, lambda stream: _names(stream, bucket)) == [first.name]
+    kept = on_jetstream(settings, lambda stream: _content(stream, bucket, first.name))
+    assert hashlib.sha256(kept).digest() == objects.sha256_of(first.digest)
+
+
+async def _names(stream: JetStreamContext, bucket: str) -> list[str]:
+    return [info.name for info in await (await stream.object_store(bucket)).list()]
 
 
 async def _content(stream: JetStreamContext, bucket: str, name: str) -> bytes:
