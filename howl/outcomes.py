@@ -189,7 +189,7 @@ UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 def _check(entry: Entry) -> None:
     for name, value in vars(entry).items():
-        if value is None and name not in _REQUIRED:
+        if value is None and name not in _REQUIRED and not (name == "name" and isinstance(entry, ArtifactKept)):
             continue
         if name in _TYPES and not _fits(name, value):
             raise UnreadableOutcome(f"its field {name} has a wrong type")

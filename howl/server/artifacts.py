@@ -19,11 +19,25 @@ def record(opened: Session, told: list[tuple[ArtifactKept, datetime]], settings:
 
     A task's file replaces an earlier one of its name.
     """
-    rows = [_row(artifact, at, settings) for artifact, at in told]
-    # One row a file: an upsert may touch a row but once. One order for all, so that no two transactions deadlock.
-    last = {(row["task_id"], row["name"]): row for row in rows}
-    if last:
-        opened.execute(text(UPSERT), {"rows": json.dumps([last[key] for key in sorted(last)])})
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for artifact, at in told:
+        row = _row(artifact, at, settings)
+        key = artifact.task_id, artifact.name
+        # One row a file: an upsert may touch a row but once.
+        if key not in newest or _replaces(row, newest[key]):
+            newest[key] = row
+    if newest:
+        # One order for all, so that no two transactions deadlock.
+        opened.execute(text(UPSERT), {"rows": json.dumps([newest[key] for key in sorted(newest)], default=_iso)})
+
+
+def _replaces(row: dict[str, Any], earlier: dict[str, Any]) -> bool:
+    """The rule of the upsert below, for two rows of one batch."""
+    return bool(row["attempt"] >= earlier["attempt"] or row["created_at"] > earlier["created_at"])
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat()
 
 
 def _row(artifact: ArtifactKept, at: datetime, settings: Settings) -> dict[str, Any]:
@@ -39,8 +53,8 @@ def _row(artifact: ArtifactKept, at: datetime, settings: Settings) -> dict[str, 
         "location": f"{objects.bucket(settings.subject_prefix)}/{artifact.artifact_id}",
         "worker_id": artifact.worker_id,
         "attempt": artifact.attempt,
-        "created_at": created.isoformat(),
-        "expires_at": (at + timedelta(seconds=settings.artifact_retention)).isoformat(),
+        "created_at": created,
+        "expires_at": at + timedelta(seconds=settings.artifact_retention),
     }
 
 
