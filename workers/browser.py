@@ -1,12 +1,11 @@
 """Looking at a page with a real browser on a worker: a picture of it, or its text and links."""
 
-import importlib
 import struct
 from typing import Any, NamedTuple, TypedDict
 
 from celery import shared_task
 
-from howl.errors import NotConfigured
+from howl.worker.artifacts import artifact
 from workers import browser_pool
 from workers.rights import settings
 from workers.visit import DEFAULT_VIEWPORT, Sight, Visit, check
@@ -70,7 +69,7 @@ def screenshot(
         "title": shot.seen["title"],
         "width": width,
         "height": height,
-        "artifact": _keep(shot.png),
+        "artifact": artifact(shot.png, NAME, MEDIA_TYPE),
     }
 
 
@@ -121,14 +120,3 @@ def _look(
         "allow_private": settings().web_allow_private,
     }
     return browser_pool.look(check(wanted))
-
-
-def _keep(png: bytes) -> dict[str, Any]:
-    # LEAD: once howl/worker/artifacts.py is merged: `from howl.worker.artifacts import artifact` at the top, and
-    # `return artifact(png, NAME, MEDIA_TYPE)` here.
-    try:
-        artifacts = importlib.import_module("howl.worker.artifacts")
-    except ModuleNotFoundError:
-        raise NotConfigured("This worker cannot keep files: install a HOWL that has artifacts.") from None
-    kept: dict[str, Any] = artifacts.artifact(png, NAME, MEDIA_TYPE)
-    return kept

@@ -1,9 +1,12 @@
-"""For authors of tasks: say how far a task is, and what it does, while it runs."""
+"""For authors of tasks: say how far a task is, and what it does, while it runs; leave a file behind."""
 
 from numbers import Integral, Real
 
+from howl.worker.artifacts import artifact
 from howl.worker.lines import LINE, clean, clip
 from howl.worker.sight import current
+
+__all__ = ["artifact", "log", "progress"]
 
 #: The largest number that every reader of JSON holds exactly, and characters of a note.
 MOST = 2**53
