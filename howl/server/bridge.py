@@ -77,7 +77,7 @@ class Bridge:
         """Record what they say, then show it; repeating it changes no record. Raises DatabaseUnavailable."""
         if not letters:
             return
-        heard = events.read(letters, self.complain)
+        heard = events.read(letters, self.complain, frozenset() if self.rebroadcast.is_due else sight.SEEN_LIVE_ALONE)
         try:
             self._record(heard)
         except REFUSED:

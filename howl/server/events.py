@@ -84,17 +84,22 @@ class Complaints:
         logger.error("Event on %.200s ignored: %s.", _one_line(subject), why)
 
 
-def read(letters: Iterable[Letter], complain: Callable[[str, str], None]) -> Heard:
-    """What is good in them; of each message, the first thing that is not goes to `complain` with its subject."""
+def read(
+    letters: Iterable[Letter], complain: Callable[[str, str], None], unwanted: frozenset[str] = frozenset()
+) -> Heard:
+    """What is good in them; of each message, the first thing that is not goes to `complain` with its subject.
+
+    Events of `unwanted` types are not looked at.
+    """
     heard = Heard([], [])
     for letter in letters:
-        why = _read(letter, heard)
+        why = _read(letter, heard, unwanted)
         if why is not None:
             complain(letter.subject, why)
     return heard
 
 
-def _read(letter: Letter, heard: Heard) -> str | None:
+def _read(letter: Letter, heard: Heard, unwanted: frozenset[str]) -> str | None:
     """Add what one message says; what is wrong with it, if anything is."""
     try:
         events, token = json.loads(letter.data), _token(letter.subject)
@@ -102,11 +107,18 @@ def _read(letter: Letter, heard: Heard) -> str | None:
         return _why(error)
     problem, when = None, _clock(letter)
     for index, event in enumerate(events if isinstance(events, list) else [events]):
+        if unwanted and _is_of(event, unwanted):
+            continue
         try:
             _sort(event, letter, index, token, when, heard)
         except (ValueError, RecursionError) as error:  # pydantic's ValidationError is one
             problem = problem or _why(error)
     return problem
+
+
+def _is_of(event: Any, types: frozenset[str]) -> bool:
+    kind = event.get("type") if isinstance(event, dict) else None
+    return isinstance(kind, str) and kind in types
 
 
 def _sort(event: Any, letter: Letter, index: int, token: str, when: Callable[[Any], float], heard: Heard) -> None:

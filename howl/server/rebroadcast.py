@@ -32,9 +32,14 @@ class Rebroadcast:
         self.stale_after = settings.lost_after
         self.silent_until = 0.0
 
+    @property
+    def is_due(self) -> bool:
+        """Whether somebody listens, or it is time to find out."""
+        return time.monotonic() >= self.silent_until
+
     def pass_on(self, heard: Heard) -> None:
         """Publish, in the order they came; raises redis's errors."""
-        if time.monotonic() < self.silent_until:
+        if not self.is_due:
             return
         events = self._events(heard)
         for first in range(0, len(events), AT_ONCE):

@@ -17,6 +17,8 @@ from howl.server.storable import as_json
 
 #: Kinds of rows, by the types of events that become some, and what each holds.
 KINDS = {"task-received": "received", "task-progress": "progress", "task-log": "log"}
+#: Of every task there are two of these, for who looks just now: how tasks stand, the recorder knows better.
+SEEN_LIVE_ALONE = frozenset(("task-started", "task-succeeded"))
 DATA = {
     "task-received": ("name", "retries", "eta"),
     "task-progress": ("done", "total", "note"),
