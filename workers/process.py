@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Self, TypedDict, cast
 
 from howl.errors import CommandFailed, CommandNotStarted, CommandTimedOut, InvalidRequest
-from howl.worker import context
+from howl.worker import context, limits
 from workers.order import Order, check_timeout, order, passed_on
 from workers.output import Lines, Output, last_lines
 
@@ -31,7 +31,6 @@ END_TIME = 10.0
 DRAIN_TIME = 1.0
 
 CHUNK = 1 << 16
-TICK = 1.0
 
 
 class ProcessResult(TypedDict):
@@ -160,10 +159,11 @@ class Run:
         """Serve the pipes for as long as that is wanted; False when `patience` seconds were not enough."""
         deadline = time.monotonic() + patience
         while wanted():
+            limits.check()
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            for key, _ in pipes.select(min(left, TICK)):
+            for key, _ in pipes.select(min(left, limits.patience())):
                 if not key.data():
                     pipes.unregister(key.fileobj)
                     key.fileobj.close()  # type: ignore[union-attr]  # each is a pipe or the socket

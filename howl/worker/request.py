@@ -1,10 +1,19 @@
-"""Celery's request, which also tells the ledger when a run begins and when it died with its process."""
+"""Celery's request, which also tells the ledger when a run begins and when it died with its process.
 
+A run within this very process, a thread's, cannot be ended from outside: its request knows the limits that it asks for.
+"""
+
+import logging
+import os
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
+
+from howl.worker import limits
+
+logger = logging.getLogger(__name__)
 
 #: How a run says that its process ends with it.
 DEATHS = (WorkerLostError, SystemExit, KeyboardInterrupt)
@@ -13,12 +22,17 @@ DEATHS = (WorkerLostError, SystemExit, KeyboardInterrupt)
 class ClaimedRequest(Request):
     """Named by the application's task class; only a worker loads it."""
 
+    #: Of a run in this process.
+    own_limits: limits.Limits | None = None
+
     def __init_subclass__(cls) -> None:
         """Celery makes a class for each task, whose `on_success` cannot take what a thread that was left returns."""
         super().__init_subclass__()
         on_success = cls.on_success
 
         def on_end(self: ClaimedRequest, outcome: Any, **options: Any) -> Any:
+            if self.own_limits is not None:
+                limits.end()
             if isinstance(outcome, ExceptionInfo):
                 return self.on_failure(outcome)
             return on_success(self, outcome, **options)
@@ -28,8 +42,23 @@ class ClaimedRequest(Request):
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         claims = _claims_of(self)
         if claims is not None:
+            if pid == os.getpid():
+                self.own_limits = limits.begin(time_accepted, *self._seconds(claims.pool))
             claims.began(self.claim_tag, self.id, lambda: self._beginning(pid), early=not self.task.acks_late)
         super().on_accepted(pid, time_accepted)
+
+    def _seconds(self, pool: Any) -> tuple[float | None, float | None]:
+        """The soft and the hard time limit, in the order in which Celery's prefork pool heeds them."""
+        hard, soft = self.time_limits
+        soft = soft or self.task.soft_time_limit or pool.options.get("soft_timeout")
+        return soft, hard or self.task.time_limit or pool.options.get("timeout")
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        if self.own_limits is None:
+            super().terminate(pool, signal)
+            return
+        logger.info("Task %s is cancelled and ends when it next asks, for threads cannot be stopped.", self.id)
+        self.own_limits.cancel()
 
     def _beginning(self, pid: int) -> bytes:
         """What is told of a run that has begun: here, because most end before anybody need hear that they began."""
@@ -37,8 +66,13 @@ class ClaimedRequest(Request):
         return document
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        claims = _claims_of(self)
-        if claims is not None and isinstance(_cause(exc_info), DEATHS):
+        claims, cause = _claims_of(self), _cause(exc_info)
+        # As Celery does for a process that it ended.
+        if isinstance(cause, limits.Cancelled):
+            return self._announce_revoked("terminated", True, "SIGTERM", False)
+        if isinstance(cause, limits.OutOfTime):
+            return self.on_timeout(False, cause.args[0])
+        if claims is not None and isinstance(cause, DEATHS):
             claims.died(self.claim_tag)
         return super().on_failure(exc_info, send_failed_event, return_ok)
 

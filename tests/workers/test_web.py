@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 
 from howl.errors import AddressRefused, FetchFailed, InvalidRequest
+from howl.worker import limits
 from tests.workers.site import PAGE, Site
 from workers import addresses, page
 from workers.web import fetch
@@ -100,6 +102,15 @@ def test_a_server_that_trickles_does_not_hold_a_task_beyond_its_timeout(site: Si
     with pytest.raises(FetchFailed, match=r"not there after 0\.5 s"):
         fetch(site.url(path), timeout=0.5)
     assert time.monotonic() - started < 5
+
+
+def test_a_task_in_a_thread_is_not_held_beyond_its_time_limit(site: Site):
+    limits.begin(time.monotonic(), soft=0.5, hard=None)
+    try:
+        with pytest.raises(SoftTimeLimitExceeded):
+            fetch(site.url("/trickle"), timeout=60)
+    finally:
+        limits.end()
 
 
 @pytest.mark.parametrize(
