@@ -44,6 +44,12 @@ STATES = {
     "dead": "FAILURE",
 }
 
+#: Headers of a chord's body that is to run whatever became of the parts (`body.set(headers=JOIN_ALL)`): in the place of
+#: a result it finds, of one that has none, an object with its status under this name, worker_id, error_type and
+#: error_message.
+JOIN_ALL = {"howl_join": "all"}
+PART_STATUS = "howl_status"
+
 #: Longest id or name in characters; Celery's own ids have 36.
 NAME_LIMIT = 255
 HEX = re.compile(r"[0-9a-f]+")

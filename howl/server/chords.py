@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from celery import Celery, group
@@ -19,10 +20,11 @@ from sqlalchemy.orm import Session
 
 from howl.backend import leaves
 from howl.broker.transport import publishing_for, publishing_once
+from howl.celery import worker_queue
 from howl.config import Settings
 from howl.db import session
 from howl.models import Chord, Task
-from howl.outcomes import FINAL_RANK, ChordCreated
+from howl.outcomes import FINAL_RANK, JOIN_ALL, PART_STATUS, ChordCreated
 
 logger = logging.getLogger(__name__)
 
@@ -121,26 +123,54 @@ def _submit_body(chord: Chord, opened: Session, app: Celery) -> None:
     document = json.loads(chord.body)
     body = maybe_signature(document, app=app)
     header = result_from_tuple(json.loads(chord.header), app=app)
-    if body.id and opened.get(Task, body.id) is not None:
-        return  # submitted by an earlier life of this server, which ended before it could say so
     tasks = {
         task.task_id: task for task in opened.scalars(select(Task).where(Task.task_id == any_(_texts(leaves(header)))))
     }
+    row = opened.get(Task, body.id) if body.id else None
+    replaces = row is not None and _replaces(document, row, tasks.values())
+    if row is not None and (row.rank == FINAL_RANK or not replaces):
+        return  # submitted by an earlier life of this server, which ended before it could say so; or cancelled
     failed = next((task for task in tasks.values() if task.status != "succeeded"), None)
-    if failed is not None:
+    if failed is not None and not _joins_all(document):
         _fail(document, f"Dependency {failed.task_id} raised {failed.error_type}: {failed.error_message}", app)
         return
     try:
-        with publishing_once():
-            body.apply_async((_values(header, tasks),))
+        # The mark of a task in flight stays with its replacement, which would not be pushed for it.
+        with nullcontext() if replaces else publishing_once():
+            body.apply_async((_values(header, tasks),), **_own_queue(body))
     except (EncodeError, TypeError, ValueError) as error:
         _fail(document, f"Callback error: {error!r}", app)
+
+
+def _own_queue(body: Any) -> dict[str, Any]:
+    """A name alone would be given an exchange, whose binding outlives the worker."""
+    kind, _, worker_id = str(body.options.get("queue")).partition(".")
+    return {"queue": worker_queue(worker_id)} if kind == "worker" and worker_id else {}
+
+
+def _replaces(document: dict[str, Any], row: Task, parts: Iterable[Task]) -> bool:
+    """Whether what is on record is the task that this chord replaces, whose id its body has, and not the body's run."""
+    name = str(document.get("task"))
+    is_named_otherwise = row.name != name and not name.startswith("celery.")  # a chain is recorded as its last task
+    return is_named_otherwise or any(part.parent_id == row.task_id for part in parts)
+
+
+def _joins_all(document: dict[str, Any]) -> bool:
+    headers = document.get("options", {}).get("headers") or {}
+    return all(headers.get(name) == value for name, value in JOIN_ALL.items())
 
 
 def _values(header: Any, tasks: dict[str, Task]) -> Any:
     """The parts' values in the header's shape: a list for a group, lists within for groups within."""
     members = getattr(header, "results", None)
-    return tasks[header.id].result if members is None else [_values(member, tasks) for member in members]
+    return _value(tasks[header.id]) if members is None else [_values(member, tasks) for member in members]
+
+
+def _value(part: Task) -> Any:
+    if part.status == "succeeded":
+        return part.result
+    names = ("worker_id", "error_type", "error_message")
+    return {PART_STATUS: part.status} | {name: getattr(part, name) for name in names}
 
 
 def _fail(document: dict[str, Any], reason: str, app: Celery) -> None:

@@ -48,6 +48,12 @@ def make_chord(parts: int) -> str:
     return str(chord([echo.s(number) for number in range(parts)], total.s()).apply_async().id)
 
 
+@shared_task(name="endings.replace_by_chord", bind=True)
+def replace_by_chord(self: Task, parts: int) -> Any:
+    """End as a chord does."""
+    return self.replace(chord([echo.s(number) for number in range(parts)], total.s()))
+
+
 @shared_task(name="endings.on_error")
 def on_error(path: str, *_: Any) -> None:
     """Say which process looks after somebody else's error; it takes what Celery gives to those it runs on the spot."""

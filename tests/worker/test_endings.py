@@ -7,6 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from celery import chain, chord, group
 
+from howl import db
+from howl.outcomes import JOIN_ALL, PART_STATUS
+from howl.submit import TaskRequest, submit
 from tests.support import eventually
 
 
@@ -52,6 +55,26 @@ def test_the_parts_of_a_chord_are_recorded_and_its_body_runs(crew):
     body = chord(parts, crew.app.tasks["endings.total"].s(), app=crew.app).apply_async()
     assert crew.ended(body.id).result == 6
     assert [crew.kinds(part.id) for part in body.parent.results] == [["succeeded"]] * 4
+
+
+def test_a_task_replaced_by_a_chord_ends_as_its_body(crew):
+    """Also one that was submitted, whose id is on record and in flight all the while."""
+    request = TaskRequest(name="endings.replace_by_chord", args=[4])
+    with db.session(crew.settings.database()) as opened:
+        submitted = submit(request, opened, crew.app)
+    for task_id in (submitted, crew.send("replace_by_chord", 4)):
+        assert crew.ended(task_id).result == 6
+        assert crew.kinds(task_id).count("succeeded") == 1
+    eventually(lambda: not crew.redis.hexists(crew.key("inflight"), submitted))
+
+
+def test_a_body_that_joins_all_is_told_what_became_of_a_part_that_failed(crew):
+    tasks = crew.app.tasks
+    parts = [tasks["endings.echo"].s(1), tasks["endings.fail"].si()]
+    body = chord(parts, tasks["endings.echo"].s().set(headers=JOIN_ALL)).apply_async()
+    one, other = crew.ended(body.id).result
+    assert one == 1
+    assert other == {PART_STATUS: "failed", "worker_id": "w1", "error_type": "ValueError", "error_message": "as told"}
 
 
 def test_a_result_larger_than_an_outcome_may_be_fails_the_task_once(crew):
