@@ -24,7 +24,7 @@ from howl.broker.areas import all_areas
 from howl.broker.transport import publishing_once
 from howl.celery import settings_of, worker_queue
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
-from howl.models import Task, Worker
+from howl.models import Chord, Task, Worker
 from howl.outcomes import FINAL_RANK, NAME_LIMIT, UNSTORABLE, failure
 from howl.tls import reason
 
@@ -109,7 +109,7 @@ def push(task: Task, app: Celery) -> None:
 
 
 def cancel(task_id: str, session: Session, app: Celery) -> str:
-    """Never start the task, or stop it where it runs; returns the status it had.
+    """Never start the task, or stop it where it runs, with the parts that it waits for; returns the status it had.
 
     Raises UnknownTask, or QueueUnavailable when Redis is away: then nothing is cancelled.
     """
@@ -122,11 +122,28 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
             app.backend.append(failure(task.task_id, "REVOKED", TaskRevokedError("cancelled")))
         else:
             app.control.broadcast("revoke", arguments={"task_id": task_id, "terminate": True, "signal": "SIGTERM"})
+            _cancel_parts(task_id, session, app)
     except (OperationalError, RedisError) as error:
         raise QueueUnavailable(
             f"Task {task_id} is not cancelled: Redis does not answer ({reason(error)}). Try again."
         ) from error
     return task.status
+
+
+def _cancel_parts(task_id: str, session: Session, app: Celery) -> None:
+    """Of a task that a chord has replaced: no worker holds it, so its end is told here."""
+    waiting = select(Chord).where(Chord.body_submitted_at.is_(None), Chord.body.contains(task_id, autoescape=True))
+    for chord in session.scalars(waiting):
+        if _id_of_body(chord) == task_id:
+            app.backend.append(failure(task_id, "REVOKED", TaskRevokedError("cancelled")))
+            app.control.revoke(chord.parts, terminate=True, signal="SIGTERM")
+
+
+def _id_of_body(chord: Chord) -> Any:
+    try:
+        return json.loads(chord.body)["options"]["task_id"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None  # a worker wrote it
 
 
 def _recorded(task_id: str, session: Session) -> Task:

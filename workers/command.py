@@ -1,10 +1,14 @@
-"""Running a command on a worker."""
+"""Running a command on a worker, or as shards on many."""
 
-from celery import shared_task
+from typing import Any
 
-from workers import process
+from celery import Task, chord, shared_task
+
+from howl.outcomes import JOIN_ALL
+from workers import process, sharding
 from workers.process import ProcessResult
 from workers.rights import require_commands
+from workers.sharding import Report, Summary
 
 
 @shared_task(name="command.run")
@@ -37,3 +41,74 @@ def run(
     """
     require_commands("command.run")
     return process.run(argv, cwd=cwd, env=env, data=input, timeout=timeout)
+
+
+@shared_task(name="command.shards", bind=True)
+def run_shards(
+    self: Task,
+    argv: list[str],
+    shards: int,
+    cwd: str | None = None,
+    env: dict[str, str] | None = None,
+    timeout: float | None = None,
+) -> Summary:
+    """Run a program as shards, on whichever workers are free, and return what they come to together.
+
+    argv: as for command.run. In it and in the values of env, {shard} stands for 1, 2 and so on, {shards} for their
+    number, and {junit} for the path of a file in a folder of the shard's own, to which a test suite writes its report
+    in the JUnit format. Other braces are left as they are.
+    shards: how many, up to 256.
+    cwd, env: as for command.run, on each worker.
+    timeout: seconds after which a shard is ended; the task's own time limits hold for each shard as well.
+
+    The answer holds shards (how many), succeeded (how many), failed (of each shard that did not succeed: shard, worker,
+    exit_status, error, last_lines), exit_statuses (of shard 1, 2, ...), tests (tests, failures, errors, skipped, time)
+    and failing (shard, name and message of tests that failed; failing_left_out counts those there was no room for) if
+    there were JUnit files, slowest (shard, duration), and duration, the seconds of all shards together.
+
+    A shard succeeds when it ends with exit status 0 and leaves the JUnit file it was asked for. What becomes of one
+    that does not, that takes too long or is cancelled is told in the answer, and nothing of the others is lost. A shard
+    whose worker dies is run again. Cancelling this task cancels its shards.
+
+    Errors: InvalidRequest.
+    """
+    sharding.check(argv, 1, shards, cwd, env, timeout)
+    hard, soft = self.request.timelimit or (None, None)
+    place = _place(self)
+    parts = [run_shard.s(argv, shard, shards, cwd, env, timeout) for shard in range(1, shards + 1)]
+    for part in parts:
+        part.set(time_limit=hard, soft_time_limit=soft, **place)
+    return self.replace(chord(parts, summarize.s().set(headers=JOIN_ALL, **place)))
+
+
+@shared_task(name="command.shard", bind=True)
+def run_shard(
+    self: Task,
+    argv: list[str],
+    shard: int,
+    shards: int,
+    cwd: str | None = None,
+    env: dict[str, str] | None = None,
+    timeout: float | None = None,
+) -> Report:
+    """Run one shard of command.shards, which alone sends this, and return how it ended."""
+    sharding.check(argv, shard, shards, cwd, env, timeout)
+    require_commands("command.shard")
+    return sharding.run(argv, shard, shards, cwd, env, timeout) | {"worker": _worker_id(self)}
+
+
+@shared_task(name="command.summary")
+def summarize(reports: list[Any]) -> Summary:
+    """Return what the shards of command.shards, which alone sends this, come to together."""
+    return sharding.summary(reports)
+
+
+def _place(task: Task) -> dict[str, Any]:
+    """Where this task was sent, and how urgently: its parts belong there as well."""
+    came = task.request.delivery_info or {}
+    return {"queue": came.get("routing_key"), "priority": came.get("priority")}
+
+
+def _worker_id(task: Task) -> str | None:
+    """`celery@github-worker-1` is worker `github-worker-1`; None outside a worker."""
+    return (task.request.hostname or "").partition("@")[2] or None
