@@ -42,7 +42,7 @@ class ClaimedRequest(Request):
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         claims = _claims_of(self)
         if claims is not None:
-            if pid == os.getpid():
+            if pid == os.getpid():  # a thread, or solo
                 self.own_limits = limits.begin(time_accepted, *self._seconds(claims.pool))
             claims.began(self.claim_tag, self.id, lambda: self._beginning(pid), early=not self.task.acks_late)
         super().on_accepted(pid, time_accepted)
