@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from howl.celery import worker_id_of
 from howl.server.presence import Described, Sighting
 from howl.server.storable import storable
-from howl.worker.beacon import subject_token
+from howl.worker.courier import subject_token
 
 logger = logging.getLogger(__name__)
 

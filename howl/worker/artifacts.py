@@ -12,7 +12,6 @@ from typing import Any
 from celery import current_task
 
 from howl import media, objects
-from howl.celery import settings_of, worker_id_of
 from howl.config import Settings
 from howl.errors import ArtifactFailed, ArtifactRefused
 from howl.outcomes import MEDIA_TYPE, ArtifactKept, name_fault
@@ -31,7 +30,7 @@ def artifact(content: str | Path | bytes, name: str | None = None, media_type: s
     NotConfigured without NATS. Works wherever a task runs: in prefork children, in threads, alone.
     """
     request = _running()
-    settings = settings_of(current_task.app)
+    settings = _settings()
     named = _checked_name(content, name)
     source, size, head = _bytes(content) if isinstance(content, bytes) else _file(Path(content))
     kind = _checked_kind(media_type) if media_type is not None else media.guess(named, head)
@@ -46,7 +45,7 @@ def artifact(content: str | Path | bytes, name: str | None = None, media_type: s
         sha256=_hexadecimal(stored.digest),
         at=datetime.now(UTC).isoformat(),
         attempt=(request.retries or 0) + 1,
-        worker_id=worker_id_of(request.hostname) if request.hostname else None,
+        worker_id=(request.hostname or "").partition("@")[2] or request.hostname,
     )
     current_task.app.backend.append(kept, str((request.properties or {}).get("delivery_tag") or ""))
     return {"name": kept.name, "media_type": kept.media_type, "size": kept.size, "sha256": kept.sha256}
@@ -57,6 +56,15 @@ def _running() -> Any:
     if request is None or request.id is None or request.is_eager:
         raise ArtifactRefused("artifact() keeps the files of a task that a worker runs: call it within one.")
     return request
+
+
+def _settings() -> Settings:
+    # Of the running task's application: importing howl.celery would make its own the current one, wherever a module
+    # with tasks is imported.
+    settings: Settings | None = current_task.app.conf.get("howl")
+    if settings is None:
+        raise ArtifactRefused("This worker's application is not HOWL's, whose workers alone keep files: use howl.app.")
+    return settings
 
 
 def _checked_name(content: str | Path | bytes, name: str | None) -> str:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from typing import Any
 
 from celery import bootsteps
@@ -13,7 +12,7 @@ from celery.worker import state
 import howl
 from howl.worker.announcer import Announcer
 from howl.worker.buffer import Buffer
-from howl.worker.courier import Courier
+from howl.worker.courier import Courier, subject_token
 from howl.worker.dispatcher import Dispatcher, encode
 from howl.worker.identity import Identity
 
@@ -85,8 +84,3 @@ class Beacon(bootsteps.Step):
             "loadavg": load_average(),
             "worker": described | ({"status": "offline"} if kind == "worker-offline" else {}),
         }))  # fmt: skip
-
-
-def subject_token(worker_id: str) -> str:
-    """A worker's id as one token of a NATS subject."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", worker_id)

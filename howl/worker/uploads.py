@@ -18,7 +18,7 @@ from howl import objects
 from howl.config import Settings
 from howl.errors import ArtifactFailed, ArtifactRefused, HowlError
 from howl.tls import is_refused_login, nats_options, reason
-from howl.worker.beacon import subject_token
+from howl.worker.courier import subject_token
 
 logger = logging.getLogger(__name__)
 
