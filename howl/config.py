@@ -86,6 +86,13 @@ def _logins(logins: tuple[str, ...]) -> tuple[str, ...]:
     return logins
 
 
+def _schemes(schemes: tuple[str, ...]) -> tuple[str, ...]:
+    """Kinds of address that git can be let loose on: ssh would use keys and configuration of this machine."""
+    if not (schemes and set(schemes) <= {"https", "http", "file"}):
+        raise ValueError("give https, and if you must http or file, with commas between them")
+    return schemes
+
+
 def _join_string(text: str | None) -> str | None:
     if text:
         decode(text)
@@ -206,6 +213,14 @@ class Settings(BaseSettings):
     agent_command: str | None = None
     #: Names of the worker's own variables that a coding agent is given, e.g. the one with its API key.
     agent_env: CommaSeparated = ()
+    #: Where agents get the folders they work in; without one, where the system keeps temporary files.
+    work_folder: Path | None = None
+    #: The repository, an address or a folder here, that agents work in when their task names none.
+    agent_repository: str | None = None
+    #: The kinds of address that a task may name a repository by.
+    checkout_schemes: Annotated[CommaSeparated, AfterValidator(_schemes)] = ("https",)
+    #: Bytes that a repository may have: what is fetched of it, and the files of the commit.
+    checkout_limit: int = Field(1 << 30, ge=1 << 10)
     #: Whether command.* and agent.* may run on this machine although it is a permanent one.
     allow_commands: bool = False
     #: The Chrome or Chromium for browser.*, as a path or a name in PATH; None: one of the usual names.

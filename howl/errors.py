@@ -100,6 +100,10 @@ class AgentFailed(HowlError):
     """The coding agent ended with an exit status other than 0."""
 
 
+class CheckoutFailed(HowlError):
+    """The repository for an agent could not be fetched, or what the agent changed in it cannot be told."""
+
+
 class AddressRefused(HowlError):
     """The URL leads to an address that workers do not fetch from."""
 

@@ -3,14 +3,24 @@
 import os
 import re
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from celery import shared_task
 
-from howl.errors import AgentFailed, InvalidRequest, NotConfigured, SettingsError
+from howl.errors import AgentFailed, CommandTimedOut, HowlError, InvalidRequest, NotConfigured, SettingsError
+from howl.worker import context
 from workers import process
+from workers.checkout import ARTIFACTS, Checkout
+from workers.collect import Left, brought, collect
+from workers.order import check_timeout
 from workers.output import last_lines
 from workers.process import ProcessResult
+from workers.repository import Source, wanted
 from workers.rights import require_commands, settings
+from workers.workfolder import work_folder
 
 PLACE = "{prompt}"
 
@@ -18,13 +28,26 @@ PLACE = "{prompt}"
 CREDENTIALS = re.compile("(HOWL|REDIS|NATS|POSTGRES|CELERY)_|PG[A-Z]+$")
 
 
+class AgentResult(ProcessResult, Left):
+    """How an agent ended, and what it left."""
+
+
 @shared_task(name="agent.run")
-def run(prompt: str, timeout: float | None = None, cwd: str | None = None) -> ProcessResult:
-    """Let a coding agent work on a prompt and return what it said.
+def run(
+    prompt: str,
+    timeout: float | None = None,
+    cwd: str | None = None,
+    repository: str | None = None,
+    ref: str | None = None,
+) -> AgentResult:
+    """Let a coding agent work on a prompt and return what it said, and what it left.
 
     prompt: what the agent is to do, as one text; it reaches the agent unchanged, as one argument and without a shell.
     timeout: seconds after which the agent is ended; when not given, only the task's time limit ends it.
-    cwd: the folder it works in; the worker's own when not given.
+    cwd: a folder on the worker to work in. When not given, the agent works in a new one, which is deleted afterwards.
+    repository: an address (https://...) of a repository that is put into the new folder first; the worker's owner may
+    have set one (HOWL_AGENT_REPOSITORY).
+    ref: its branch, tag or commit; its default branch when not given.
 
     The worker's owner names the agent in HOWL_AGENT_COMMAND, e.g. `cursor-agent -p {prompt} --force`, and in
     HOWL_AGENT_ENV the variables it needs, e.g. `CURSOR_API_KEY`; other than these it sees what command.run passes on.
@@ -33,15 +56,65 @@ def run(prompt: str, timeout: float | None = None, cwd: str | None = None) -> Pr
     AgentFailed, with the agent's last lines: work that was not done is a failed task. The agent's whole process tree
     ends with it.
 
-    Errors: AgentFailed, CommandTimedOut, CommandNotStarted, NotConfigured (no agent on this worker), InvalidRequest,
-    and on a permanent worker without HOWL_ALLOW_COMMANDS=1 CommandsNotAllowed.
+    From a new folder, the files that the agent put into `artifacts/` become the task's artifacts, and what it changed
+    in a repository becomes the artifact `changes.diff`, also when it fails or runs out of `timeout`. The answer lists
+    them in `artifacts`, says in `refused` what was not kept and why, and in `changes` which files were changed.
+
+    Errors: AgentFailed, CommandTimedOut, CommandNotStarted, NotConfigured (no agent on this worker), CheckoutFailed,
+    ArtifactFailed, InvalidRequest, and on a permanent worker without HOWL_ALLOW_COMMANDS=1 CommandsNotAllowed.
     """
     require_commands("agent.run")
-    result = process.run(_command_line(prompt), cwd=cwd, env=_variables(), timeout=timeout)
-    if result["exit_status"] != 0:
-        said = last_lines(result["stderr"], result["stdout"])
-        raise AgentFailed(f"The agent ended with exit status {result['exit_status']}; its last lines: {said}")
-    return result
+    check_timeout(timeout)
+    agent = Agent(_command_line(prompt), _variables(), timeout)
+    if cwd is not None:
+        if repository is not None or ref is not None:
+            raise InvalidRequest("Give cwd or repository: a repository is only put into a new folder.")
+        return {**agent.work(cwd), "artifacts": [], "refused": [], "changes": None}
+    source = wanted(repository, ref, settings())
+    with work_folder(settings().work_folder) as folder:
+        return _run_in(folder, agent, source)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """The agent's program with its prompt; seconds it may take."""
+
+    argv: list[str]
+    variables: dict[str, str]
+    timeout: float | None
+
+    def work(self, folder: str) -> ProcessResult:
+        """Run it; raises AgentFailed."""
+        result = process.run(self.argv, cwd=folder, env=self.variables, timeout=self.timeout)
+        if result["exit_status"] != 0:
+            said = last_lines(result["stderr"], result["stdout"])
+            raise AgentFailed(f"The agent ended with exit status {result['exit_status']}; its last lines: {said}")
+        return result
+
+
+def _run_in(folder: Path, agent: Agent, source: Source | None) -> AgentResult:
+    work, checkout = folder / "work", None
+    work.mkdir()
+    if source is not None:
+        checkout = Checkout(folder, work, source, settings().checkout_limit)
+        checkout.fetch()
+    if not os.path.lexists(work / ARTIFACTS):
+        (work / ARTIFACTS).mkdir()
+    keep = partial(collect, work, brought(work), checkout, settings().artifact_limit)
+    try:
+        result = agent.work(str(work))
+    except (AgentFailed, CommandTimedOut):
+        _salvage(keep)
+        raise
+    return {**result, **keep()}
+
+
+def _salvage(keep: Callable[[], Left]) -> None:
+    """Keep what a failed agent left; that it failed is the outcome, whatever comes of this."""
+    try:
+        keep()
+    except HowlError as error:
+        context.log(error.message)
 
 
 def _command_line(prompt: str) -> list[str]:

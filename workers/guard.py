@@ -1,8 +1,8 @@
 """The guard: a small process between a worker and one command, which sees to it that the whole tree ends.
 
-`python -I -S guard.py DESCRIPTOR` reads its order from that socket (one line of JSON: argv, env, cwd), answers with the
-command's pid and later its exit status, and ends the tree when the command ends or the socket closes. A worker that
-is killed outright closes it too, which nothing inside the worker could do in time: Celery's hard time limit leaves
+`python -I -S guard.py DESCRIPTOR` reads its order from that socket (one line of JSON: argv, env, cwd, limits), answers
+with the command's pid and later its exit status, and ends the tree when the command ends or the socket closes. A worker
+that is killed outright closes it too, which nothing inside the worker could do in time: Celery's hard time limit leaves
 0.1 s between SIGTERM and SIGKILL. A process of its own can also be a subreaper without taking over anyone's children,
 so a descendant that forked twice into a session of its own comes back here. It imports the standard library alone.
 
@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -114,7 +115,11 @@ def _start(control: socket.socket) -> "subprocess.Popen[bytes] | None":
     order = json.loads(line)
     try:
         return subprocess.Popen(
-            order["argv"], cwd=order["cwd"], env=order["env"], start_new_session=True, preexec_fn=_die_with_guard
+            order["argv"],
+            cwd=order["cwd"],
+            env=order["env"],
+            start_new_session=True,
+            preexec_fn=lambda: _prepare(order["limits"]),
         )
     except OSError as error:
         _say(control, error=error.strerror, about=os.fsdecode(error.filename or order["argv"][0]))
@@ -161,9 +166,15 @@ def _wake_on_signals() -> socket.socket:
     return ours
 
 
-def _die_with_guard() -> None:
+def _prepare(limits: dict[str, int]) -> None:
+    """In the command's process, before it becomes the command."""
     if LINUX:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for name, value in limits.items():
+        number = getattr(resource, name)
+        most = resource.getrlimit(number)[1]
+        lowered = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(number, (lowered, lowered))
 
 
 def _prctl(option: int, value: int) -> None:

@@ -21,15 +21,19 @@ class Order(TypedDict):
     argv: list[str]
     env: dict[str, str]
     cwd: str | None
+    #: By their names in the module `resource`.
+    limits: dict[str, int]
 
 
-def order(argv: list[str], env: Mapping[str, str] | None, cwd: str | None) -> Order:
+def order(
+    argv: list[str], env: Mapping[str, str] | None, cwd: str | None, limits: Mapping[str, int] | None = None
+) -> Order:
     """An order for a program that sees the allowed variables of the worker, and `env`.
 
     Raises InvalidRequest for what no program can be started with; a task's arguments come from anywhere.
     """
     _check(argv, env or {}, cwd)
-    return {"argv": argv, "env": {**passed_on(), **(env or {})}, "cwd": cwd}
+    return {"argv": argv, "env": {**passed_on(), **(env or {})}, "cwd": cwd, "limits": dict(limits or {})}
 
 
 def passed_on() -> dict[str, str]:

@@ -32,6 +32,9 @@ DRAIN_TIME = 1.0
 
 CHUNK = 1 << 16
 
+#: Takes some whole lines.
+Tell = Callable[[bytes], None]
+
 
 class ProcessResult(TypedDict):
     """How a program ended: a negative exit status is the signal that ended it, duration is in seconds."""
@@ -52,16 +55,21 @@ def run(
     cwd: str | None = None,
     data: str | None = None,
     timeout: float | None = None,
+    tell: Tell | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> ProcessResult:
     """Run a program, `data` on its standard input; whatever it started is gone afterwards, however this call ends.
 
-    Its lines are the running task's log while they come, those of both streams in the order in which they are read.
+    Its lines are the running task's log while they come, those of both streams in the order in which they are read;
+    given `tell`, it is given those of standard output instead. `limits` hold for each of its processes, by their names
+    in the module `resource`.
+
     Raises InvalidRequest, CommandNotStarted, CommandTimedOut after `timeout` seconds, CommandFailed.
     """
     check_timeout(timeout)
     if not isinstance(data, str | None):
         raise InvalidRequest("The input must be a text.")
-    with Run(order(argv, env, cwd), (data or "").encode("utf-8", "replace")) as process:
+    with Run(order(argv, env, cwd, limits), (data or "").encode("utf-8", "replace"), tell) as process:
         process.converse(timeout)
         return process.result()
 
@@ -69,12 +77,12 @@ def run(
 class Run:
     """One program under its guard (see guard.py); leaving this context ends whatever is left of it."""
 
-    def __init__(self, wanted: Order, data: bytes) -> None:
+    def __init__(self, wanted: Order, data: bytes, tell: Tell | None = None) -> None:
         self.order = wanted
         self.name = f"The program {wanted['argv'][0]!r}"
         self.data = memoryview(data)
         self.stdout, self.stderr = Output(), Output()
-        self.lines = Lines(context.log), Lines(context.log)
+        self.lines = Lines(tell or context.log), Lines(_untold if tell else context.log)
         self.heard: dict[str, Any] = {}
         self.unread = b""
         self.started = self.ended = time.monotonic()
@@ -195,6 +203,10 @@ class Run:
 
     def _last_lines(self) -> str:
         return last_lines(self.stderr.text(), self.stdout.text())
+
+
+def _untold(lines: bytes) -> None:
+    """What a program says beside what it was asked for is kept for errors alone."""
 
 
 def _start_guard(descriptor: int) -> "subprocess.Popen[bytes]":
