@@ -17,8 +17,8 @@ ARTIFACTS = "artifacts"
 PATIENCE, MEMORY = 300.0, 2 << 30
 #: Files that a commit may have.
 MOST_FILES = 250_000
-#: Characters of paths that are told of what was changed, and of a single one.
-TOLD, PATH = 8_000, 500
+#: Characters that are told of what was changed, of a single path, and beside each.
+TOLD, PATH, BESIDE = 8_000, 500, 40
 
 #: Nothing of this machine's configuration counts, no program but git runs, and nobody is asked.
 OPTIONS = {
@@ -198,7 +198,7 @@ class _Told:
         for line in lines.splitlines():
             letter, _, path = line.decode("utf-8", "replace").partition("\t")
             self.count += 1
-            self._room -= min(len(path), PATH)
+            self._room -= min(len(path), PATH) + BESIDE
             if self._room >= 0:
                 self.files.append({"path": path[:PATH], "change": CHANGES.get(letter[:1], letter)})
 

@@ -1,6 +1,7 @@
 """What the owner of a worker says, and a program that is hard to get rid of."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 from celery import Celery, current_app
 
-from workers import rights, web
+from howl.errors import ArtifactRefused
+from workers import collect, rights, web
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +37,35 @@ def owner_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, plain_app: Celer
     rights.settings.cache_clear()
     web._trusted.cache_clear()
     before.set_current()
+
+
+@pytest.fixture
+def script(owner_says: Callable[..., None], tmp_path: Path) -> Callable[..., Path]:
+    """`script("echo hello")` makes that the agent; returns the folder below which agents get theirs."""
+    root = tmp_path / "work"
+    root.mkdir()
+
+    def set_up(text: str, **variables: str) -> Path:
+        command = shlex.join(["sh", "-c", text, "agent", "{prompt}"])
+        owner_says(HOWL_AGENT_COMMAND=command, HOWL_WORK_FOLDER=str(root), **variables)
+        return root
+
+    return set_up
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What an agent's run keeps, by name, where no worker runs it (tests/workers/test_agents_at_work.py has one)."""
+    found: dict[str, bytes] = {}
+
+    def keep(path: Path, name: str, media_type: str | None) -> dict[str, str]:
+        if name.startswith("refuse"):
+            raise ArtifactRefused("as told")
+        found[name] = path.read_bytes()
+        return {"name": name}
+
+    monkeypatch.setattr(collect, "artifact", keep)
+    return found
 
 
 @pytest.fixture

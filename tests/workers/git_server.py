@@ -47,9 +47,15 @@ class GitServer:
         server, seen = self, self.seen
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802 - as http.server calls it
+            def do_GET(self) -> None:
                 seen.append(self.path)
                 path, _, query = self.path.partition("?")
+                if login := self.headers.get("Authorization"):
+                    server.logins.append(login)
+                if server.locked.is_set():
+                    self.send_response(401)
+                    self.send_header("WWW-Authenticate", 'Basic realm="x"')
+                    return self.end_headers()
                 if server.moved_to:
                     self.send_response(302)
                     self.send_header("Location", f"{server.moved_to}{self.path}")
@@ -58,7 +64,7 @@ class GitServer:
                     return server.released.wait(TIMEOUT) and None
                 return self._answer(_backend(root, self, path, query))
 
-            do_POST = do_GET  # noqa: N815 - likewise
+            do_POST = do_GET  # noqa: N815 - as http.server calls it
 
             def _answer(self, answer: bytes) -> None:
                 head, _, body = answer.partition(b"\r\n\r\n")
@@ -72,8 +78,10 @@ class GitServer:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        #: Where every question is sent on to; whether nothing is answered; and the end of that.
+        #: Where every question is sent on to; whether a login is wanted, and those given; whether nothing is answered,
+        #: and the end of that.
         self.moved_to: str | None = None
+        self.locked, self.logins = threading.Event(), list[str]()
         self.silent, self.released = threading.Event(), threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"

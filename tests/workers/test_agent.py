@@ -1,6 +1,9 @@
 """agent.run, called directly, with a small script in the agent's place."""
 
+import contextlib
+import fcntl
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,7 @@ from howl.errors import (
     NotConfigured,
     SettingsError,
 )
+from workers import collect, workfolder
 from workers.agent import run
 
 STAND_IN = """\
@@ -120,3 +124,134 @@ def test_a_permanent_worker_refuses_agents(agent: Callable[..., None]):
     agent("{prompt}", HOWL_WORKER_ORIGIN="server")
     with pytest.raises(CommandsNotAllowed, match="HOWL_ALLOW_COMMANDS=1"):
         run("hello")
+
+
+def test_an_agent_works_in_a_new_folder_that_is_gone_afterwards(script: Callable[..., Path]):
+    root = script("pwd; ls")
+    folder, found = run("hello")["stdout"].split()
+    assert Path(folder).is_relative_to(root)
+    assert found == "artifacts"
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "exit 3",
+        "sleep 60",
+        "mkdir -p a/b; touch a/b/c; chmod 0 a/b a",
+        "for i in $(seq 1500); do mkdir d; cd -P d; done",
+        "ln -s / root; ln -s .. artifacts/up",
+        "rm -rf ../*",
+    ],
+)
+def test_the_folder_is_gone_whatever_the_agent_made_of_it(script: Callable[..., Path], text: str):
+    root = script(text)
+    with contextlib.suppress(AgentFailed, CommandTimedOut):
+        run("hello", timeout=10 if text != "sleep 60" else 1)
+    assert list(root.iterdir()) == []
+
+
+def test_folders_of_dead_workers_are_cleared_away_and_those_of_live_ones_stay(script: Callable[..., Path]):
+    root = script("true")
+    for name in ("dead", "dead-early", "live", "new"):
+        (root / f"{workfolder.PREFIX}{name}" / "work").mkdir(parents=True)
+    locks = {name: root / f"{workfolder.PREFIX}{name}" / workfolder.LOCK for name in ("dead", "live")}
+    for lock in locks.values():
+        lock.touch()
+    for name in ("dead", "dead-early", "live"):
+        os.utime(root / f"{workfolder.PREFIX}{name}", (0, 0))
+    with locks["live"].open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        run("hello")
+    assert sorted(path.name.removeprefix(workfolder.PREFIX) for path in root.iterdir()) == ["live", "new"]
+
+
+def test_a_work_folder_that_cannot_be_used_is_named_with_its_setting(owner_says, script, tmp_path: Path):
+    script("true")
+    owner_says(HOWL_WORK_FOLDER=str(tmp_path / "not there"))
+    with pytest.raises(SettingsError, match=r"not there.*HOWL_WORK_FOLDER"):
+        run("hello")
+
+
+def test_in_a_folder_it_was_given_an_agent_leaves_its_files_where_they_are(script, kept, tmp_path: Path):
+    script("pwd; mkdir artifacts; echo x > artifacts/x")
+    result = run("hello", cwd=str(tmp_path))
+    assert (result["stdout"], result["artifacts"], kept) == (f"{tmp_path}\n", [], {})
+    assert (tmp_path / "artifacts" / "x").exists()
+
+
+@pytest.mark.parametrize("more", [{"repository": "https://example.org/x"}, {"ref": "main"}])
+def test_a_folder_and_a_repository_do_not_go_together(script: Callable[..., Path], tmp_path: Path, more: dict):
+    script("true")
+    with pytest.raises(InvalidRequest, match="cwd or repository"):
+        run("hello", cwd=str(tmp_path), **more)
+
+
+def test_files_in_artifacts_are_kept_under_names_without_folders(script, kept: dict[str, bytes]):
+    script(
+        "cd artifacts; mkdir -p shots/big; echo 1 > a.txt; echo 2 > shots/b.txt; echo 3 > shots/big/c.txt; echo > ../d"
+    )
+    result = run("hello")
+    assert kept == {"a.txt": b"1\n", "shots-b.txt": b"2\n", "shots-big-c.txt": b"3\n"}
+    assert [each["name"] for each in result["artifacts"]] == ["a.txt", "shots-b.txt", "shots-big-c.txt"]
+    assert result["refused"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("mkdir a; echo 1 > a-b; echo 2 > a/b", [("a/b", "another file is called a-b")]),
+        ("ln -s /etc/passwd users", [("users", "is a link")]),
+        ("ln -s /etc users", [("users", "is a link")]),
+        ("rmdir ../artifacts; ln -s /etc ../artifacts", [("artifacts", "is a link")]),
+        ("echo > refuse.me", [("refuse.me", "as told")]),
+        ("rmdir ../artifacts; echo > ../artifacts", []),
+        ("rmdir ../artifacts", []),
+    ],
+)
+def test_what_is_not_kept_is_told(script, kept: dict[str, bytes], text: str, refused: list[tuple[str, str]]):
+    script(f"cd artifacts; {text}")
+    found = run("hello")["refused"]
+    assert [each["name"] for each in found] == [name for name, _ in refused]
+    assert all(why in each["why"] for each, (_, why) in zip(found, refused, strict=True))
+    assert set(kept) <= {"a-b"}
+
+
+def test_very_many_files_are_neither_all_kept_nor_all_told(script, kept: dict[str, bytes]):
+    script("cd artifacts; touch $(seq 10000 10349)")
+    result = run("hello")
+    assert len(kept) == len(result["artifacts"]) == 100
+    assert len(result["refused"]) == 21
+    assert result["refused"][-1] == {"name": "", "why": "and 230 more"}
+
+
+def test_very_deep_folders_end_in_an_answer(script, kept: dict[str, bytes]):
+    script("cd artifacts; for i in $(seq 1200); do mkdir d; cd -P d; done; echo x > x")
+    assert len(run("hello", timeout=30)["refused"]) <= 1
+
+
+@pytest.mark.parametrize(("end", "error"), [("exit 1", AgentFailed), ("sleep 60", CommandTimedOut)])
+def test_what_an_agent_left_before_it_failed_is_kept(script, kept: dict[str, bytes], end: str, error: type):
+    script(f"echo half > artifacts/half.txt; {end}")
+    with pytest.raises(error):
+        run("hello", timeout=2)
+    assert kept == {"half.txt": b"half\n"}
+
+
+def test_called_as_a_function_it_says_why_nothing_is_kept(script: Callable[..., Path]):
+    script("echo x > artifacts/x")
+    (refused,) = run("hello")["refused"]
+    assert (refused["name"], "call it within one" in refused["why"]) == ("x", True)
+
+
+def test_the_fullest_answer_still_fits_an_outcome(script, monkeypatch: pytest.MonkeyPatch):
+    script(
+        "head -c 200000 /dev/zero; head -c 200000 /dev/zero >&2; cd artifacts;"
+        " for i in $(seq 150); do touch $i$(printf 'é%.0s' $(seq 120)); done"
+    )
+    described = {"media_type": "a" * 129, "size": 2**62, "sha256": "0" * 64}
+    monkeypatch.setattr(collect, "artifact", lambda _path, name, _media_type: {"name": name, **described})
+    result = run("hello", timeout=60)
+    assert (len(result["artifacts"]), len(result["refused"])) == (100, 21)
+    assert len(json.dumps(result)) < 1 << 20
