@@ -29,11 +29,13 @@ from typing import Any
 GRACE = 2.0
 KILL_TIME = 5.0
 
-#: Seconds between two looks at a tree that is ending.
-TICK = 0.03
+#: Seconds between two looks at a tree that is asked to end, and at one that is killed.
+TICK, RACE = 0.03, 0.0005
 
 PROC = Path("/proc")
 LINUX = sys.platform == "linux"
+#: Whether the kernel lists the children of each thread (CONFIG_PROC_CHILDREN).
+LISTED = Path("/proc/thread-self/children").exists()
 
 # <linux/prctl.h>
 PR_SET_PDEATHSIG = 1
@@ -89,8 +91,9 @@ class Tree:
                 if signum == signal.SIGKILL or pid not in asked:
                     asked.add(pid)
                     _signal(pid, signum)
-            time.sleep(TICK)
             self.reap()
+            # SIGKILL is a race with whoever forks all the time.
+            time.sleep(RACE if signum == signal.SIGKILL else TICK)
 
     def reap(self) -> bool:
         """Collect ended children, passing on the command's exit status; True when the command has ended.
@@ -127,18 +130,33 @@ def _start(control: socket.socket) -> "subprocess.Popen[bytes] | None":
 
 
 def _descendants() -> Iterator[int]:
-    """Pids of all processes below the guard, parents first; none where there is no /proc."""
+    """Pids of all processes below the guard, the youngest generation first; none where there is no /proc."""
+    children_of = _children if LISTED else _all_children().get
+    found = [os.getpid()]
+    for pid in found:
+        found.extend(children_of(pid) or ())
+    yield from reversed(found[1:])
+
+
+def _children(pid: int) -> list[int]:
+    """By the kernel's own lists, one a thread: quick enough to catch up with a program that forks all the time."""
+    found: list[int] = []
+    # A process may end while it is looked at.
+    with contextlib.suppress(OSError):
+        for thread in os.scandir(f"{PROC}/{pid}/task"):
+            found.extend(map(int, Path(thread.path, "children").read_bytes().split()))
+    return found
+
+
+def _all_children() -> dict[int, list[int]]:
+    """By the parent that each process names."""
     children: dict[int, list[int]] = {}
     for folder in PROC.glob("[1-9]*"):
-        # A process may end while its line is read.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # likewise
             # proc(5): `pid (name) state ppid …`, and a name may hold blanks and brackets.
             parent = int((folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(folder.name))
-    found = [os.getpid()]
-    for pid in found:
-        found.extend(children.get(pid, ()))
-    yield from found[1:]
+    return children
 
 
 def _signal(pid: int, signum: int) -> bool:

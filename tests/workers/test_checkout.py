@@ -84,7 +84,7 @@ def test_an_agent_finds_a_repository_to_work_with(script, address, kept):
         "git add -A; git -c user.name=x -c user.email=x commit -qm done",
         "rm -rf .git",
         "rm -rf .git; git init -q; git add -A",
-        "git checkout -q --orphan other; git rm -rq --cached .",
+        "git checkout -q --orphan other; git rm -rfq --cached .",
         "echo ref: nowhere > .git/HEAD",
         "echo new/ >> .git/info/exclude; echo '*.bin binary -diff' > .git/info/attributes",
     ],
