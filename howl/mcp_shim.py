@@ -93,9 +93,12 @@ class Tools:
     ) -> TaskReport:
         """Give a piece of work, described in words, to a headless coding agent on a remote worker.
 
-        The agent sees only the description (it becomes its prompt), so say everything: repository, files, goal, how to
-        check. Runs task `agent.run`. Returns at once with a task_id unless wait_seconds is given; then call get_task
-        until its status is succeeded, failed, cancelled, expired or dead. The result holds what the agent printed.
+        The agent sees only the description (it becomes its prompt), so say everything: files, goal, how to check. It
+        works in a new folder, on a copy of the worker's repository if the worker's owner set one; submit_task with
+        `agent.run` can name another. The diff of its changes and what it puts into artifacts/ are kept: see
+        get_artifact. Runs task `agent.run`. Returns at once with a task_id unless wait_seconds is given; then call
+        get_task until its status is succeeded, failed, cancelled, expired or dead. The result holds what the agent
+        printed.
         """
         request = TaskRequest(
             name="agent.run",
