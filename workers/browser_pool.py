@@ -169,7 +169,7 @@ def _order() -> Order:
         raise NotConfigured("This worker has no Playwright: install howl[browser] on it.")
     sandbox = settings().browser_sandbox and os.geteuid() != 0
     argv = [sys.executable, "-I", "-m", "workers.browser_host", _executable(), "sandbox" if sandbox else "no-sandbox"]
-    return {"argv": argv, "env": passed_on(), "cwd": None}
+    return {"argv": argv, "env": passed_on(), "cwd": None, "limits": {}}
 
 
 def _executable() -> str:
