@@ -20,7 +20,8 @@ TASKS = 20
 RECORD = """
 SELECT t.worker_id, t.status, t.attempts, t.result->'stdout', string_agg(e.kind, ' ' ORDER BY e.event_id),
        min(e.data->>'pid')
-FROM tasks t JOIN task_events e USING (task_id) GROUP BY t.task_id ORDER BY t.queued_at
+FROM tasks t JOIN task_events e USING (task_id)
+WHERE e.source LIKE 'outcome:%' GROUP BY t.task_id ORDER BY t.queued_at
 """
 
 
