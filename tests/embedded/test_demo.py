@@ -23,7 +23,8 @@ from howl.embedded.demo import witness
 from howl.embedded.demo.examination import examine
 from howl.embedded.demo.screen import Screen
 from howl.embedded.demo.work import AGENT, LINTER, PAGES, SHARDS, TESTS, Work
-from tests.support import PATIENCE, eventually
+from tests.support import PATIENCE, eventually, optional_program
+from workers.browser_pool import NAMES
 
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "howl.embedded.demo"]
@@ -160,6 +161,13 @@ def test_every_check_of_the_demo_is_ok_in_under_two_minutes(demo: Run) -> None:
 def test_the_demo_runs_at_least_40_tasks_of_every_kind_and_calls_its_stand_in_one(demo: Run) -> None:
     assert int(re.search(r"(\d+) tasks submitted", demo.output)[1]) >= 40
     assert all(re.search(rf"[1-9]\d* {kind}", demo.output) for kind in (LINTER, TESTS, PAGES, AGENT))
+
+
+def test_the_demo_ends_with_a_picture_where_there_is_a_browser(demo: Run) -> None:
+    optional_program(*NAMES)
+    path = re.search(r"browser saw: (\S+\.png)", demo.output)
+    assert path is not None, demo.output
+    assert Path(path[1]).stat().st_mtime > time.time() - 20 * 60
     assert not re.search(r"\bagent\b(?!( stand-in|\.run| counted|: that one is a stand-in))", demo.output)
 
 

@@ -29,16 +29,21 @@ def main(keep: bool) -> None:
     adopt_orphans()
     screen = Screen()
     screen.say("HOWL from end to end. All of it is real but the coding agent: that one is a stand-in, a small script.")
+    demo = None
     with interruptible(), _state_folder(keep, screen) as home:
         nonce = home / "nonce"
         isolate(HOWL_HOME=str(home), HOWL_WEB_ALLOW_PRIVATE="1", HOWL_AGENT_COMMAND=agent_command(nonce))
         nonce.touch(mode=0o600)
         nonce.write_text(secrets.token_hex(32))
         try:
-            Demo(home, nonce, screen).play()
+            demo = Demo(home, nonce, screen)
+            demo.play()
         except HowlError as error:
             screen.check("the demo was played to its end", False, error.message)
-    sys.exit(0 if screen.verdict() else 1)
+    well = screen.verdict()
+    if demo is not None and demo.picture is not None:
+        screen.say(f"What a worker's browser saw: {demo.picture}")
+    sys.exit(0 if well else 1)
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from howl.embedded.demo.examination import examine
 from howl.embedded.demo.pages import Site
 from howl.embedded.demo.processes import HOWL, Command, command, environment_of, output_of
 from howl.embedded.demo.screen import Screen
-from howl.embedded.demo.work import ROOT, Work, planned
+from howl.embedded.demo.work import PICTURE, ROOT, Work, planned
 from howl.embedded.stack import Stack
 from howl.errors import DemoFailed
 from howl.outcomes import FINAL_STATUSES
 from howl.server import migrate
+from workers.browser import NAME
 
 Checks = Iterable[Callable[[], None]]
 
@@ -29,6 +30,8 @@ UP_PATIENCE = 60.0
 GOODBYE_PATIENCE = 40.0
 #: Seconds between two looks.
 LOOK = 0.3
+#: How a PNG begins (ISO 15948, 5.2).
+PNG = b"\x89PNG\r\n\x1a\n"
 #: The demo's own promise.
 FEWEST_TASKS = 40
 
@@ -43,6 +46,8 @@ class Demo:
         self.site = Site(ROOT, nonce.read_bytes())
         #: The tasks by id, once submitted.
         self.work: dict[str, Work] = {}
+        #: What a worker's browser saw, once it has been fetched from where the server keeps it.
+        self.picture: Path | None = None
 
     def play(self) -> None:
         """All acts; raises HowlError when one cannot go on."""
@@ -110,7 +115,7 @@ class Demo:
 
     async def _submit(self, helper: Assistant, workers: list[str]) -> None:
         digest = hashlib.sha256(self.nonce.read_bytes()).hexdigest()
-        plan = planned(self.nonce, digest, self.site.digests(), workers)
+        plan = planned(self.nonce, digest, self.site.digests(), f"{self.site.address}/", workers)
         for number, item in enumerate(plan):
             task = await helper.call(item.tool, **item.arguments, idempotency_key=f"demo-{number}")
             self.work[task["task_id"]] = item
@@ -143,6 +148,16 @@ class Demo:
         """Look at what each task returned."""
         reports = {task_id: await helper.call("get_task", task_id=task_id, wait_seconds=5) for task_id in self.work}
         examine(self.work, reports, self.screen)
+        self._fetch_picture()
+
+    def _fetch_picture(self) -> None:
+        taken = [task_id for task_id, item in self.work.items() if item.kind == PICTURE]
+        if not taken:
+            self.screen.say("No screenshot: it takes Chrome or Chromium on this machine.")
+            return
+        output_of(HOWL, "artifacts", "get", taken[0], NAME, "--to", str(ROOT), "--force")
+        self.picture = ROOT / NAME
+        self.screen.check("the screenshot was kept, and is a picture", self.picture.read_bytes().startswith(PNG))
 
     async def _see_gone(self, helper: Assistant, bursts: Bursts) -> None:
         deadline = time.monotonic() + GOODBYE_PATIENCE

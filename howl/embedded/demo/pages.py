@@ -18,12 +18,13 @@ class Site:
     def __init__(self, root: Path, nonce: bytes) -> None:
         documents = [file for folder in FOLDERS for file in sorted((root / folder).glob("*.md"))]
         documents += sorted((root / "workers").glob("[a-z]*.py"))
-        self.pages = {f"/{file.relative_to(root)}": _page(file, nonce) for file in documents}
+        self.documents = {f"/{file.relative_to(root)}": _page(file, nonce) for file in documents}
+        self.pages = self.documents | {"/": _front(nonce, list(self.documents))}
         self.address = ""
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each page, by URL."""
-        return {f"{self.address}{path}": hashlib.sha256(page).hexdigest() for path, page in self.pages.items()}
+        """SHA-256 of each document's page, by URL."""
+        return {f"{self.address}{path}": hashlib.sha256(page).hexdigest() for path, page in self.documents.items()}
 
     @contextmanager
     def served(self) -> Iterator[None]:
@@ -55,6 +56,17 @@ class Site:
                 """The terminal is the demo's."""
 
         return Handler
+
+
+def _front(nonce: bytes, paths: list[str]) -> bytes:
+    """A page to look at, titled with the nonce's digest."""
+    links = "".join(f'<li><a href="{html.escape(path)}">{html.escape(path[1:])}</a></li>' for path in paths)
+    style = "body{font:20px/1.5 sans-serif;margin:48px;columns:2}h1,p{column-span:all}"
+    return (
+        f"<!doctype html><title>{hashlib.sha256(nonce).hexdigest()}</title><style>{style}</style>"
+        f"<h1>HOWL's demo</h1><p>Seen by a worker's browser. This time's nonce: {nonce.decode()[:16]}…</p>"
+        f"<ul>{links}</ul>"
+    ).encode()
 
 
 def _page(file: Path, nonce: bytes) -> bytes:

@@ -16,6 +16,7 @@ WORKERS = "SELECT worker_id, manager_host, status, offline_at - registered_at AS
 ENTRIES = """
 SELECT task_id, status, (SELECT count(*) FROM task_events AS e WHERE e.task_id = t.task_id AND e.kind = 'succeeded'),
        CASE name WHEN 'web.fetch' THEN result->>'sha256'
+                 WHEN 'browser.screenshot' THEN result->>'title'
                  ELSE substring(result->>'stdout' from '"nonce_sha256": "([0-9a-f]{64})"') END
 FROM tasks AS t
 """

@@ -3,11 +3,13 @@
 A nonce file is made when the demo begins, so nothing prepared beforehand can know its digest. Commands and the agent
 stand-in run behind `witness.py`, which digests the file and names its own process before it becomes them. A page holds
 the nonce, so the digest that web.fetch takes of what it got is one of the nonce too; which process fetched it is told
-by the events of its task.
+by the events of its task. One page is titled with that digest: a browser must have been there to know it.
 """
 
+import importlib.util
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 
 from howl.embedded.demo import agent_stand_in, witness
 from howl.errors import DemoFailed
+from workers.browser_pool import NAMES
 
 #: The checkout: the demo's input is the repository itself.
 ROOT = Path(__file__).parents[3]
@@ -30,7 +33,7 @@ SHARDS = (
     "tests/workers/test_web.py",
 )
 
-LINTER, TESTS, PAGES, AGENT = "linter", "test shards", "web pages", "agent stand-in"
+LINTER, TESTS, PAGES, PICTURE, AGENT = "linter", "test shards", "web pages", "screenshot", "agent stand-in"
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,20 @@ def agent_command(nonce: Path) -> str:
     return shlex.join([*_witness(nonce), sys.executable, "-I", agent_stand_in.__file__, str(ROOT), "{prompt}"])
 
 
-def planned(nonce: Path, digest: str, pages: dict[str, str], workers: list[str]) -> list[Work]:
-    """All tasks; `pages` are digests by URL. Each worker is assigned one by name."""
+def has_browser() -> bool:
+    """Whether workers of this machine can look at pages as people do."""
+    return importlib.util.find_spec("playwright") is not None and any(map(shutil.which, NAMES))
+
+
+def planned(nonce: Path, digest: str, pages: dict[str, str], front: str, workers: list[str]) -> list[Work]:
+    """All tasks; `pages` are digests by URL, `front` is a page to look at. Each worker is assigned one by name."""
     commands = [*_testing(nonce.parent), *_linting()]
     folders = [folder for folder in _packages() if "/" in folder]
     return [
         *_assigned(folders, digest, workers),
         *(_command(kind, title, [*_witness(nonce), *argv], digest) for kind, title, argv in commands),
         *(_fetch(url, page_digest) for url, page_digest in pages.items()),
+        *([_look(front, digest)] if has_browser() else []),
     ]
 
 
@@ -84,6 +93,9 @@ def evidence(kind: str, task: dict[str, Any]) -> Evidence:
         if kind == PAGES:
             said = f"{result['title']}: status {result['status']}, {result['size']:,} bytes"
             return Evidence(result["sha256"], ran, result["status"] == 200, said)
+        if kind == PICTURE:
+            said = f"{result['width']} x {result['height']} pixels, {result['artifact']['size']:,} bytes"
+            return Evidence(result["title"], ran, result["status"] == 200, said)
         testimony, *output = result["stdout"].splitlines()
         told = json.loads(testimony)
         well = result["exit_status"] == 0 and told["pid"] == result["pid"]
@@ -121,6 +133,11 @@ def _command(kind: str, title: str, argv: list[str], digest: str) -> Work:
 
 def _fetch(url: str, digest: str) -> Work:
     return Work(PAGES, url, "submit_task", {"name": "web.fetch", "arguments": {"url": url}}, digest)
+
+
+def _look(url: str, digest: str) -> Work:
+    call = {"name": "browser.screenshot", "arguments": {"url": url}}
+    return Work(PICTURE, url, "submit_task", call, digest)
 
 
 def _assigned(folders: list[str], digest: str, workers: list[str]) -> Iterator[Work]:
