@@ -7,7 +7,6 @@ import time
 from collections import deque
 from dataclasses import replace
 
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import ValidationError
@@ -20,6 +19,7 @@ from howl.burst.request import BurstRequest
 from howl.config import Settings
 from howl.db import session
 from howl.errors import DatabaseUnavailable, GitHubFailed
+from howl.server.hearing import HardyClient
 from howl.tls import nats_options, reason
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,8 @@ class Porter:
             return budget.ask(opened, self.settings, request, run)
 
     async def _connect(self) -> Client:
-        return await nats.connect(
+        client = HardyClient()
+        await client.connect(
             self.settings.nats(),
             name="howl leave",
             connect_timeout=5,
@@ -129,6 +130,7 @@ class Porter:
             error_cb=_complain,
             **nats_options(self.settings),
         )
+        return client
 
 
 async def _complain(error: Exception) -> None:

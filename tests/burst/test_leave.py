@@ -103,6 +103,20 @@ def test_who_asks_without_end_is_put_off_and_fills_no_table(settings: Settings) 
     assert rows(settings) == A_MINUTE
 
 
+def test_a_header_that_nobody_can_read_does_not_end_the_answers(server: Process, settings: Settings) -> None:
+    assert ask(question(), settings).granted
+    asyncio.run(_with_a_bad_header(settings))
+    assert ask(question(run_id="124"), settings).granted
+
+
+async def _with_a_bad_header(settings: Settings) -> None:
+    client = await nats.connect(settings.nats())
+    subject = f"{settings.subject_prefix}.leave".encode()
+    await client._send_command(b"HPUB %s inbox 7 9\r\ngarbage{}\r\n" % subject)
+    await client.flush()
+    await client.close()
+
+
 def test_an_answer_goes_to_no_subject_but_an_inbox(server: Process, settings: Settings) -> None:
     heard = asyncio.run(_told_to_answer(settings))
     assert heard == {"inbox": 1, "elsewhere": 0}
