@@ -35,6 +35,10 @@ ROOT = Path(__file__).parent.parent
 TEMPLATE = "howl_template"
 #: Processes that share the whole suite: most tests wait for others, but each process has servers of its own.
 FEWEST, MOST = 3, 4
+#: Files that take longest, the longest first: one begun at the end would keep a process busy while the others idle.
+LONG = ("test_demo", "test_runner", "test_faults", "test_endings", "test_shards", "test_secure", "test_cancelling",
+        "test_presence", "test_sight", "test_beacon", "test_context", "test_hostile", "test_full_disks", "test_agent",
+        "test_limits", "test_servers", "test_mcp_shim", "test_local")  # fmt: skip
 _numbers = count(1)
 
 
@@ -44,6 +48,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if by_path or any(config.getoption(name, None) for name in ("keyword", "markexpr", "lf", "stepwise")):
         return 0
     return min(max(os.cpu_count() or 1, FEWEST), MOST)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files are given to processes in this order (--no-loadscope-reorder: it would be by their numbers of tests)."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
