@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import fcntl
-import os
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -34,7 +33,7 @@ isolate()
 ROOT = Path(__file__).parent.parent
 TEMPLATE = "howl_template"
 #: Processes that share the whole suite: most tests wait for others, but each process has servers of its own.
-FEWEST, MOST = 3, 4
+PROCESSES = 4
 #: Files that take longest, the longest first: one begun at the end would keep a process busy while the others idle.
 LONG = ("test_demo", "test_runner", "test_faults", "test_endings", "test_shards", "test_secure", "test_cancelling",
         "test_presence", "test_sight", "test_beacon", "test_context", "test_hostile", "test_full_disks", "test_agent",
@@ -47,7 +46,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     by_path = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
     if by_path or any(config.getoption(name, None) for name in ("keyword", "markexpr", "lf", "stepwise")):
         return 0
-    return min(max(os.cpu_count() or 1, FEWEST), MOST)
+    return PROCESSES
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
