@@ -165,9 +165,9 @@ class Channel(kombu_redis.Channel):
     # --- bindings: shared by all who publish, so no worker's credential may write them --------------------------------
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        if self._has_credential and self.typeof(exchange).type == "fanout":
+        if self.typeof(exchange).type == "fanout":
             self._fanout_queues[queue] = (exchange, routing_key.replace("#", "*"))
-            return  # nobody looks up who listens to a broadcast
+            return  # nobody looks up who listens to a broadcast, and of who died it would stay for ever
         binding = (routing_key or "", pattern or "", queue or "")
         if self._has_credential and binding in self.get_table(exchange):
             return
@@ -181,7 +181,7 @@ class Channel(kombu_redis.Channel):
         return [*written, *_unwritten[self._table(exchange)].difference(written)]
 
     def _delete(self, queue: str, exchange: str, *args: Any, **kwargs: Any) -> None:
-        if self._has_credential and self.typeof(exchange).type == "fanout":
+        if self.typeof(exchange).type == "fanout":
             self.auto_delete_queues.discard(queue)  # and there is no list
             return
         super()._delete(queue, exchange, *args, **kwargs)  # type: ignore[no-untyped-call]
@@ -189,6 +189,9 @@ class Channel(kombu_redis.Channel):
     def maybe_refresh_binding_expiry(self) -> None:
         if not self._has_credential or not self.active_fanout_queues.issuperset(self._active_queues):
             super().maybe_refresh_binding_expiry()  # type: ignore[no-untyped-call]
+
+    def _refresh_bindings(self, queues: list[str]) -> None:
+        super()._refresh_bindings([name for name in queues if name not in self._fanout_queues])  # type: ignore[no-untyped-call]
 
     def _table(self, exchange: str) -> str:
         return f"{self.global_keyprefix}{exchange}"

@@ -12,7 +12,7 @@ from howl import __version__
 from howl.config import LOOPBACK_HOSTS, Settings
 from howl.doctor import nats, redis
 from howl.doctor.finding import Finding, Verdict
-from howl.doctor.visit import GOODBYE_TIMEOUT, Visit, examine
+from howl.doctor.visit import GOODBYE_TIMEOUT, VISIT_TIMEOUT, Visit, examine
 from howl.errors import DatabaseUnavailable, NotConfigured
 
 
@@ -35,16 +35,17 @@ async def _visits(settings: Settings, as_worker: bool, postgresql: Any) -> list[
     ]
     if postgresql is not None:
         visits.append(_visit("postgresql", settings.database, postgresql, settings, as_worker))
+    deadline = asyncio.get_running_loop().time() + VISIT_TIMEOUT
     found = await asyncio.gather(*visits)
-    await _tidied_up()
+    await _tidied_up(max(deadline - asyncio.get_running_loop().time(), GOODBYE_TIMEOUT))
     return [finding for findings in found for finding in findings] + _where_no_worker_should_reach(settings, as_worker)
 
 
-async def _tidied_up() -> None:
+async def _tidied_up(limit: float) -> None:
     """Clients that were refused close their connections in tasks of their own."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     if left:
-        await asyncio.wait(left, timeout=GOODBYE_TIMEOUT)
+        await asyncio.wait(left, timeout=limit)
 
 
 async def _visit(

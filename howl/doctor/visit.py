@@ -15,7 +15,7 @@ from howl.tls import reason
 STEP_TIMEOUT, VISIT_TIMEOUT = 2.0, 3.5
 #: Characters of what a client library says: it may quote a stranger.
 QUOTED = 160
-#: Seconds that saying goodbye to a server may take.
+#: Seconds that saying goodbye to a server may take when no time is left.
 GOODBYE_TIMEOUT = 0.3
 
 
@@ -69,7 +69,7 @@ async def examine(visit: Visit, steps: Sequence[Step]) -> list[Finding]:
             findings.append(Finding(answer.verdict, answer.said, answer.advice, visit.server, step.check))
             if step.vital and answer.verdict is Verdict.FAILURE:
                 break
-    await _leave(visit)
+    await _leave(visit, deadline)
     return findings
 
 
@@ -94,9 +94,11 @@ def _explained(error: Exception, advice: str) -> tuple[str, str]:
     return (cause, known) if known and told != raw else (told[:QUOTED], advice)
 
 
-async def _leave(visit: Visit) -> None:
+async def _leave(visit: Visit, deadline: float) -> None:
+    """In the time that is left: on a busy machine, a client takes longer to close its connection."""
+    left = deadline - asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(GOODBYE_TIMEOUT):
+        async with asyncio.timeout(max(left, GOODBYE_TIMEOUT)):
             await visit.farewell.aclose()
     except Exception:  # noqa: BLE001, S110  # what was to be found out is known
         pass

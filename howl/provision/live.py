@@ -77,8 +77,10 @@ async def _nats_client(settings: Settings) -> Any:
         """What fails is raised."""
 
     return await nats.connect(
-        settings.nats(), allow_reconnect=False, connect_timeout=PATIENCE, error_cb=failed, **nats_options(settings)
-    )
+        settings.nats(), allow_reconnect=False, connect_timeout=PATIENCE, error_cb=failed,
+        # They mean the first connection as well, which would be tried for two minutes.
+        max_reconnect_attempts=1, reconnect_time_wait=0.1, **nats_options(settings),
+    )  # fmt: skip
 
 
 async def _server_id(client: Any) -> str:

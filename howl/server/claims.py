@@ -13,7 +13,6 @@ from itertools import groupby
 from typing import Any
 
 import redis
-from kombu.transport.redis import Channel
 
 from howl.broker.areas import DEFAULT_USER, Area, all_areas, may_push, user_of
 from howl.broker.scripts import FEED, KEEP
@@ -35,8 +34,6 @@ ORDER = re.compile(rb":(\d{1,15}):(\d{1,15})$")
 OWNERS, FEEDINGS = 10_000, 100
 #: Of what is set aside, messages kept.
 UNREADABLE_KEPT = 1000
-#: Between a binding's routing key, its pattern and its queue; the first two are empty for a broadcast.
-SEPARATOR = Channel.sep
 #: Seconds before its time at which a parked task goes back: a worker holds it for the rest.
 AHEAD = 30
 
@@ -169,22 +166,10 @@ def _put_back(client: redis.Redis, settings: Settings, area: Area, owner: str) -
         if answer < 0:
             return  # it spoke in the meantime
         moved += answer
-    _unbind(client, settings, owner)
     if moved:
         logger.warning("Owner %s is gone: %d of its messages are back on their queues.", area.named(owner), moved)
     if not all(rights.values()):
         logger.error("Owner %s held messages of queues it does not reach: set aside.", area.named(owner))
-
-
-def _unbind(client: redis.Redis, settings: Settings, owner: str) -> None:
-    """A worker that leaves takes its binding for remote control along; of one that died, kombu would keep it for ever.
-
-    Nobody misses one by mistake: broadcasts are published, not bound, and kombu writes a live worker's anew.
-    """
-    queue = f"{owner.rpartition('.')[0]}.celery.pidbox"
-    member = f"{SEPARATOR}{SEPARATOR}{queue}".encode(errors="surrogateescape")
-    for kind in ("binding", "binding_permanent"):
-        client.srem(settings.key(f"_kombu.{kind}.celery.pidbox"), member)
 
 
 def _is_trusted(area: Area, settings: Settings) -> bool:

@@ -219,6 +219,23 @@ def test_remote_control_is_read_although_the_prefetch_is_full(
     assert len(got) == claimed
 
 
+def test_who_listens_to_a_broadcast_is_written_nowhere_and_hears_it_from_stock_kombu_too(
+    channel: Any, plain: Connection, client: Any, settings: Settings
+) -> None:
+    """`Channel._queue_bind`, `_refresh_bindings`, `_delete`; written down, it would outlive who dies."""
+    news = Exchange("news", type="fanout")
+    queue = Broadcast("news-here", exchange=news, queue_arguments={"x-expires": 60_000})
+    consumer, got = consume(channel, queue)
+    drain(channel)  # until it has subscribed
+    channel.maybe_refresh_binding_expiry()
+    Producer(plain.default_channel, exchange=news).publish([1])
+    drain(channel)
+    assert len(got) == 1
+    consumer.cancel()
+    channel.queue_delete(queue.name)
+    assert not client.keys(f"{settings.key_prefix}_kombu.binding*")
+
+
 def test_the_poller_that_outlives_cuts_is_the_one_that_kombu_asks(channel: Any) -> None:
     """`Transport.cycle`: each channel joins it, and it asks `_register_LISTEN` before it listens to a broadcast."""
     asked: list[Any] = []

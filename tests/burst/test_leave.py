@@ -118,6 +118,7 @@ async def _with_a_bad_header(settings: Settings) -> None:
 
 
 def test_an_answer_goes_to_no_subject_but_an_inbox(server: Process, settings: Settings) -> None:
+    assert ask(question(), settings).granted, "without anybody who hears questions, NATS itself answers, anywhere"
     heard = asyncio.run(_told_to_answer(settings))
     assert heard == {"inbox": 1, "elsewhere": 0}
 

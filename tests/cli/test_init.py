@@ -70,6 +70,7 @@ def test_a_join_string_asked_for_twice_is_the_same(out: Path):
     assert strings[0] == strings[1]
 
 
+@pytest.mark.timeout(30)  # a person waits for it
 def test_a_server_that_does_not_run_learns_of_a_rotation_when_it_starts(out: Path):
     (out / ".env").write_text("REDIS_PORT=1\nNATS_PORT=1\n")
     run("--host", "my.server", "--out", out)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,7 +17,6 @@ from howl.models import Worker
 from howl.server.claims import SharedNames
 from howl.server.keeper import Keeper
 from howl.submit import TaskRequest, submit
-from tests.support import Process, eventually
 
 
 @pytest.fixture
@@ -72,21 +71,6 @@ def test_a_silent_worker_whose_lease_runs_still_gets_its_tasks_until_the_lease_e
     client.zadd(settings.key("leases"), {"celery@w1.boot": (seconds - 1) * 1000})
     keeper.fail_what_nobody_can_start()
     assert tasks["w1"] in failed(client, settings)
-
-
-def test_a_worker_that_died_leaves_no_binding_behind(
-    settings: Settings, client: Any, server: Process, start_worker: Callable[..., Process]
-) -> None:
-    worker = start_worker("w1", "--pool", "solo", env={"HOWL_LEASE": "1"})
-    bindings = eventually(lambda: bound(client, settings))
-    assert [b"celery@w1.celery.pidbox" in binding for binding in bindings] == [True]
-    worker.end()
-    eventually(lambda: not bound(client, settings))
-
-
-def bound(client: Any, settings: Settings) -> set[bytes]:
-    """Bindings for remote control."""
-    return set(client.smembers(settings.key("_kombu.binding.celery.pidbox")))
 
 
 def failed(client: Any, settings: Settings) -> list[str]:
