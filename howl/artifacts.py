@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import nats
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
@@ -19,16 +18,17 @@ from sqlalchemy.orm import Session
 from howl import objects
 from howl.config import Settings
 from howl.errors import ArtifactFailed, InvalidRequest, UnknownArtifact
+from howl.messaging import Connection
 from howl.models import Artifact
 from howl.outcomes import name_fault
-from howl.tls import nats_options, reason
+from howl.tls import reason
 
 Row = dict[str, Any]
 
 #: Most rows a list may have, and bytes copied at once.
 LIMIT, CHUNK = 1000, 1 << 20
 #: Seconds to wait for NATS to accept a connection.
-CONNECT_TIMEOUT = 5
+
 
 SUMMARY = (
     Artifact.artifact_id, Artifact.task_id, Artifact.name, Artifact.media_type, Artifact.size, Artifact.sha256,
@@ -123,16 +123,9 @@ def fetch(settings: Settings, row: Row, into: IO[bytes]) -> None:
 
 
 async def _fetch(settings: Settings, row: Row, into: IO[bytes]) -> None:
-    failures: list[Exception] = []
-
-    async def remember(error: Exception) -> None:
-        failures.append(error)
-
+    client = Connection()
     try:
-        client = await nats.connect(
-            settings.nats(), name="howl artifacts", connect_timeout=CONNECT_TIMEOUT, allow_reconnect=False,
-            max_reconnect_attempts=1, error_cb=remember, **nats_options(settings),
-        )  # fmt: skip
+        await client.open(settings, "howl artifacts")
         try:
             await _copy(client.jetstream(), row, into)
         finally:
@@ -140,7 +133,7 @@ async def _fetch(settings: Settings, row: Row, into: IO[bytes]) -> None:
     except NotFoundError:
         raise _gone(row) from None
     except (NatsError, ConnectionError, TimeoutError) as error:  # and no other OSError: a full disk is not NATS's
-        why = reason(failures[-1] if failures else error)
+        why = reason(client.complaint or error)
         raise ArtifactFailed(f"The file {row['name']!r} could not be fetched from NATS: {why}. Try again.") from error
 
 

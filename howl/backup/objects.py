@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
 
-import nats
-from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import ObjectInfo, ObjectMetaOptions, StorageType, StreamInfo
@@ -21,11 +19,12 @@ from howl.backup.archive import Progress, Writer, members
 from howl.backup.manifest import Bucket, Objects, Stored
 from howl.config import Settings
 from howl.errors import BackupFailed, RestoreRefused
+from howl.messaging import Connection
 from howl.objects import STREAM, Flight, digest_of, pieces, put
-from howl.tls import nats_options, reason
+from howl.tls import reason
 
 #: Seconds to wait for a connection, and for the list of a bucket's objects.
-CONNECT_TIMEOUT, LIST_TIMEOUT = 5, 60.0
+LIST_TIMEOUT = 60.0
 #: Bytes of a piece, where its writer did not say.
 PIECE_SIZE = 128 << 10
 #: How often an object is read anew that was replaced meanwhile.
@@ -190,32 +189,16 @@ def _info(bucket: Bucket, stored: Stored) -> ObjectInfo:
 
 
 @asynccontextmanager
-async def _connection(settings: Settings) -> AsyncIterator[Client]:
+async def _connection(settings: Settings) -> AsyncIterator[Connection]:
     """A connection that is not repaired: half an object is none."""
     try:
-        client = await _connect(settings)
+        client = await Connection().open(settings, "howl backup")
         try:
             yield client
         finally:
             await client.close()
     except (NatsError, ConnectionError, TimeoutError) as error:  # and no other OSError: a full disk is not NATS's
         raise _unusable(error) from error
-
-
-async def _connect(settings: Settings) -> Client:
-    failures: list[Exception] = []
-
-    async def remember(error: Exception) -> None:
-        failures.append(error)
-
-    try:
-        return await nats.connect(
-            settings.nats(), name="howl backup", connect_timeout=CONNECT_TIMEOUT, error_cb=remember,
-            allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0.1, **nats_options(settings),
-        )  # fmt: skip
-    except (NatsError, OSError) as error:
-        # That no server is left to try says nothing; what the last one answered does.
-        raise _unusable(failures[-1] if failures else error) from error
 
 
 def _unusable(error: Exception) -> BackupFailed:

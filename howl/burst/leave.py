@@ -5,7 +5,6 @@ import os
 import random
 from typing import Annotated, Any
 
-import nats
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -13,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from howl.broker.areas import DEFAULT_USER, user_of
 from howl.config import Settings
 from howl.errors import InvalidRequest, ServerUnavailable
-from howl.tls import nats_options, reason
+from howl.messaging import Connection
+from howl.tls import reason
 
 #: Seconds for a connection and for an answer; times the question is asked, which changes nothing the second time.
-CONNECT_TIMEOUT, ANSWER_TIMEOUT = 5, 10.0
+ANSWER_TIMEOUT = 10.0
 TRIES = 3
 
 Word = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
@@ -105,17 +105,9 @@ class _Asker:
         raise AssertionError("the last try returns or raises")
 
     async def _ask_once(self) -> LeaveAnswer:
-        client = await nats.connect(
-            self.settings.nats(),
-            name="howl leave",
-            connect_timeout=CONNECT_TIMEOUT,
-            allow_reconnect=False,
-            max_reconnect_attempts=1,  # it means the first connection as well
-            # The only subjects that a worker's credential may hear.
-            inbox_prefix=f"{self.settings.subject_prefix}.inbox",
-            error_cb=self._hear,
-            **nats_options(self.settings),
-        )
+        # The inbox's are the only subjects that a worker's credential may hear.
+        inbox = f"{self.settings.subject_prefix}.inbox"
+        client = await Connection().open(self.settings, "howl leave", inbox_prefix=inbox, error_cb=self._hear)
         try:
             asked = client.request(self.subject, self.request.model_dump_json().encode(), timeout=ANSWER_TIMEOUT)
             asking: asyncio.Future[Any] = asyncio.ensure_future(asked)

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Mapping
 
-from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy
 
@@ -11,7 +10,7 @@ from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import WAY
 from howl.doctor.redis import PINGING, PINGS, judge_round_trip
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
-from howl.tls import nats_options
+from howl.messaging import Connection
 
 DEFAULT_PORT = 4222
 #: Share of JetStream's space that should be free.
@@ -27,16 +26,9 @@ async def login_succeeds(visit: Visit) -> Answer:
     async def complain(error: Exception) -> None:
         complaints.append(error)
 
-    visit.client = Client()
+    visit.client = Connection()
     visit.farewell.push_async_callback(visit.client.close)
-    try:
-        await visit.client.connect(
-            visit.url, name="howl doctor", connect_timeout=STEP_TIMEOUT, error_cb=complain, allow_reconnect=False,
-            max_reconnect_attempts=1, reconnect_time_wait=0.05, **nats_options(visit.settings),
-        )  # fmt: skip
-    except NatsError as error:
-        # That no server is left to try says nothing; what the last one answered does.
-        raise complaints[-1] if complaints else error from None
+    await visit.client.open(visit.settings, "howl doctor", connect_timeout=STEP_TIMEOUT, error_cb=complain)
     visit.client.complaints = complaints
     return well("the credential is accepted")
 

@@ -7,20 +7,21 @@ import time
 from contextlib import suppress
 from typing import Any
 
-import nats
 import redis
-from nats.errors import Error as NatsError
 
 from howl.backend import redis_client
 from howl.config import Settings, load_settings
+from howl.messaging import TROUBLE, Connection
 from howl.provision import environment
 from howl.provision.folder import Folder
 from howl.provision.state import OPERATOR, State
-from howl.tls import is_refused_login, nats_options, reason
+from howl.tls import is_refused_login, reason
 
 #: Seconds for each server to answer.
 PATIENCE = 5
 DONE = "has the new users"
+#: What NATS is told who we are.
+NAME = "howl init"
 
 
 def tell(folder: Folder, before: State, now: State) -> list[str]:
@@ -55,32 +56,20 @@ def _tell_redis(settings: Settings) -> str:
 
 async def _tell_nats(old: Settings, new: Settings) -> str:
     try:
-        client = await _nats_client(old)
+        client = await Connection().open(old, NAME)
         try:
             if old.nats() == new.nats():
                 return await _reload(client)
             # A request, or NATS would not do it; but it sends us away before its answer.
             subject = f"$SYS.REQ.SERVER.{await _server_id(client)}.RELOAD"
             await client.publish(subject, reply=client.new_inbox())
-            with suppress(NatsError, OSError, TimeoutError):
+            with suppress(*TROUBLE):
                 await client.flush(PATIENCE)
             return await _knows(new)
         finally:
-            with suppress(NatsError, OSError):  # we were sent away: there may be nothing left to close
-                await client.close()
-    except (NatsError, OSError, TimeoutError) as error:
+            await client.close()
+    except TROUBLE as error:
         return _untold("nats", error)
-
-
-async def _nats_client(settings: Settings) -> Any:
-    async def failed(_: Exception) -> None:
-        """What fails is raised."""
-
-    return await nats.connect(
-        settings.nats(), allow_reconnect=False, connect_timeout=PATIENCE, error_cb=failed,
-        # They mean the first connection as well, which would be tried for two minutes.
-        max_reconnect_attempts=1, reconnect_time_wait=0.1, **nats_options(settings),
-    )  # fmt: skip
 
 
 async def _server_id(client: Any) -> str:
@@ -98,8 +87,8 @@ async def _knows(settings: Settings) -> str:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            await (await _nats_client(settings)).close()
-        except (NatsError, OSError):  # sent away once more, while it reads its users
+            await (await Connection().open(settings, NAME)).close()
+        except TROUBLE:  # sent away once more, while it reads its users
             if time.monotonic() > deadline:
                 raise
             await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311  # jitter, no secret

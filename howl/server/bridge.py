@@ -9,7 +9,6 @@ import logging
 import time
 from typing import Any
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from redis import RedisError
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
@@ -17,12 +16,12 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from howl.backend import redis_client
 from howl.config import Settings
 from howl.db import session
+from howl.messaging import Connection
 from howl.server import events, presence, sight
 from howl.server.event_stream import BATCH, WAIT, EventStream, letter_of, still_unread
 from howl.server.events import Heard, Letter
-from howl.server.hearing import HardyClient
 from howl.server.rebroadcast import Rebroadcast
-from howl.tls import nats_options, reason
+from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 
@@ -134,19 +133,11 @@ class Bridge:
         await stream.require_keeping()
         self.kept_at = time.monotonic()
 
-    async def _connect(self) -> Client:
-        client = HardyClient()
-        await client.connect(
-            self.settings.nats(),
-            name="howl bridge",
-            connect_timeout=5,
-            max_reconnect_attempts=-1,
-            disconnected_cb=self._went_deaf,
-            reconnected_cb=self._hears_again,
-            error_cb=_complain,
-            **nats_options(self.settings),
-        )
-        return client
+    async def _connect(self) -> Connection:
+        return await Connection().open(
+            self.settings, "howl bridge", lasting=True,
+            disconnected_cb=self._went_deaf, reconnected_cb=self._hears_again, error_cb=_complain,
+        )  # fmt: skip
 
     async def _went_deaf(self) -> None:
         if self.hearing_since is None:

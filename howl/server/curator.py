@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import nats
-from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, ObjectInfo, RetentionPolicy, StreamConfig
 from nats.js.errors import BadRequestError, NotFoundError
@@ -18,9 +16,10 @@ from nats.js.errors import BadRequestError, NotFoundError
 from howl import objects
 from howl.config import Settings
 from howl.db import session
+from howl.messaging import Connection
 from howl.models import Artifact
 from howl.server import artifacts
-from howl.tls import nats_options, reason
+from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class Curator:
 
     async def run(self) -> None:
         """Until cancelled; raises NATS's errors or DatabaseUnavailable, and loses nothing by being run again."""
-        client = await self._connect()
+        client = await Connection().open(self.settings, "howl curator", lasting=True, error_cb=_complain)
         try:
             stream = client.jetstream()
             await self.make_bucket(stream)
@@ -61,16 +60,6 @@ class Curator:
                 await asyncio.sleep(ROUND * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, no secret
         finally:
             await client.close()
-
-    async def _connect(self) -> Client:
-        return await nats.connect(
-            self.settings.nats(),
-            name="howl curator",
-            connect_timeout=5,
-            max_reconnect_attempts=-1,
-            error_cb=_complain,
-            **nats_options(self.settings),
-        )
 
     async def make_bucket(self, stream: JetStreamContext) -> None:
         """Have the bucket, with this server's limits.

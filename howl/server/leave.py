@@ -7,7 +7,6 @@ import time
 from collections import deque
 from dataclasses import replace
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import ValidationError
 
@@ -19,8 +18,8 @@ from howl.burst.request import BurstRequest
 from howl.config import Settings
 from howl.db import session
 from howl.errors import DatabaseUnavailable, GitHubFailed
-from howl.server.hearing import HardyClient
-from howl.tls import nats_options, reason
+from howl.messaging import Connection
+from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ class Porter:
 
     async def run(self) -> None:
         """Until cancelled; raises NATS's errors or DatabaseUnavailable, and loses nothing by being run again."""
-        client = await self._connect()
+        client = await Connection().open(self.settings, "howl leave", lasting=True, error_cb=_complain)
         try:
             # Of several servers one hears each question; its answers come one after the other.
             await client.subscribe(self.subject, queue="leave", cb=self.answer, pending_msgs_limit=WAITING)
@@ -119,18 +118,6 @@ class Porter:
         run = Run(repository=asked.repository, run_id=asked.run_id, attempt=asked.attempt)
         with session(self.settings.database()) as opened:
             return budget.ask(opened, self.settings, request, run)
-
-    async def _connect(self) -> Client:
-        client = HardyClient()
-        await client.connect(
-            self.settings.nats(),
-            name="howl leave",
-            connect_timeout=5,
-            max_reconnect_attempts=-1,
-            error_cb=_complain,
-            **nats_options(self.settings),
-        )
-        return client
 
 
 async def _complain(error: Exception) -> None:

@@ -8,27 +8,21 @@ import threading
 import time
 from collections.abc import Callable
 
-import nats
-from nats.aio.client import Client
-from nats.errors import Error as NatsError
-
 from howl.config import Settings
-from howl.tls import nats_options, reason
+from howl.messaging import CONNECT_TIMEOUT, TROUBLE, Connection
+from howl.tls import reason
 from howl.worker.courier import Courier
 
 logger = logging.getLogger(__name__)
 
-#: Seconds to wait for NATS to accept a connection; and, when the worker leaves, to take the last events, then its
-#: goodbye.
-CONNECT_TIMEOUT, GOODBYE_TIMEOUT = 5, 2
+#: Seconds that NATS has, when the worker leaves, to take the last events, then its goodbye.
+GOODBYE_TIMEOUT = 2.0
 #: Seconds in which events are gathered for one message.
 PACE = 0.1
 #: Seconds between two looks at a NATS that is away or slow to answer, and between two complaints of one kind.
 RETRY, COMPLAIN = (0.5, 1.5), 30.0
 #: Seconds between two questions to NATS whether it is there; after three without an answer the connection is made anew.
 PING = 8
-#: What can become of a message.
-TROUBLE = (NatsError, OSError, TimeoutError)
 
 
 class Announcer(threading.Thread):
@@ -89,31 +83,23 @@ class Announcer(threading.Thread):
                 await self._gather(client)
             if self.leaving.is_set():
                 await self._say_goodbye(client)
-            await self._close(client)
+            await client.close()
 
-    async def _connect(self) -> Client | None:
+    async def _connect(self) -> Connection | None:
         """Try until NATS answers or the worker leaves."""
-        wait = random.uniform(1, 3)  # noqa: S311  # jitter, no secret
         while not self.leaving.is_set():
             try:
-                return await nats.connect(
-                    self.settings.nats(),
-                    name=self.client_name,
-                    connect_timeout=CONNECT_TIMEOUT,
-                    inbox_prefix=f"{self.settings.subject_prefix}.inbox",
-                    ping_interval=PING,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=wait,
-                    error_cb=self._complain,
-                    reconnected_cb=self._be_seen_again,
-                    **nats_options(self.settings),
-                )
+                return await Connection().open(
+                    self.settings, self.client_name, lasting=True,
+                    inbox_prefix=f"{self.settings.subject_prefix}.inbox", ping_interval=PING,
+                    error_cb=self._complain, reconnected_cb=self._be_seen_again,
+                )  # fmt: skip
             except TROUBLE as error:
                 await self._complain(error)
                 await _within(random.uniform(1, 5), self.leaving)  # noqa: S311
         return None
 
-    async def _talk(self, client: Client) -> None:
+    async def _talk(self, client: Connection) -> None:
         """Tell all that waits; while NATS is away nothing is told, and no heartbeat is kept for later."""
         try:
             while client.is_connected:
@@ -126,7 +112,7 @@ class Announcer(threading.Thread):
             await self._complain(error)
         self._count_what_was_dropped()
 
-    async def _gather(self, client: Client) -> None:
+    async def _gather(self, client: Connection) -> None:
         """Wait until there is something to do, then a moment for what comes with it."""
         all_told = client.is_connected and not self.courier.under_way
         retry = random.uniform(*RETRY)  # noqa: S311
@@ -134,7 +120,7 @@ class Announcer(threading.Thread):
             await _within(PACE, self.leaving)
         self.news.clear()
 
-    async def _say_goodbye(self, client: Client) -> None:
+    async def _say_goodbye(self, client: Connection) -> None:
         """The last events, then that the worker has left; NATS has a moment to come back for each."""
         await self._tell_the_rest(client)
         self.courier.say("worker-offline", self.event("worker-offline"))
@@ -142,19 +128,12 @@ class Announcer(threading.Thread):
         self.next_count = 0.0
         self._count_what_was_dropped()
 
-    async def _tell_the_rest(self, client: Client) -> None:
+    async def _tell_the_rest(self, client: Connection) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_TIMEOUT):
                 while self.courier.pending and not (client.is_closed or self.courier.unheard):
                     await self._talk(client)
                     await asyncio.sleep(PACE if self.courier.under_way else 0)
-
-    async def _close(self, client: Client) -> None:
-        try:
-            async with asyncio.timeout(GOODBYE_TIMEOUT):
-                await client.close()
-        except TROUBLE as error:
-            await self._complain(error)
 
     async def _be_seen_again(self) -> None:
         self.beat()

@@ -9,21 +9,20 @@ import threading
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.api import ObjectInfo, ObjectMetaOptions
 from nats.js.errors import APIError, NoStreamResponseError
 
-from howl import objects
+from howl import messaging, objects
 from howl.config import Settings
 from howl.errors import ArtifactFailed, ArtifactRefused, HowlError
-from howl.tls import is_refused_login, nats_options, reason
+from howl.tls import is_refused_login, reason
 from howl.worker.courier import subject_token
 
 logger = logging.getLogger(__name__)
 
 #: Seconds to wait for a connection, and for its end; times an upload is begun, from its beginning each time.
-CONNECT_TIMEOUT, CLOSE_TIMEOUT, TRIES = 5, 2.0, 5
+TRIES = 5
 #: Seconds before it is begun again, at first and at most.
 FIRST_WAIT, LAST_WAIT = 1.0, 8.0
 #: Seconds without an upload after which the connection is closed.
@@ -159,30 +158,19 @@ class Connection:
     """A connection that is not repaired: what was under way when it broke begins anew on another."""
 
     def __init__(self) -> None:
-        self.client = Client()
+        self.client = messaging.Connection()
         self.flight = objects.Flight(self.client)
-        self._complaint: Exception | None = None
 
     async def open(self, settings: Settings) -> "Connection":
         """Itself; raises NATS's errors, or OSError."""
-        try:
-            await self.client.connect(
-                settings.nats(),
-                name="howl uploads",
-                connect_timeout=CONNECT_TIMEOUT,
-                allow_reconnect=False,
-                max_reconnect_attempts=1,  # it means the first connection as well
-                reconnect_time_wait=0,
-                # The only subjects that a worker's credential may hear.
-                inbox_prefix=f"{settings.subject_prefix}.inbox",
-                error_cb=self._hear,
-                closed_cb=self._closed,
-                **nats_options(settings),
-            )
-        except (NatsError, OSError, TimeoutError) as error:
-            await self.close()
-            # That no server is left to try says nothing; what the last one answered does.
-            raise self._complaint or error from error
+        await self.client.open(
+            settings,
+            "howl uploads",
+            # The only subjects that a worker's credential may hear.
+            inbox_prefix=f"{settings.subject_prefix}.inbox",
+            error_cb=self._hear,
+            closed_cb=self._closed,
+        )
         return self
 
     @property
@@ -196,20 +184,12 @@ class Connection:
             self.flight.lost.exception()  # seen: nobody may be waiting
 
     async def close(self) -> None:
-        try:
-            await asyncio.wait_for(self.client.close(), CLOSE_TIMEOUT)
-        except (NatsError, OSError, TimeoutError) as error:
-            logger.debug("A connection was broken already: %s.", reason(error))
-            self.abort()
+        await self.client.close()
 
     def abort(self) -> None:
-        """End it where nothing goes through: nats-py would wait to say what is left to say, and has no public way."""
-        transport = self.client._transport  # noqa: SLF001
-        if transport is not None:
-            transport._io_writer.transport.abort()  # type: ignore[attr-defined]  # noqa: SLF001
+        self.client.abort()
 
     async def _hear(self, error: Exception) -> None:
-        self._complaint = error
         if _is_forbidden(error):
             self.give_up(error)
 

@@ -1,0 +1,92 @@
+"""Connections to NATS: nothing that a network or a stranger does to one is waited for without end."""
+
+import asyncio
+import logging
+import random
+from typing import Any, Self
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from howl.config import Settings
+from howl.tls import nats_options
+
+logger = logging.getLogger(__name__)
+
+#: What a connection can fail with.
+TROUBLE = (NatsError, OSError, TimeoutError)
+#: Seconds until one try to connect is given up, and until a connection that says goodbye is cut.
+CONNECT_TIMEOUT, CLOSE_TIMEOUT = 5.0, 2.0
+
+
+class Connection(Client):
+    """nats-py's client, made for servers that go away at any moment and for messages from strangers."""
+
+    #: What it complained of last.
+    complaint: Exception | None = None
+
+    async def open(self, settings: Settings, name: str, *, lasting: bool = False, **options: Any) -> Self:
+        """Itself, connected to this installation's NATS, to which it gives its `name`.
+
+        A `lasting` one tries until NATS answers, and is repaired whenever it breaks. Any other is tried once, raises
+        one of TROUBLE, and is not repaired. `options` are those of nats-py's `connect`.
+        """
+        wait = random.uniform(1, 3)  # noqa: S311  # jitter, no secret
+        patience: dict[str, Any] = (
+            {"max_reconnect_attempts": -1, "reconnect_time_wait": wait}
+            if lasting
+            # They mean the first connection as well, which would be tried for two minutes.
+            else {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0.05}
+        )
+        options = {"connect_timeout": CONNECT_TIMEOUT} | patience | nats_options(settings) | options
+        options["error_cb"] = self._hear_then(options.get("error_cb"))
+        try:
+            await self.connect(settings.nats(), name=name, **options)
+        except TROUBLE as error:
+            await self.close()
+            # That no server is left to try says nothing; what the last one answered does.
+            raise self.complaint or error from error
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def close(self) -> None:
+        """Never raises what a server can cause: who closes has no use for it any more."""
+        if self._flush_queue is None:
+            return  # it never began to connect
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await super().close()
+        except TROUBLE as error:
+            logger.debug("NATS did not part as it should: %r.", error)
+            self.abort()
+
+    def abort(self) -> None:
+        """Cut it at once: what waits to be sent is lost. nats-py would wait to say it, and has no public way."""
+        if (writer := getattr(self._transport, "_bare_io_writer", None)) is not None:
+            writer.transport.abort()
+
+    def _hear_then(self, told: Any) -> Any:
+        async def hear(error: Exception) -> None:
+            self.complaint = error
+            if told is not None:
+                await told(error)
+
+        return hear
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except BaseException:
+            # asyncio tells a StreamWriter nothing of a TLS handshake that failed; nats-py would wait for it to close.
+            self.abort()
+            self._transport = None
+            raise
+
+    async def _process_headers(self, headers: Any) -> Any:
+        """Headers that nobody can read are none: nats-py would end its reading, and say so to nobody."""
+        try:
+            return await super()._process_headers(headers)
+        except (IndexError, ValueError):  # UnicodeDecodeError is one
+            return None
