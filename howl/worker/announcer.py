@@ -39,6 +39,8 @@ class Announcer(threading.Thread):
         #: Set when there is something to do: events wait, NATS is back, the worker leaves.
         self.news = asyncio.Event()
         self.leaving = asyncio.Event()
+        #: Set when a heartbeat is due before its time.
+        self.due = asyncio.Event()
         #: Monotonic seconds before which no heartbeat is sent, and nothing is complained about or counted.
         self.next_beat = self.next_complaint = self.next_count = 0.0
         courier.buffer.filled = self._wake
@@ -52,7 +54,8 @@ class Announcer(threading.Thread):
     def beat(self) -> None:
         """Send a heartbeat now; from any thread."""
         self.next_beat = 0.0
-        self._wake()
+        with contextlib.suppress(RuntimeError):  # it has left: its heart beats no more
+            self.loop.call_soon_threadsafe(self.due.set)
 
     def stop(self) -> None:
         """Tell what is left and say goodbye; waits for it a few seconds at most."""
@@ -78,9 +81,12 @@ class Announcer(threading.Thread):
             client = await self._connect()
             if client is None:
                 return
-            while not (self.leaving.is_set() or client.is_closed):
-                await self._talk(client)
-                await self._gather(client)
+            async with asyncio.TaskGroup() as group:
+                heart = group.create_task(self._beat(client))
+                while not (self.leaving.is_set() or client.is_closed):
+                    await self._talk(client)
+                    await self._gather(client)
+                heart.cancel()
             if self.leaving.is_set():
                 await self._say_goodbye(client)
             await client.close()
@@ -99,15 +105,23 @@ class Announcer(threading.Thread):
                 await _within(random.uniform(1, 5), self.leaving)  # noqa: S311
         return None
 
-    async def _talk(self, client: Connection) -> None:
-        """Tell all that waits; while NATS is away nothing is told, and no heartbeat is kept for later."""
-        try:
-            while client.is_connected:
-                if time.monotonic() >= self.next_beat:
-                    self.next_beat = time.monotonic() + self.settings.heartbeat_interval
+    async def _beat(self, client: Connection) -> None:
+        """Heartbeats in time, however long NATS takes to answer; while it is away none is kept for later."""
+        while True:
+            await _within(self.next_beat - time.monotonic(), self.due)
+            self.due.clear()
+            self.next_beat = time.monotonic() + self.settings.heartbeat_interval
+            if client.is_connected:
+                try:
                     await self.courier.mention(client, "worker-heartbeat", self.event("worker-heartbeat"))
-                if not await self.courier.deliver(client):
-                    break
+                except TROUBLE as error:
+                    await self._complain(error)
+
+    async def _talk(self, client: Connection) -> None:
+        """Tell all that waits; while NATS is away nothing is told."""
+        try:
+            while client.is_connected and await self.courier.deliver(client):
+                pass
         except TROUBLE as error:
             await self._complain(error)
         self._count_what_was_dropped()
@@ -116,7 +130,7 @@ class Announcer(threading.Thread):
         """Wait until there is something to do, then a moment for what comes with it."""
         all_told = client.is_connected and not self.courier.under_way
         retry = random.uniform(*RETRY)  # noqa: S311
-        if await _within(self.next_beat - time.monotonic() if all_told else retry, self.news):
+        if await _within(self.settings.heartbeat_interval if all_told else retry, self.news):
             await _within(PACE, self.leaving)
         self.news.clear()
 
@@ -137,6 +151,7 @@ class Announcer(threading.Thread):
 
     async def _be_seen_again(self) -> None:
         self.beat()
+        self.news.set()
 
     async def _complain(self, error: Exception) -> None:
         if time.monotonic() >= self.next_complaint:

@@ -191,7 +191,7 @@ def test_nats_on_a_full_disk_costs_heartbeats_alone_and_keeps_them_again_when_th
         assert person.worker("w1") == "active"
     eventually(lambda: person.worker("w2") == "active")
     assert person.worker("w1") == "active"
-    assert "has been silent" not in howl_server.output
+    assert "has been silent" not in howl_server.output, howl_server.output
 
 
 # --- PostgreSQL -----------------------------------------------------------------------------------------------------

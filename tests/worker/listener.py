@@ -32,8 +32,9 @@ class Listener:
         self.settings = settings
         self.name = f"{settings.subject_prefix}-events"
 
-    def keep(self) -> "Listener":
-        """Have NATS keep events from now on."""
+    def keep(self, *, answering: bool = True) -> "Listener":
+        """Have NATS keep events from now on, and say so to who told them."""
+        self.answering = answering
         asyncio.run(self._with_client(self._make))
         return self
 
@@ -60,7 +61,8 @@ class Listener:
 
     async def _make(self, client: Client) -> None:
         subjects = [f"{self.settings.subject_prefix}.events.>"]
-        await client.jetstream().add_stream(StreamConfig(name=self.name, subjects=subjects, max_bytes=64 << 20))
+        keeping = StreamConfig(name=self.name, subjects=subjects, max_bytes=64 << 20, no_ack=not self.answering)
+        await client.jetstream().add_stream(keeping)
 
     async def _read(self, client: Client) -> list[Told]:
         stream = client.jetstream()

@@ -102,6 +102,15 @@ def test_a_worker_is_online_first_and_offline_last_with_all_that_its_last_task_d
     assert events[-1]["worker"]["status"] == "offline"
 
 
+@pytest.mark.timeout(90)
+def test_heartbeats_do_not_wait_for_an_answer_that_does_not_come(start_worker: StartWorker, settings: Settings) -> None:
+    told = Listener(settings).keep(answering=False)
+    start_worker("w1", env={"HOWL_HEARTBEAT_INTERVAL": "0.2"})
+    eventually(lambda: "worker-online" in told.kinds())
+    # One for each time that it gave up waiting would take a minute.
+    eventually(lambda: kinds(told.events()).count("worker-heartbeat") >= 15, timeout=20)
+
+
 def test_told_not_to_a_worker_tells_of_itself_alone(start_worker: StartWorker, app: Celery, told: Listener) -> None:
     worker = start_worker("w1", "--concurrency", "1", env={"HOWL_TASK_EVENTS": "0"})
     app.send_task("tests.noop")
