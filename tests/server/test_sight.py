@@ -10,6 +10,7 @@ from itertools import permutations
 import nats
 import pytest
 from nats.js.api import RetentionPolicy, StreamConfig
+from nats.js.errors import NotFoundError
 from sqlalchemy import func, select, update
 
 from howl import db
@@ -387,10 +388,12 @@ async def _older_stream(settings) -> None:
         await client.close()
 
 
-async def _retention(settings) -> RetentionPolicy:
+async def _retention(settings) -> RetentionPolicy | None:
     client = await nats.connect(settings.nats())
     try:
         return (await client.jetstream().stream_info(f"{settings.subject_prefix}-events")).config.retention
+    except NotFoundError:
+        return None  # it is being made anew
     finally:
         await client.close()
 
