@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import nats
 import psycopg
@@ -35,9 +35,10 @@ TEMPLATE = "howl_template"
 #: Processes that share the whole suite: most tests wait for others, but each process has servers of its own.
 PROCESSES = 4
 #: Files that take longest, the longest first: one begun at the end would keep a process busy while the others idle.
-LONG = ("test_demo", "test_runner", "test_faults", "test_endings", "test_shards", "test_secure", "test_cancelling",
-        "test_presence", "test_sight", "test_beacon", "test_context", "test_hostile", "test_full_disks", "test_agent",
-        "test_limits", "test_servers", "test_mcp_shim", "test_local")  # fmt: skip
+LONG = ("test_runner", "test_faults", "test_signals", "test_demo", "test_orders", "test_endings", "test_cancelling",
+        "test_sight", "test_full_disks", "test_submit_command", "test_room", "test_agents_at_work",
+        "test_celery_commands", "test_submit", "test_shards", "test_local", "test_secure", "test_presence",
+        "test_mcp_shim", "test_beacon", "test_up_command", "test_remote_control", "test_workflow")  # fmt: skip
 _numbers = count(1)
 
 
@@ -54,16 +55,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
+#: What keeps other processes out while tests that want to be alone run, one after the other.
+_kept: list[IO[str]] = []
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, Any, Any]:
     """One test at a time in each process, and while one that wants to be alone runs, in no other process."""
     if not hasattr(item.config, "workerinput"):  # which pytest-xdist gives to the processes that share a suite
         return (yield)
-    with (ROOT / "pyproject.toml").open() as queue, (ROOT / "Makefile").open() as room:
-        fcntl.flock(queue, fcntl.LOCK_EX)  # or those who share the room would never leave it empty
-        fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
-        fcntl.flock(queue, fcntl.LOCK_UN)
+    if not _is_alone(item):
+        with _room(fcntl.LOCK_SH):
+            return (yield)
+    if not _kept:
+        _kept.append(_room(fcntl.LOCK_EX))
+    try:
         return (yield)
+    finally:
+        if nextitem is None or not _is_alone(nextitem):  # it takes long until the room is empty: once for them all
+            _kept.pop().close()
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
+
+
+def _room(way: int) -> IO[str]:
+    """A place among those who run tests, shared or for oneself alone, until it is closed."""
+    with (ROOT / "pyproject.toml").open() as queue:
+        fcntl.flock(queue, fcntl.LOCK_EX)  # or those who share the room would never leave it empty
+        room = (ROOT / "Makefile").open()
+        fcntl.flock(room, way)
+    return room
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,7 @@ def wait_for(task_id: str, timeout: float | None, as_json: bool) -> None:
 
     Raises ClickException when it did not succeed, or not in time.
     """
-    click.echo(f"Task {task_id}", err=True)
-    (task,) = _ended([task_id], timeout, teller(several=False))
+    (task,) = _ended([task_id], timeout)
     if as_json:
         emit(task, as_json)
     elif task["status"] == "succeeded":
@@ -37,20 +36,22 @@ def watch(task_ids: Sequence[str], timeout: float | None, as_json: bool) -> None
     """
     with session(load_settings().database()) as opened:
         found = list(dict.fromkeys(analytics.find_task_id(opened, given) for given in task_ids))
-    if not as_json:
-        click.echo(f"Task {found[0]}" if len(found) == 1 else f"{len(found)} tasks", err=True)
-    tasks = _ended(found, timeout, NdJson() if as_json else teller(several=len(found) > 1))
+    tasks = _ended(found, timeout, NdJson() if as_json else None)
     if not as_json:
         _print_results(tasks)
     _require_success(tasks)
 
 
-def _ended(task_ids: list[str], timeout: float | None, told: Teller) -> list[Row]:
-    """The tasks, whole, in the order asked for."""
+def _ended(task_ids: list[str], timeout: float | None, told: Teller | None = None) -> list[Row]:
+    """The tasks, whole, in the order asked for; `told` to people, if to nobody else."""
     url = load_settings().database()
     ended: dict[str, Row] = {}
     going_on: list[Followed] = []
+    several = len(task_ids) > 1
     try:
+        if told is None:
+            click.echo(f"{len(task_ids)} tasks" if several else f"Task {task_ids[0]}", err=True)
+            told = teller(several=several)
         with told:
             for look in follow(url, task_ids, timeout):
                 going_on = look.going_on

@@ -59,11 +59,10 @@ def sleeping_task(seconds: float, session: Session, app: Celery) -> str:
     return submit(TaskRequest(name="tests.sleep", args=[seconds]), session, app)
 
 
-@pytest.mark.alone
 def test_a_burst_registers_works_and_leaves_by_itself(
     start_burst: Callable[..., LocalBurst], told: Settings, session: Session, app: Celery
 ) -> None:
-    burst = start_burst(workers=2, runtime=14.0, grace=4.0, tags=("fast", "near"), requested_by="a test")
+    burst = start_burst(workers=2, runtime=24.0, grace=4.0, tags=("fast", "near"), requested_by="a test")
     local.wait_until_registered(burst, told)
     for number in range(6):
         submit(TaskRequest(name="tests.add", args=[number, 1]), session, app)

@@ -210,7 +210,6 @@ def fresh(runner: Runner) -> Runner:
     return runner
 
 
-@pytest.mark.alone
 def test_what_the_install_step_installs_is_all_that_the_others_need(
     fresh: Runner, server: Process, known: dict[str, str], app: Celery, task_row: Callable[[str], Any]
 ) -> None:

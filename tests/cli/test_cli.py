@@ -1,9 +1,9 @@
 """The `howl` command as a whole: what it says of itself, and how fast."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 
 import click
 import pytest
@@ -33,15 +33,16 @@ def leaves(command, path=("howl",)):
 ALL_LEAVES = leaves(main)
 
 
-@pytest.mark.alone
 def test_help_comes_in_less_than_300_ms():
+    """Of processor time, which other tests do not take away."""
     howl = [sys.executable, "-m", "howl.cli", "--help"]
     times = []
     for _ in range(5):
-        began = time.perf_counter()
+        before = os.times()
         subprocess.run(howl, capture_output=True, check=True)
-        times.append(time.perf_counter() - began)
-    assert min(times) < 0.3
+        after = os.times()
+        times.append(sum(after[2:4]) - sum(before[2:4]))
+    assert 0 < min(times) < 0.3
 
 
 def test_help_loads_nothing_that_is_slow():

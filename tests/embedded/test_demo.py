@@ -150,7 +150,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         yield run
 
 
-@pytest.mark.alone
 def test_every_check_of_the_demo_is_ok_in_under_two_minutes(demo: Run) -> None:
     assert demo.status == 0, demo.output
     assert "FAILED" not in demo.output

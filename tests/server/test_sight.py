@@ -15,6 +15,7 @@ from sqlalchemy import func, select, update
 
 from howl import db
 from howl.backend import redis_client
+from howl.messaging import Connection
 from howl.models import TaskEvent
 from howl.server import sight
 from howl.server.bridge import Bridge
@@ -260,7 +261,7 @@ class Load(threading.Thread):
             self.failure = error
 
     async def _speak(self) -> None:
-        client = await nats.connect(self.settings.nats(), max_reconnect_attempts=-1, reconnect_time_wait=0.2)
+        client = await Connection().open(self.settings, "load", lasting=True, reconnect_time_wait=0.2)
         try:
             while not self.enough.is_set():
                 for task in range(TASKS):

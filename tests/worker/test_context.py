@@ -457,7 +457,6 @@ def test_what_authors_import_brings_no_application_and_nothing_of_the_server_alo
     assert not loaded & {"sqlalchemy", "howl.celery", "howl.db", "howl.server", "mcp", "celery.worker"}
 
 
-@pytest.mark.alone
 def test_telling_costs_a_few_microseconds(seen: list[bytes]):
     began = time.process_time()
     for number in range(100_000):
