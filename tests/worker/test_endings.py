@@ -439,7 +439,7 @@ def test_a_revoked_task_that_waits_for_its_time_never_starts(crew, ledger):
 
 
 def test_after_all_this_nothing_is_held_and_the_one_lease_is_the_workers(crew):
-    eventually(lambda: not crew.held(), timeout=5)
+    eventually(lambda: not crew.held())
     ((owner, left),) = crew.leases()
     assert owner.startswith(b"celery@w1.")
     assert 10 < left <= 31

@@ -122,8 +122,8 @@ def test_a_variable_of_the_callers_own_may_have_any_name():
 
 
 def test_a_command_past_its_timeout_fails_with_its_last_lines(tree):
-    with pytest.raises(CommandTimedOut, match=r"after 1 s.*three processes are running"):
-        run(tree.argv(), timeout=1)
+    with pytest.raises(CommandTimedOut, match=r"after 3 s.*three processes are running"):
+        run(tree.argv(), timeout=3)
 
 
 def test_a_timeout_ends_the_whole_tree_even_a_daemon(tree):
@@ -140,7 +140,7 @@ def test_what_a_command_leaves_in_the_background_is_ended_with_it(tree):
 def test_a_program_that_heeds_sigterm_is_given_time_to_put_things_in_order():
     program = "trap 'echo tidied >&2; exit 0' TERM; echo ready; while :; do sleep 0.05; done"
     with pytest.raises(CommandTimedOut, match="tidied"):
-        run(["sh", "-c", program], timeout=1)
+        run(["sh", "-c", program], timeout=3)
 
 
 def test_a_guard_that_is_killed_takes_its_command_and_its_group_along(tree):

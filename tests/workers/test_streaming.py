@@ -81,7 +81,7 @@ def test_a_line_that_is_not_ended_is_shown_at_the_end(shown: Shown):
 
 def test_a_line_that_a_time_out_cuts_short_is_shown(shown: Shown):
     with pytest.raises(CommandTimedOut):
-        run(python("import sys, time; sys.stdout.write('working on it'); time.sleep(60)"), timeout=1)
+        run(python("import sys, time; sys.stdout.write('working on it'); time.sleep(60)"), timeout=4)
     assert shown.lines == ["working on it"]
 
 

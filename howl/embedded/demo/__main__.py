@@ -1,7 +1,6 @@
 """`make demo`: plays all acts in a folder of its own, and leaves nothing behind."""
 
 import secrets
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from howl.embedded.demo.screen import Screen
 from howl.embedded.demo.work import agent_command, require_checkout
 from howl.embedded.isolation import isolate
 from howl.errors import HowlError
+from workers import workfolder
 
 
 @click.command()
@@ -62,7 +62,7 @@ def _state_folder(keep: bool, screen: Screen) -> Iterator[Path]:
         if keep:
             screen.say(f"Kept: {home}")
         else:
-            shutil.rmtree(home)
+            workfolder.remove(home)  # however deep what a test left in it
             screen.check("no file is left", not home.exists(), home)
 
 
