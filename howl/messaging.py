@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import random
+import re
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -17,6 +19,16 @@ logger = logging.getLogger(__name__)
 TROUBLE = (NatsError, OSError, TimeoutError)
 #: Seconds until one try to connect is given up, and until a connection that says goodbye is cut.
 CONNECT_TIMEOUT, CLOSE_TIMEOUT = 5.0, 2.0
+
+
+def subject_token(name: str) -> str:
+    """A worker's or a user's name as one token of a NATS subject."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)
+
+
+def user_token(settings: Settings) -> str:
+    """Of the user as whom NATS knows us: its rights name the subjects of his files."""
+    return subject_token(urlsplit(settings.nats()).username or "anyone")
 
 
 class Connection(Client):
@@ -61,6 +73,9 @@ class Connection(Client):
         except TROUBLE as error:
             logger.debug("NATS did not part as it should: %r.", error)
             self.abort()
+        except BaseException:
+            self.abort()
+            raise
 
     def abort(self) -> None:
         """Cut it at once: what waits to be sent is lost. nats-py would wait to say it, and has no public way."""

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy
 
+from howl import objects
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import WAY
 from howl.doctor.redis import PINGING, PINGS, judge_round_trip
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
-from howl.messaging import Connection
+from howl.messaging import Connection, user_token
 
 DEFAULT_PORT = 4222
 #: Share of JetStream's space that should be free.
@@ -18,6 +19,8 @@ ENOUGH = 0.1
 GIB = 1 << 30
 #: An event that says nothing: a list of none.
 NOTHING = b"[]"
+#: No stream keeps it: none has this name.
+KEPT_NOWHERE = {"Nats-Expected-Stream": "howl-doctor-looks"}
 
 
 async def login_succeeds(visit: Visit) -> Answer:
@@ -46,13 +49,15 @@ async def round_trip_is_short(visit: Visit) -> Answer:
 
 
 async def rights_suffice(visit: Visit) -> Answer:
-    """To say what goes on; for the server, to hear it."""
+    """To say what goes on and leave files; for the server, to hear it."""
     prefix = visit.settings.subject_prefix
-    if await _publishing_is_refused(visit, f"{prefix}.events.doctor.looks"):
-        return wrong(f"may not publish {prefix}.events", "bring NATS's users up to date: run `howl init` on the server")
+    files = objects.pieces_subject(objects.bucket(prefix), f"{user_token(visit.settings)}.doctor")
+    for subject, what in ((f"{prefix}.events.doctor.looks", f"publish {prefix}.events"), (files, "leave files")):
+        if await _publishing_is_refused(visit, subject):
+            return wrong(f"may not {what}", "bring NATS's users up to date: run `howl init` on the server")
     if not visit.as_worker and await _subscribing_is_refused(visit, f"{prefix}.events.>"):
         return wrong(f"may not hear {prefix}.events", "use the server's credential here: `.env` holds it")
-    return well(f"may publish {prefix}.events" + ("" if visit.as_worker else ", and hear them"))
+    return well(f"may publish {prefix}.events{'' if visit.as_worker else ', hear them'} and leave files")
 
 
 async def rights_end_somewhere(visit: Visit) -> Answer | None:
@@ -100,7 +105,7 @@ def judge_room(used: int, limit: int, shares: Mapping[str, float]) -> Answer:
 
 
 async def _publishing_is_refused(visit: Visit, subject: str) -> bool:
-    await visit.client.publish(subject, NOTHING)
+    await visit.client.publish(subject, NOTHING, headers=KEPT_NOWHERE)
     return await _was_refused(visit, subject)
 
 
@@ -116,7 +121,7 @@ async def _was_refused(visit: Visit, subject: str) -> bool:
     """NATS answers a PING after it has complained of what came before it."""
     await visit.client.flush(STEP_TIMEOUT)
     await visit.client.flush(STEP_TIMEOUT)  # nats-py's first PING may overtake what still waits to be sent
-    return any("permissions violation" in str(error).lower() and subject in str(error).lower()
+    return any("permissions violation" in str(error).lower() and subject.lower() in str(error).lower()
                for error in visit.client.complaints)  # fmt: skip
 
 

@@ -37,9 +37,21 @@ async def login_succeeds(visit: Visit) -> Answer:
         visit.url, retry=Retry(NoBackoff(), 0), decode_responses=True, max_connections=1,
         socket_timeout=STEP_TIMEOUT, socket_connect_timeout=STEP_TIMEOUT, **redis_options(visit.settings),
     )  # fmt: skip
+    pool = visit.client.connection_pool
+    pool.connection_class = type("Parting", (_Parting, pool.connection_class), {})
     visit.farewell.push_async_callback(visit.client.aclose)
     await visit.client.ping()
     return well("the credential is accepted")
+
+
+class _Parting:
+    """A connection whose end is waited for.
+
+    redis-py leaves one that was refused to close by itself, which over TLS takes a round trip that nobody is there for.
+    """
+
+    async def disconnect(self, **told: Any) -> None:
+        await super().disconnect(**told | {"nowait": False})  # type: ignore[misc]
 
 
 async def version_is_told(visit: Visit) -> Answer:

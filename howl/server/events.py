@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from howl.celery import worker_id_of
+from howl.messaging import subject_token
 from howl.server.presence import Described, Sighting
 from howl.server.storable import storable
-from howl.worker.courier import subject_token
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,10 @@ from celery.utils.sysinfo import load_average
 from celery.worker import state
 
 import howl
+from howl.messaging import subject_token
 from howl.worker.announcer import Announcer
 from howl.worker.buffer import Buffer
-from howl.worker.courier import Courier, subject_token
+from howl.worker.courier import Courier
 from howl.worker.dispatcher import Dispatcher, encode
 from howl.worker.identity import Identity
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -134,8 +133,3 @@ def _refusal(answer: Msg) -> NatsError | None:
 def _clock() -> dict[str, str]:
     """What this machine's clock says: beside NATS's own, it shows the server how wrong it is."""
     return {"Howl-Sent": f"{time.time():.6f}"}
-
-
-def subject_token(name: str) -> str:
-    """A worker's or a user's name as one token of a NATS subject."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", name)

@@ -7,7 +7,6 @@ import random
 import secrets
 import threading
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from nats.errors import Error as NatsError
 from nats.js.api import ObjectInfo, ObjectMetaOptions
@@ -17,7 +16,6 @@ from howl import messaging, objects
 from howl.config import Settings
 from howl.errors import ArtifactFailed, ArtifactRefused, HowlError
 from howl.tls import is_refused_login, reason
-from howl.worker.courier import subject_token
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +113,10 @@ class Uploader:
     async def _try(self, name: str, source: Source) -> ObjectInfo:
         """Under an id of its own: a try that fails leaves pieces, with which the next one's are not to be mixed."""
         connection, artifact_id = await self._connected(), secrets.token_hex(16)
-        bucket, nuid = objects.bucket(self.settings.subject_prefix), f"{self._user()}.{artifact_id}"
+        bucket, nuid = (
+            objects.bucket(self.settings.subject_prefix),
+            f"{messaging.user_token(self.settings)}.{artifact_id}",
+        )
         info = ObjectInfo(name=artifact_id, bucket=bucket, nuid=nuid, description=name, options=OPTIONS)
         try:
             return await objects.put(connection.flight, info, source())
@@ -123,10 +124,6 @@ class Uploader:
             connection.give_up(error)
             connection.abort()
             raise
-
-    def _user(self) -> str:
-        """NATS's rights name it: pieces of one credential's files are no other's business."""
-        return subject_token(urlsplit(self.settings.nats()).username or "anyone")
 
     async def _connected(self) -> "Connection":
         async with self._connecting:

@@ -42,7 +42,11 @@ save ""
 
 @dataclass(frozen=True)
 class Secured:
-    """Both servers, at work; their users are `server`, `worker`, and `admin` who may everything."""
+    """Both servers, at work.
+
+    Their users are `server`, `worker`, `older` whose rights are of before there were files, and `admin` who may
+    everything.
+    """
 
     folder: Path
     redis_port: int
@@ -93,11 +97,13 @@ def redis_server() -> str:
 
 def _configure(made: Secured, jetstream: bool) -> None:
     rules = {"server": server_rules(f"{made.prefix}:"), "worker": worker_rules(f"{made.prefix}:", Grant("worker"))}
+    rules["older"] = worker_rules(f"{made.prefix}:", Grant("older"))
     rules["admin"] = ["~*", "&*", "+@all"]
     users = ["user default off", *(f"user {name} on >{PASSWORD} {' '.join(may)}" for name, may in rules.items())]
     (made.folder / "users.acl").write_text("".join(f"{line}\n" for line in users))
     (made.folder / "redis.conf").write_text(REDIS.format(host=made.host, port=made.redis_port, folder=made.folder))
     subjects = {"server": server_subjects(made.prefix), "worker": worker_subjects(made.prefix, "worker")}
+    subjects["older"] = {"publish": [f"{made.prefix}.events.*.*"], "subscribe": [f"{made.prefix}.inbox.>"]}
     users_of_nats = [{"user": name, "password": PASSWORD, "permissions": may} for name, may in subjects.items()]
     told = {
         "listen": f"{made.host}:{made.nats_port}",

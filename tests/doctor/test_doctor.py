@@ -1,5 +1,6 @@
 """`howl doctor` against real servers: everything right, and each thing wrong in turn."""
 
+import asyncio
 import json
 import os
 import socket
@@ -13,7 +14,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from nats.js.api import StreamConfig
 
+from howl import objects
 from howl.config import Settings
 from howl.doctor.examine import run
 from howl.doctor.finding import Finding, Verdict
@@ -22,6 +25,7 @@ from howl.doctor.network import judge_expiry
 from howl.doctor.redis import judge_clocks, judge_round_trip
 from howl.embedded.isolation import clean_environment
 from howl.join import Join, encode
+from howl.messaging import Connection
 from howl.server import migrate
 from tests.cli.test_cli import modules_after
 from tests.doctor import secured
@@ -285,6 +289,37 @@ def test_a_queue_that_is_not_granted_is_told(tmp_path: Path) -> None:
         findings = run(strange, as_worker=True)
     assert only_failure(findings, "redis")[1].startswith("the queue celery is not granted")
     assert only_failure(findings, "nats")[1].startswith("may not publish other.events")
+
+
+def test_a_credential_of_before_there_were_files_is_told_how_to_get_the_right(tmp_path: Path) -> None:
+    with secured.serve(tmp_path) as made:
+        findings = run(made.settings("older"), as_worker=True)
+    assert only_failure(findings, "nats") == (
+        "rights",
+        "may not leave files: bring NATS's users up to date: run `howl init` on the server",
+    )
+
+
+def test_looking_whether_files_may_be_left_leaves_none(settings: Settings) -> None:
+    bucket = objects.bucket(settings.subject_prefix)
+    kept = asyncio.run(_kept_after(settings, bucket, lambda: run(settings, as_worker=True)))
+    assert kept == 0
+
+
+async def _kept_after(settings: Settings, bucket: str, look: Callable[[], object]) -> int:
+    """Messages in the streams of files and of events afterwards."""
+    client = await Connection().open(settings, "test")
+    try:
+        stream = client.jetstream()
+        names = (objects.stream_name(bucket), f"{settings.subject_prefix}-events")
+        for name, subjects in zip(names, (f"$O.{bucket}.>", f"{settings.subject_prefix}.events.>"), strict=True):
+            await stream.add_stream(StreamConfig(name=name, subjects=[subjects]))
+        await asyncio.to_thread(look)
+        return sum([(await stream.stream_info(name)).state.messages for name in names])
+    finally:
+        for name in names:
+            await stream.delete_stream(name)
+        await client.close()
 
 
 # --- what the server needs beside ----------------------------------------------------------------------------------
