@@ -18,7 +18,7 @@ import redis
 from celery import Celery
 from nats.js.api import ObjectInfo, StreamConfig
 
-from howl import objects
+from howl import messaging, objects
 from howl.broker.areas import Area
 from howl.broker.scripts import FEED, KEEP, PUSH, TURN, load_all
 from howl.broker.transport import publishing_for
@@ -603,11 +603,13 @@ def test_a_worker_leaves_a_file(secured: Secured, bucket: Callable[[], int]) -> 
     assert bucket() == 4
 
 
-def test_a_worker_without_the_right_is_told_at_once_what_to_do(secured: Secured, bucket: Callable[[], int]) -> None:
+def test_a_worker_without_the_right_is_told_at_once_what_to_do(
+    secured: Secured, bucket: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # It has the right on t-artifacts alone.
     settings = load_settings(nats_url=secured.nats_url("worker"), subject_prefix="t", worker_id="x")
     uploader = uploads.Uploader(settings)
-    uploader._user = lambda: "neighbour"  # type: ignore[method-assign]
+    monkeypatch.setattr(messaging, "user_token", lambda _: "neighbour")
     with pytest.raises(ArtifactRefused, match="run `howl init` on the server once more"):
         uploader.upload("x", lambda: BytesIO(b"x").read)
     assert bucket() == 2
