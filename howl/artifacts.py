@@ -27,8 +27,6 @@ Row = dict[str, Any]
 
 #: Most rows a list may have, and bytes copied at once.
 LIMIT, CHUNK = 1000, 1 << 20
-#: Seconds to wait for NATS to accept a connection.
-
 
 SUMMARY = (
     Artifact.artifact_id, Artifact.task_id, Artifact.name, Artifact.media_type, Artifact.size, Artifact.sha256,

@@ -23,7 +23,7 @@ from howl.messaging import Connection
 from howl.objects import STREAM, Flight, digest_of, pieces, put
 from howl.tls import reason
 
-#: Seconds to wait for a connection, and for the list of a bucket's objects.
+#: Seconds to wait for the list of a bucket's objects.
 LIST_TIMEOUT = 60.0
 #: Bytes of a piece, where its writer did not say.
 PIECE_SIZE = 128 << 10

@@ -5,19 +5,17 @@ import os
 import random
 from typing import Annotated, Any
 
-from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from howl.broker.areas import DEFAULT_USER, user_of
 from howl.config import Settings
 from howl.errors import InvalidRequest, ServerUnavailable
-from howl.messaging import Connection
+from howl.messaging import TROUBLE, Connection
 from howl.tls import reason
 
-#: Seconds for a connection and for an answer; times the question is asked, which changes nothing the second time.
-ANSWER_TIMEOUT = 10.0
-TRIES = 3
+#: Seconds for an answer; times the question is asked, which changes nothing the second time.
+ANSWER_TIMEOUT, TRIES = 10.0, 3
 
 Word = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
 
@@ -98,7 +96,7 @@ class _Asker:
         for tried in range(1, TRIES + 1):
             try:
                 return await self._ask_once()
-            except (NatsError, OSError, TimeoutError) as error:
+            except TROUBLE as error:
                 if tried == TRIES:
                     raise ServerUnavailable(self._why(error)) from error
             await asyncio.sleep(tried * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, no secret

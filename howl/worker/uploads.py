@@ -7,8 +7,8 @@ import random
 import secrets
 import threading
 from collections.abc import Callable
+from typing import Self
 
-from nats.errors import Error as NatsError
 from nats.js.api import ObjectInfo, ObjectMetaOptions
 from nats.js.errors import APIError, NoStreamResponseError
 
@@ -19,7 +19,7 @@ from howl.tls import is_refused_login, reason
 
 logger = logging.getLogger(__name__)
 
-#: Seconds to wait for a connection, and for its end; times an upload is begun, from its beginning each time.
+#: Times an upload is begun, from its beginning each time.
 TRIES = 5
 #: Seconds before it is begun again, at first and at most.
 FIRST_WAIT, LAST_WAIT = 1.0, 8.0
@@ -102,7 +102,7 @@ class Uploader:
         for tried in range(1, TRIES + 1):
             try:
                 return await self._try(name, source)
-            except (NatsError, OSError, TimeoutError) as error:
+            except messaging.TROUBLE as error:
                 if _is_final(error) or tried == TRIES:
                     raise self._explained(name, error) from error
                 logger.warning("The file %r is not stored yet (%s): once more in a moment.", name, reason(error))
@@ -113,10 +113,8 @@ class Uploader:
     async def _try(self, name: str, source: Source) -> ObjectInfo:
         """Under an id of its own: a try that fails leaves pieces, with which the next one's are not to be mixed."""
         connection, artifact_id = await self._connected(), secrets.token_hex(16)
-        bucket, nuid = (
-            objects.bucket(self.settings.subject_prefix),
-            f"{messaging.user_token(self.settings)}.{artifact_id}",
-        )
+        bucket = objects.bucket(self.settings.subject_prefix)
+        nuid = f"{messaging.user_token(self.settings)}.{artifact_id}"
         info = ObjectInfo(name=artifact_id, bucket=bucket, nuid=nuid, description=name, options=OPTIONS)
         try:
             return await objects.put(connection.flight, info, source())
@@ -128,7 +126,7 @@ class Uploader:
     async def _connected(self) -> "Connection":
         async with self._connecting:
             if self._connection is None or not self._connection.is_usable:
-                self._connection = await Connection().open(self.settings)
+                self._connection = await Connection().begin(self.settings)
             return self._connection
 
     def _close(self) -> None:
@@ -151,28 +149,27 @@ class Uploader:
         return ArtifactFailed(f"The file {name!r} could not be stored at NATS, tried {TRIES} times: {why}.")
 
 
-class Connection:
-    """A connection that is not repaired: what was under way when it broke begins anew on another."""
+class Connection(messaging.Connection):
+    """One that is not repaired: what was under way when it broke begins anew on another."""
 
     def __init__(self) -> None:
-        self.client = messaging.Connection()
-        self.flight = objects.Flight(self.client)
+        super().__init__()
+        self.flight = objects.Flight(self)
 
-    async def open(self, settings: Settings) -> "Connection":
-        """Itself; raises NATS's errors, or OSError."""
-        await self.client.open(
+    async def begin(self, settings: Settings) -> Self:
+        """Itself; raises one of messaging.TROUBLE."""
+        return await self.open(
             settings,
             "howl uploads",
             # The only subjects that a worker's credential may hear.
             inbox_prefix=f"{settings.subject_prefix}.inbox",
             error_cb=self._hear,
-            closed_cb=self._closed,
+            closed_cb=self._end,
         )
-        return self
 
     @property
     def is_usable(self) -> bool:
-        return self.client.is_connected and not self.flight.lost.done()
+        return self.is_connected and not self.flight.lost.done()
 
     def give_up(self, error: Exception) -> None:
         """Whoever waits for it, or for it to have room, hears the error."""
@@ -180,17 +177,11 @@ class Connection:
             self.flight.lost.set_exception(error)
             self.flight.lost.exception()  # seen: nobody may be waiting
 
-    async def close(self) -> None:
-        await self.client.close()
-
-    def abort(self) -> None:
-        self.client.abort()
-
     async def _hear(self, error: Exception) -> None:
         if _is_forbidden(error):
             self.give_up(error)
 
-    async def _closed(self) -> None:
+    async def _end(self) -> None:
         self.give_up(ConnectionError("the connection broke"))
 
 

@@ -594,7 +594,7 @@ def test_a_worker_leaves_a_file(secured: Secured, bucket: Callable[[], int]) -> 
     settings = load_settings(nats_url=secured.nats_url("worker"), subject_prefix=SUBJECTS)
 
     async def leave(_: Any) -> None:
-        connection = await uploads.Connection().open(settings)
+        connection = await uploads.Connection().begin(settings)
         info = ObjectInfo(name="b" * 32, bucket=BUCKET, nuid=f"worker.{'b' * 32}")
         await objects.put(connection.flight, info, BytesIO(b"mine").read)
         await connection.close()
