@@ -87,7 +87,7 @@ class Agent:
         """Run it; raises AgentFailed."""
         result = process.run(self.argv, cwd=folder, env=self.variables, timeout=self.timeout)
         if result["exit_status"] != 0:
-            said = last_lines(result["stderr"], result["stdout"])
+            said = last_lines(result["stdout"], result["stderr"])
             raise AgentFailed(f"The agent ended with exit status {result['exit_status']}; its last lines: {said}")
         return result
 

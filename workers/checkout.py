@@ -208,4 +208,4 @@ def _untold(lines: bytes) -> None:
 
 
 def _failed(what: str, result: ProcessResult) -> CheckoutFailed:
-    return CheckoutFailed(f"{what}: {last_lines(result['stderr'], result['stdout'])}")
+    return CheckoutFailed(f"{what}: {last_lines(result['stdout'], result['stderr'])}")

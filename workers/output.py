@@ -74,7 +74,7 @@ class Lines:
             self._begun = b""
 
 
-def last_lines(*streams: str, lines: int = 10, characters: int = 2000) -> str:
-    """The end of the first stream that is not empty, for an error's text."""
-    said = next(filter(None, (stream.strip() for stream in streams)), "(nothing)")
-    return "\n".join(said.splitlines()[-lines:])[-characters:]
+def last_lines(stdout: str, stderr: str, *, lines: int = 10, characters: int = 2000) -> str:
+    """The end of both streams for an error's text: which of them says why a program failed, nobody can tell."""
+    said = [text for text in (stdout.strip(), stderr.strip()) if text] or ["(nothing)"]
+    return "\n".join("\n".join(text.splitlines()[-lines:])[-characters // len(said) :] for text in said)

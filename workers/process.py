@@ -202,7 +202,7 @@ class Run:
         return bool(chunk)
 
     def _last_lines(self) -> str:
-        return last_lines(self.stderr.text(), self.stdout.text())
+        return last_lines(self.stdout.text(), self.stderr.text())
 
 
 def _untold(lines: bytes) -> None:

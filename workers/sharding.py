@@ -106,7 +106,7 @@ def run(
             ended = process.run([_fill(text, values) for text in argv], env=filled, cwd=cwd, timeout=timeout)
             report |= {"exit_status": ended["exit_status"], "duration": ended["duration"]}
             if ended["exit_status"] != 0:
-                report["last_lines"] = _end_of(last_lines(ended["stderr"], ended["stdout"], lines=LINES), room)
+                report["last_lines"] = _end_of(last_lines(ended["stdout"], ended["stderr"], lines=LINES), room)
         except (HowlError, SoftTimeLimitExceeded) as error:
             report["error"] = _beginning_of(f"{type(error).__name__}: {error}", room)
         if any("{junit}" in text for text in (*argv, *(env or {}).values())):

@@ -64,6 +64,18 @@ def test_a_shards_report_counts_its_tests_and_names_those_that_failed():
     assert json.loads(json.dumps(report)) == report
 
 
+def test_a_warning_on_standard_error_hides_none_of_what_a_failing_shard_said():
+    report = run_shard(shell("echo '1 failed: test_it'; echo 'an old option' >&2; exit 1"), 1, 2)
+    assert report["last_lines"] == "1 failed: test_it\nan old option"
+
+
+def test_a_failing_shard_that_said_very_much_on_both_streams_shows_the_end_of_each():
+    report = run_shard(shell("seq -f 'out %06g' 9000; seq -f 'err %06g' 9000 >&2; exit 1"), 1, 2)
+    assert "out 009000\nerr " in report["last_lines"]
+    assert report["last_lines"].endswith("err 009000")
+    assert len(report["last_lines"]) <= 2000
+
+
 def test_without_a_wish_for_junit_no_file_is_missed():
     report = run_shard(shell("true"), 1, 2)
     assert (report["exit_status"], report["error"], report["tests"]) == (0, None, None)
@@ -89,7 +101,7 @@ def test_a_junit_file_that_cannot_be_read_is_the_shards_error(program: str, erro
 
 def test_a_shard_past_its_timeout_says_so_and_what_it_had_tested_counts():
     report = run_shard(
-        shell("echo '<testsuite><testcase/></testsuite>' > {junit}; echo so far; sleep 60"), 1, 2, timeout=1
+        shell("echo '<testsuite><testcase/></testsuite>' > {junit}; echo so far; sleep 60"), 1, 2, timeout=3
     )
     assert report["exit_status"] is None
     assert "CommandTimedOut" in report["error"]
