@@ -91,7 +91,7 @@ def test_an_agent_is_never_given_what_leads_to_the_server(agent: Callable[..., N
 def test_an_agent_past_its_timeout_is_ended_with_its_tree(tree, owner_says: Callable[..., None]):
     owner_says(HOWL_AGENT_COMMAND=" ".join([*tree.argv(), "{prompt}"]))
     with pytest.raises(CommandTimedOut):
-        run("hello", timeout=1)
+        run("hello", timeout=3)
     assert tree.is_gone()
 
 

@@ -134,7 +134,7 @@ def test_the_last_lines_of_a_command_past_its_timeout_are_those_of_both_streams(
 
 def test_a_timeout_ends_the_whole_tree_even_a_daemon(tree):
     with pytest.raises(CommandTimedOut):
-        run(tree.argv(), timeout=1)
+        run(tree.argv(), timeout=3)
     assert tree.is_gone()
 
 
