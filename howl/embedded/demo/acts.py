@@ -25,9 +25,9 @@ from workers.browser import NAME
 
 Checks = Iterable[Callable[[], None]]
 
-#: Seconds for the server and the workers to be there, and for the workers' goodbye to be heard.
+#: Seconds for the server and the workers to be there, and after a burst's runtime for its goodbye to be heard.
 UP_PATIENCE = 60.0
-GOODBYE_PATIENCE = 40.0
+GOODBYE_PATIENCE = 10.0
 #: Seconds between two looks.
 LOOK = 0.3
 #: How a PNG begins (ISO 15948, 5.2).
@@ -160,7 +160,7 @@ class Demo:
         self.screen.check("the screenshot was kept, and is a picture", self.picture.read_bytes().startswith(PNG))
 
     async def _see_gone(self, helper: Assistant, bursts: Bursts) -> None:
-        deadline = time.monotonic() + GOODBYE_PATIENCE
+        deadline = time.monotonic() + bursts.runtime + GOODBYE_PATIENCE
         while (burst := bursts.latest).running() or await self._present(helper):
             if time.monotonic() > deadline:
                 break

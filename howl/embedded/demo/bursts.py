@@ -1,4 +1,4 @@
-"""The demo's bursts: real `howl burst start --local` commands; normally one, on a slow machine another for the rest."""
+"""The demo's bursts: real `howl burst start --local` commands; normally one, on a slow machine others for the rest."""
 
 import signal
 from pathlib import Path
@@ -9,10 +9,10 @@ from howl.embedded.demo.processes import Command
 from howl.errors import DemoFailed
 
 WORKERS = 2
-#: Seconds until a burst's workers are gone, and how long before that they take no more tasks.
+#: Seconds until the first burst's workers are gone, and how long before that they take no more tasks.
 RUNTIME, GRACE = 30, 9
-#: Most bursts that the work may take.
-MOST = 5
+#: Most bursts that the work may take; each lasts twice as long as the one before, which was too short for some task.
+MOST = 3
 
 
 class Bursts:
@@ -21,6 +21,8 @@ class Bursts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.commands: list[Command] = []
+        #: Seconds that the latest of them has.
+        self.runtime = 0
 
     @property
     def latest(self) -> Command:
@@ -30,8 +32,9 @@ class Bursts:
         """Start one; returns its command line. Raises DemoFailed when there were too many."""
         if len(self.commands) == MOST:
             raise DemoFailed(f"The work was not done after {MOST} bursts: this machine is too busy for the demo.")
-        line = f"burst start --local --workers {WORKERS} --runtime {RUNTIME}s --grace {GRACE}s --concurrency 2"
         log = self.folder / f"burst-{len(self.commands) + 1}.log"
+        self.runtime = RUNTIME * 2 ** len(self.commands)
+        line = f"burst start --local --workers {WORKERS} --runtime {self.runtime}s --grace {GRACE}s --concurrency 2"
         # Killed with us, it could not end its workers; asked to end, it does.
         self.commands.append(Command(*line.split(), log=log, death_signal=signal.SIGTERM))
         return f"howl {line}"

@@ -29,8 +29,8 @@ SHARDS = (
     "tests/cli/test_words.py",
     "tests/embedded/test_binaries.py",
     "tests/embedded/test_isolation.py",
-    "tests/workers/test_agent.py",
-    "tests/workers/test_web.py",
+    "tests/workers/test_gate.py",
+    "tests/workers/test_junit.py",
 )
 
 LINTER, TESTS, PAGES, PICTURE, AGENT = "linter", "test shards", "web pages", "screenshot", "agent stand-in"
