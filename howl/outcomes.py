@@ -7,7 +7,7 @@ everything: field names, types, lengths.
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from kombu.exceptions import EncodeError
 from kombu.utils import json
@@ -205,14 +205,15 @@ def _check(entry: Entry) -> None:
             raise UnreadableOutcome(f"its field {name} has characters that PostgreSQL cannot hold")
     if not isinstance(entry, ChordCreated):
         _check_numbers(entry)
-    elif not all(map(_is_id, entry.parts)):
+    elif not all(map(is_id, entry.parts)):
         raise UnreadableOutcome("its parts are not all ids of tasks")
     if isinstance(entry, ArtifactKept):
         _check_artifact(entry)
 
 
-def _is_id(part: Any) -> bool:
-    return isinstance(part, str) and 0 < len(part) <= NAME_LIMIT and not UNSTORABLE.search(part)
+def is_id(value: Any) -> TypeGuard[str]:
+    """Whether this can be a task's id, or another name, on record."""
+    return isinstance(value, str) and 0 < len(value) <= NAME_LIMIT and not UNSTORABLE.search(value)
 
 
 def _fits(name: str, value: Any) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 
 from celery.exceptions import TaskRevokedError
 
+from howl.broker.message import NO_TASK, task_headers
 from howl.broker.queues import literal
 from howl.broker.scripts import PURGE
-from howl.outcomes import NAME_LIMIT, UNSTORABLE, encode, failure
+from howl.outcomes import encode, failure, is_id
 
 #: Messages of a list's first batch, most of any, and bytes that one shall have, about; and parked messages of a batch.
 FIRST, MOST, MOST_BYTES = 8, 500, 8 << 20
@@ -66,17 +67,13 @@ def _remove(client: Any, prefix: str, container: str, batches: Iterator[Batch]) 
 def _outcome(message: bytes) -> bytes:
     """How the message's task ended; empty when no task can be made out."""
     try:
-        headers = json.loads(message)["headers"]
+        headers = task_headers(json.loads(message))
         task_id, name, retries = headers["id"], headers.get("task"), headers.get("retries")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except NO_TASK:
         return b""
-    if not _is_name(task_id):
+    if not is_id(task_id):
         return b""
     end = failure(task_id, "REVOKED", TaskRevokedError("purged"))
     # Of the attempt that would have come: the record knows that the one before asked for it.
     attempt = retries + 1 if isinstance(retries, int) and 0 <= retries < MOST_RETRIES else 1
-    return encode(replace(end, attempt=attempt, name=name if _is_name(name) else None))
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= NAME_LIMIT and not UNSTORABLE.search(value)
+    return encode(replace(end, attempt=attempt, name=name if is_id(name) else None))

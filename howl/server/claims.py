@@ -15,6 +15,7 @@ from typing import Any
 import redis
 
 from howl.broker.areas import DEFAULT_USER, Area, all_areas, may_push, user_of
+from howl.broker.message import NO_TASK, task_headers
 from howl.broker.scripts import FEED, KEEP
 from howl.celery import worker_id_of
 from howl.config import Settings
@@ -208,6 +209,6 @@ def _task_id(claim: bytes) -> bytes:
     """The task's id; for a message without one something of its own, or all such would count as one task."""
     message = claim.partition(b"\n")[2]
     try:
-        return str(json.loads(message)["headers"]["id"]).encode()
-    except (ValueError, LookupError, TypeError, RecursionError):
+        return str(task_headers(json.loads(message))["id"]).encode()
+    except NO_TASK:
         return b"unreadable:" + hashlib.sha1(message, usedforsecurity=False).hexdigest().encode()

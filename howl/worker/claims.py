@@ -18,10 +18,11 @@ from celery.worker import state
 from kombu.utils.json import loads
 
 from howl.broker.ledger import Claim, Ledger
+from howl.broker.message import NO_TASK, task_headers
 from howl.broker.room import Room
 from howl.celery import settings_of
 from howl.errors import MessageRefused, TaskDied
-from howl.outcomes import Outcome, encode, failure
+from howl.outcomes import Outcome, encode, failure, is_id
 from howl.worker.outbox import END, LAST, OTHER, Collector, Parcel
 from howl.worker.pool import make_resizable, most_in_hand, slots_to_fill, withdraw, write_whole_jobs
 
@@ -67,8 +68,7 @@ class Claims(bootsteps.StartStopStep):
 class Run:
     """What is known of a held message, and of its run."""
 
-    #: None if the message names no task.
-    task_id: str | None
+    task_id: str
     #: The ends it has told, by task: its own, and those of others, such as the rest of its chain.
     ends: dict[str, bytes] = field(default_factory=dict)
     #: It has told all it will.
@@ -166,15 +166,16 @@ class Holder:
         for claim in self.ledger.take():
             try:
                 self._deliver(claim)
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            except NO_TASK as error:
                 logger.error("A message that cannot be read is set aside: %r.", error)  # noqa: TRY400
                 self._settle(claim.tag)
 
     def _deliver(self, claim: Claim) -> None:
         message = _read(claim.message)
-        headers = message.get("headers") or {}
-        task_id = headers.get("id")
-        self._runs[claim.tag] = Run(task_id if isinstance(task_id, str) else None)
+        headers = task_headers(message)
+        if not is_id(task_id := headers.get("id")):
+            raise ValueError("it names no task")  # it must not run, for how it ends could not be recorded
+        self._runs[claim.tag] = Run(task_id)
         message["properties"]["delivery_tag"] = claim.tag
         due = _due(headers.get("eta"))
         if due is not None and due > time.time() + AHEAD:
@@ -246,14 +247,14 @@ class Holder:
         self.collector.read()
         run = self._runs.get(tag)
         self._forget(tag)  # and what the run said of its end: it runs again
-        if run is not None and run.died and run.task_id is not None:
+        if run is not None and run.died:
             self.ledger.lost(tag, run.task_id, DEATHS, _dead(run.task_id))
         else:
             self.ledger.requeue(tag)
 
     def _settle(self, tag: str) -> None:
         run = self._runs.get(tag)
-        if run is None or run.task_id is None:
+        if run is None:
             self.ledger.set_aside(tag)
         else:
             if not run.told_all:

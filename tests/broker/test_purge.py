@@ -1,5 +1,6 @@
 """Purging is an end like any other: the record says so, nothing comes back, and nothing is lost on the way."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -120,6 +121,18 @@ def test_what_a_worker_took_in_the_meantime_is_left_alone(client: Any, settings:
     keys = [settings.key("q"), settings.key("outcomes")]
     assert PURGE.run(client, keys, [100, message(1), b"one", message(2), b"two"]) == 1
     assert [fields[b"outcome"] for _, fields in client.xrange(settings.key("outcomes"))] == [b"two"]
+
+
+def test_what_names_its_task_in_its_body_is_purged_as_that(client: Any, settings: Settings) -> None:
+    """As Celery's first protocol does, plainly or in base64."""
+    body = json.dumps({"id": "task-1", "task": "tests.add", "retries": 2}).encode()
+    plain = {"body": body.decode(), "headers": {}, "properties": {}}
+    coded = {"body": base64.b64encode(body).decode(), "headers": None, "properties": {"body_encoding": "base64"}}
+    client.lpush(settings.key("q"), json.dumps(plain), json.dumps(coded))
+    assert purge(client, settings.key_prefix, lists("q")) == 2
+    assert [(end["task_id"], end["name"], end["attempt"]) for end in outcomes(client, settings)] == [
+        ("task-1", "tests.add", 3)
+    ] * 2
 
 
 @pytest.mark.parametrize("raw", [b"\xff", b"[]", b"{}", b'{"headers": ["id"]}', message(1, id=7), message(1, id=""),

@@ -8,6 +8,8 @@ import pytest
 from celery import chain, chord, group
 
 from howl import db
+from howl.broker.message import task_headers
+from howl.celery import create_app
 from howl.outcomes import JOIN_ALL, PART_STATUS
 from howl.submit import TaskRequest, submit
 from tests.support import eventually
@@ -260,6 +262,48 @@ def test_what_cannot_be_read_is_set_aside_whole_and_its_neighbours_are_done(crew
     assert [crew.ended(before).result, crew.ended(after).result] == [value, value]
     aside = eventually(lambda: crew.redis.lrange(crew.key("unreadable"), 0, -1))
     assert crew.key("celery").encode() + b"\n" + message in aside
+
+
+@pytest.mark.parametrize("task_id", [7, "", "x" * 300, "a\0b"], ids=["number", "empty", "long", "unstorable"])
+def test_a_task_whose_end_could_not_be_recorded_never_runs(crew, ledger, task_id):
+    crew.redis.delete(crew.key("unreadable"))
+    headers = {"id": task_id, "task": "endings.lost"}
+    crew.push(_message(headers=headers, body=json.dumps([[str(ledger), 0], {}, {}])))
+    aside = eventually(lambda: crew.redis.lrange(crew.key("unreadable"), 0, -1))
+    assert [json.loads(claim.partition(b"\n")[2])["headers"] for claim in aside] == [headers]
+    assert not ledger.exists()
+
+
+# --- Celery's first protocol -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def first_protocol(crew):
+    """A client that speaks it."""
+    app = create_app(crew.settings)
+    app.conf.task_protocol = 1
+    yield app
+    app.close()
+
+
+def test_a_task_of_the_first_protocol_is_done_and_recorded(crew, first_protocol):
+    row = crew.ended(first_protocol.send_task("endings.echo", ["\u20ac"]).id)
+    assert (row.status, row.result, row.worker_id) == ("succeeded", "\u20ac", "w1")
+    row = crew.ended(first_protocol.send_task("endings.fail").id)
+    assert (row.status, row.error_message) == ("failed", "as told")
+
+
+def test_a_task_of_the_first_protocol_is_retried(crew, first_protocol):
+    task_id = first_protocol.send_task("endings.retry").id
+    assert crew.ended(task_id).status == "succeeded"
+    eventually(lambda: sorted(crew.kinds(task_id)) == ["retrying", "succeeded"])
+
+
+def test_a_task_of_the_first_protocol_waits_for_its_time_in_redis(crew, first_protocol):
+    task_id = first_protocol.send_task("endings.echo", [7], countdown=3600).id
+    claims = eventually(lambda: crew.redis.zrange(crew.key("parked"), 0, -1))
+    assert [task_headers(json.loads(claim.partition(b"\n")[2]))["id"] for claim in claims] == [task_id]
+    crew.redis.delete(crew.key("parked"))
 
 
 # --- processes that die ----------------------------------------------------------------------------------------------
