@@ -158,6 +158,12 @@ class Ground:
         claims = [value for key in keys for tag, value in self.redis.hgetall(key).items() if tag[:6] != b"began:"]
         return {json.loads(claim.partition(b"\n")[2])["headers"]["id"] for claim in claims}
 
+    def wait_for_work(self, name: str, patience: float = 5.0) -> None:
+        """Until this worker holds a task, or for so many seconds: most faults should find something that runs."""
+        deadline = time.monotonic() + patience
+        while not self.held(name) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     # --- tasks ------------------------------------------------------------------------------------------------------
 
     def publish(self, count: int, seconds: float, countdown: float = 0.0) -> None:

@@ -42,11 +42,15 @@ def mains_killed(ground: Ground, *, tasks: int, kills: int) -> Account:
     """kill -9 of worker mains at random instants under load; the same name is started again at once."""
     ground.server()
     workers = {name: ground.worker(name) for name in ("w1", "w2")}
-    for _ in range(kills):
-        ground.publish(tasks // kills, 0.1)
+    for number in range(kills):
         name = ground.random.choice(list(workers))
         ground.awaited(workers[name], " ready.")
-        time.sleep(ground.random.uniform(0, 1))
+        ground.publish(tasks // kills, 0.1)
+        if number % 2:
+            time.sleep(ground.random.uniform(0, 1))  # whatever it does then, if anything
+        else:
+            ground.wait_for_work(name)
+            time.sleep(ground.random.uniform(0, 0.2))
         ground.kill(workers[name], name)
         workers[name] = ground.worker(name, wait=False)
     return ground.account()
@@ -57,8 +61,10 @@ def children_killed(ground: Ground, *, tasks: int, kills: int) -> Account:
     ground.server()
     worker = ground.worker("w1")
     for number in range(kills):
-        ground.publish(tasks // kills, 0.1)
         time.sleep(ground.random.uniform(0.5, 1.0))  # until those killed before have been replaced
+        ground.publish(tasks // kills, 0.1)
+        ground.wait_for_work("w1")
+        time.sleep(ground.random.uniform(0, 0.2))
         worker = _kill_some(ground, worker, number % 3)
     return ground.account()
 

@@ -10,7 +10,7 @@ from howl.errors import DemoFailed
 
 WORKERS = 2
 #: Seconds until the first burst's workers are gone, and how long before that they take no more tasks.
-RUNTIME, GRACE = 30, 9
+RUNTIME, GRACE = 40, 9
 #: Most bursts that the work may take; each lasts twice as long as the one before, which was too short for some task.
 MOST = 3
 
