@@ -22,7 +22,7 @@ from workers.process import GUARD
 from workers.rights import settings
 from workers.visit import Sight, Visit
 
-#: What a browser is called in PATH; the first that is there is used. A headless shell takes a third of the time.
+#: What a browser is called in PATH; the first that is there is used. A headless shell takes a quarter of the time.
 NAMES = (
     "chromium-headless-shell",
     "chrome-headless-shell",
