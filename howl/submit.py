@@ -21,6 +21,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from howl.broker.areas import all_areas
+from howl.broker.message import NO_TASK, task_headers
 from howl.broker.transport import publishing_once
 from howl.celery import settings_of, worker_queue
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
@@ -214,8 +215,8 @@ def _waiting(client: Any, key: str) -> Iterable[bytes]:
 
 def _id_in(message: bytes) -> Any:
     try:
-        return json.loads(message)["headers"]["id"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        return task_headers(json.loads(message)).get("id")
+    except NO_TASK:
         return None  # no message of Celery's: not ours to judge
 
 
