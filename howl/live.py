@@ -6,6 +6,7 @@ Answers are plain dicts and lists; times are aware datetimes, lengths of time ar
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -25,8 +26,8 @@ SHOWN = 200
 NEWEST, SPAN = 5000, 10
 #: Ends that are shown.
 ENDS = 50
-#: Events at which a run begins anew: what an earlier one had done is not this one's progress.
-BEGINNINGS = ("received", "retrying")
+#: Events at which a run may begin anew, and how many of the newest, with progress among them, tell how far it is.
+BEGINNINGS, NEEDED = ("received", "started", "retrying"), 20
 
 STANDING = (
     Task.task_id, Task.name, Task.status, Task.worker_id, Task.target_worker_id, Task.attempts, Task.queued_at,
@@ -59,22 +60,56 @@ def newest_events(session: Session, task_id: str, limit: int = EVENTS, kinds: Co
 
 
 def newest_progress(session: Session, task_id: str) -> Row | None:
-    """How far the task's last run is, as `progress_in` says it."""
-    return progress_in(newest_events(session, task_id, 1, ["progress", *BEGINNINGS]))
+    """How far the task's last run is: `done`, `total`, `note` (each may be None) and `at`; None if nobody knows."""
+    course = Course()
+    for event in newest_events(session, task_id, NEEDED, ["progress", *BEGINNINGS]):
+        course.notice(event)
+    return course.progress
 
 
-def progress_in(events: Iterable[Row], before: Row | None = None) -> Row | None:
-    """How far the run is that these events, in order, end with: `done`, `total`, `note` (each may be None) and `at`.
+@dataclass
+class Course:
+    """How far the run is that a task's events, in the order in which they were recorded, end with.
 
-    `before` is what was known before them; None says that nothing is known.
+    Of a run two ways bring news, and either may be the quicker: over NATS come `received` and what HOWL's `progress()`
+    says; with the outcomes `started`, `retrying` and what Celery's `update_state` says. So not all that begins a run
+    is newer than the progress known.
     """
-    known = before
-    for event in events:
+
+    progress: Row | None = None
+    #: The event that told it.
+    _told: Row | None = None
+    #: Celery's retries plus one, of the run that was last received.
+    _attempt: int = 1
+
+    def notice(self, event: Row) -> None:
+        """Take in what happened next."""
         if event["kind"] == "progress":
-            known = {"at": event["at"], **progress(event["data"])}
-        elif event["kind"] in BEGINNINGS:
-            known = None
-    return known
+            self.progress, self._told = {"at": event["at"], **progress(event["data"])}, event
+        elif self._told is not None and event["kind"] in BEGINNINGS and self._ends(event, self._told):
+            self.progress = self._told = None
+        if event["kind"] == "received":
+            self._attempt = _attempt(event)
+
+    def _ends(self, event: Row, told: Row) -> bool:
+        """Whether that progress was a run's before the one that this begins, or whose end it is."""
+        by_outcome, kind = "state" in told["data"], event["kind"]
+        attempt = _attempt(told) if by_outcome else self._attempt
+        if kind == "retrying":
+            return _attempt(event) >= attempt
+        if not by_outcome:
+            return bool(kind == "received")
+        return (
+            event["worker_id"] != told["worker_id"]
+            or _attempt(event) > attempt
+            or (kind == "started" and event["data"].get("pid") != told["data"].get("pid"))
+        )
+
+
+def _attempt(event: Row) -> int:
+    name, before = ("retries", 1) if event["kind"] == "received" else ("attempt", 0)
+    number = _number(event["data"].get(name))
+    return before + int(number) if number is not None else 1
 
 
 def progress(data: Mapping[str, Any]) -> Row:

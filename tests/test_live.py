@@ -72,6 +72,47 @@ def test_a_run_that_begins_anew_has_made_no_progress(happened, session):
     assert show_task(session, TASK_ID)["progress"] is None
 
 
+RECEIVED = ("received", {"name": "tests.report", "retries": 0})
+RECEIVED_AGAIN = ("received", {"name": "tests.report", "retries": 1})
+TOLD = ("progress", {"done": 1, "total": 2})
+STATE = ("progress", {"attempt": 1, "pid": 7, "state": "HALFWAY", "result": {"done": 1, "total": 2}})
+STARTED, STARTED_ANEW = ("started", {"attempt": 1, "pid": 7}), ("started", {"attempt": 1, "pid": 8})
+STARTED_AGAIN = ("started", {"attempt": 2, "pid": 7})
+RETRYING = ("retrying", {"attempt": 1, "pid": 7})
+
+
+@pytest.mark.parametrize(
+    ("events", "done"),
+    [
+        # What a run says with its outcomes may be quicker than NATS, which tells that it was received.
+        ([STATE, RECEIVED], 1),
+        ([STATE, STARTED], 1),
+        ([STATE, STARTED, RECEIVED], 1),
+        ([RECEIVED, TOLD, STARTED], 1),
+        ([STATE, RECEIVED_AGAIN], None),
+        ([STATE, STARTED_AGAIN], None),
+        ([STATE, STARTED_ANEW], None),
+        ([TOLD, RECEIVED], None),
+        ([STATE, RETRYING], None),
+        ([RECEIVED, TOLD, RETRYING], None),
+        # The end of the first run is told after the second has begun.
+        ([RECEIVED_AGAIN, TOLD, RETRYING], 1),
+        ([RECEIVED_AGAIN, TOLD, ("retrying", {"attempt": 2})], None),
+    ],
+)
+def test_progress_is_the_last_runs_whichever_way_its_news_were_quicker(happened, session, events, done):
+    happened(*events)
+    assert (show_task(session, TASK_ID)["progress"] or {"done": None})["done"] == done
+
+
+def test_what_a_task_said_on_a_worker_that_died_is_no_progress_on_the_next(session):
+    session.add(Task(task_id=TASK_ID, name="tests.report", status="started", rank=1, worker_id="w2"))
+    session.add(TaskEvent(task_id=TASK_ID, kind="progress", worker_id="w1", data=STATE[1]))
+    session.add(TaskEvent(task_id=TASK_ID, kind="received", worker_id="w2", data=RECEIVED[1]))
+    session.commit()
+    assert show_task(session, TASK_ID)["progress"] is None
+
+
 def test_a_tasks_progress_is_no_state_of_its_own_to_celery(happened, app):
     happened(("progress", {"done": 1, "total": 2, "note": None}))
     assert app.AsyncResult(TASK_ID).state == "STARTED"

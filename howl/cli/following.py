@@ -29,15 +29,19 @@ class Followed:
 
     task_id: str
     row: Row
-    progress: Row | None = None
+    course: live.Course = field(default_factory=live.Course)
     is_over: bool = False
     has_spoken: bool = False
     #: Monotonic seconds at which its end was seen, and its last event.
     ended_at: float | None = None
     heard_at: float = 0.0
 
+    @property
+    def progress(self) -> Row | None:
+        return self.course.progress
+
     def notice(self, event: Row) -> None:
-        self.progress = live.progress_in([event], self.progress)
+        self.course.notice(event)
         self.has_spoken = self.has_spoken or event["kind"] in WORDS
         self.heard_at = time.monotonic()
 

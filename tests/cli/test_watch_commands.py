@@ -231,9 +231,19 @@ def test_a_task_that_uses_celerys_own_update_state_shows_that_as_progress(server
     line = [HOWL, "submit", "tests.report", "--args", json.dumps([str(gate)]), "--wait"]
     with Terminal(line, env, piped=True) as terminal:
         eventually(lambda: "1/2, HALFWAY" in terminal.printed)
+        # NATS tells later that the task was received, which takes nothing back.
+        (task,) = json.loads(howl("tasks", "list", "--json").stdout)
+        shown = eventually(lambda: _with_event(howl, task["task_id"], "received"))
+        assert (shown["progress"]["done"], shown["progress"]["note"]) == (1, "HALFWAY")
         gate.touch()
         assert terminal.ends() == 0
         assert terminal.piped() == "done\n"
+
+
+def _with_event(howl, task_id, kind):
+    """The task as it is shown once that has happened to it."""
+    shown = json.loads(howl("tasks", "show", task_id, "--json").stdout)
+    return shown if kind in [event["kind"] for event in shown["events"]] else None
 
 
 # --- the house -------------------------------------------------------------------------------------------------------
