@@ -178,9 +178,9 @@ class Collector(threading.Thread):
         with self._lock:
             if self._closed:
                 return
-            self._closed = True
             for key in list(self._selector.get_map().values()):
                 key.fileobj.close()  # type: ignore[union-attr]
+            self._closed = True  # now: the thread, which may look at any moment, closes the selector when it sees this
             if not self.is_alive():  # or the thread may be waiting on it
                 self._selector.close()
             with contextlib.suppress(OSError):
