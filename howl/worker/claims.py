@@ -149,7 +149,7 @@ class Holder:
         self.ledger.close()
 
     def _put_back(self, tags: set[str]) -> None:
-        for tag in reversed([tag for tag in self._runs if tag in tags]):
+        for tag in reversed([tag for tag in list(self._runs) if tag in tags]):
             self._forget(tag)
             self.ledger.put_back(tag)
 
@@ -188,7 +188,9 @@ class Holder:
 
     def _withdrawn(self) -> set[str]:
         """What waited in Celery's hands for a child, and does no more."""
-        asked = (withdraw(self.pool, self.semaphore, request) for request in list(state.reserved_requests))
+        # All at once: a thread whose run has ended takes it out meanwhile.
+        known = [reference() for reference in list(state.reserved_requests.data)]
+        asked = (withdraw(self.pool, self.semaphore, request) for request in known if request is not None)
         return {tag for tag in asked if tag is not None}
 
     def _queue_of(self, claim: Claim) -> str:
