@@ -132,6 +132,9 @@ class Channel(kombu_redis.Channel):
             self._update_queue_cycle()
             self._claimed_queues.append(queue)
             self._listen()
+        if queue in self.active_fanout_queues:
+            # Now, not when a worker's loop first turns: it says before that it is ready, and may be told things.
+            self.connection.cycle._register_LISTEN(self)  # noqa: SLF001
         return answer
 
     def basic_cancel(self, consumer_tag: str) -> Any:

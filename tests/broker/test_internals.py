@@ -236,6 +236,15 @@ def test_who_listens_to_a_broadcast_is_written_nowhere_and_hears_it_from_stock_k
     assert not client.keys(f"{settings.key_prefix}_kombu.binding*")
 
 
+def test_a_broadcast_is_heard_that_was_sent_before_the_loop_first_turned(channel: Any, plain: Connection) -> None:
+    """`Poller._register_LISTEN`: a worker says that it is ready, and is spoken to, before its loop turns."""
+    news = Exchange("news", type="fanout")
+    _, got = consume(channel, Broadcast("news-here", exchange=news))
+    Producer(plain.default_channel, exchange=news).publish([1])
+    drain(channel)
+    assert len(got) == 1
+
+
 def test_the_poller_that_outlives_cuts_is_the_one_that_kombu_asks(channel: Any) -> None:
     """`Transport.cycle`: each channel joins it, and it asks `_register_LISTEN` before it listens to a broadcast."""
     asked: list[Any] = []
