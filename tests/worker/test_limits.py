@@ -1,7 +1,6 @@
 """Time limits and cancelling hold where no process can be ended: a thread's task that waits asks for itself."""
 
 import asyncio
-import time
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
@@ -90,9 +89,17 @@ def test_a_workers_own_time_limit_holds_for_tasks_that_have_none(threads, tree):
 
 
 @pytest.fixture
-def running():
+def clock(monkeypatch):
+    """The second it is, for whoever has limits: it moves when the test says so."""
+    moments = [0.0]
+    monkeypatch.setattr(limits, "monotonic", lambda: moments[-1])
+    return moments
+
+
+@pytest.fixture
+def running(clock):
     """`running(soft, hard)`: from now on this test is a run with these limits."""
-    yield lambda soft=None, hard=None: limits.begin(time.monotonic(), soft, hard)
+    yield lambda soft=None, hard=None: limits.begin(clock[-1], soft, hard)
     limits.end()
 
 
@@ -101,13 +108,14 @@ def test_outside_a_run_nothing_is_limited():
     assert limits.patience() == limits.TICK
 
 
-def test_a_soft_limit_is_said_once_and_a_hard_one_again_and_again(running):
-    running(soft=0.001, hard=0.05)
-    time.sleep(0.01)
+def test_a_soft_limit_is_said_once_and_a_hard_one_again_and_again(running, clock):
+    running(soft=0.25, hard=0.75)
+    limits.check()
+    clock.append(limits.patience())
     with pytest.raises(SoftTimeLimitExceeded):
         limits.check()
     limits.check()
-    time.sleep(limits.patience())
+    clock.append(clock[-1] + limits.patience())
     for _ in range(2):
         with pytest.raises(limits.OutOfTime):
             limits.check()
@@ -118,17 +126,19 @@ def test_a_run_waits_no_longer_than_its_next_limit(running):
     assert 0 < limits.patience() <= 0.2
 
 
-def test_a_cancelled_run_hears_of_it_whatever_its_limits(running):
+def test_a_cancelled_run_hears_of_it_whatever_its_limits(running, clock):
     running(soft=0.001).cancel()
+    clock.append(1.0)
     with pytest.raises(limits.Cancelled):
         limits.check()
 
 
-def test_what_is_awaited_beyond_the_limit_is_cancelled(running):
+def test_what_is_awaited_beyond_the_limit_is_cancelled(running, clock):
     running(hard=0.1)
     ended = []
 
     async def work():
+        clock.append(0.1)
         try:
             await asyncio.sleep(30)
         finally:
