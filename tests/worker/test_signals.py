@@ -24,13 +24,19 @@ def client(settings):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT], ids=lambda number: number.name)
 def test_what_a_signalled_worker_did_not_finish_is_done_elsewhere(
-    number, target, pool, server, start_worker, app, task_row, client, settings
+    number, target, pool, server, start_worker, app, task_row, client, settings, tmp_path
 ):
+    diary, gate = tmp_path / "diary", tmp_path / "gate"
+    diary.touch()
     first = start_worker("w1", "--concurrency", "2", "--pool", pool)
-    sent = [tasks.sleep.delay(1.5) for _ in range(6)]
-    eventually(lambda: sum(bool(task_row(result.id)) for result in sent) == 2)
+    sent = [tasks.gated.delay(str(diary), str(gate)) for _ in range(6)]
+    eventually(lambda: diary.read_text().count("began") == 2)
     TARGETS[target](first.pid, number)
+    if number != signal.SIGQUIT:  # which waits for no task
+        eventually(lambda: "Taking no more tasks" in first.output)
+        gate.touch()
     first.wait()
+    gate.touch()
     held = [key for key in client.keys(f"{settings.key_prefix}claims:*") if client.hlen(key)]
     assert held == []
     start_worker("w2", "--concurrency", "4")
