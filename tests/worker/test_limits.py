@@ -39,18 +39,16 @@ def ends(crew, task_id):
 
 
 def test_a_hard_time_limit_fails_a_command_as_it_does_in_a_process(crew, tree):
-    task_id = run_command(crew, tree.argv(), time_limit=1.5)
-    eventually(tree.is_complete)
+    task_id = run_command(crew, tree.argv(), time_limit=4)
     row = crew.ended(task_id)
     assert (row.status, row.error_type) == ("failed", "billiard.exceptions.TimeLimitExceeded")
-    assert "1.5" in row.error_message
+    assert "4" in row.error_message
     assert tree.is_gone()
     assert ends(crew, task_id) == ["failed"]
 
 
 def test_a_soft_time_limit_ends_a_command_and_the_worker_goes_on(crew, tree):
-    task_id = run_command(crew, tree.argv(), soft_time_limit=1.5)
-    eventually(tree.is_complete)
+    task_id = run_command(crew, tree.argv(), soft_time_limit=4)
     assert crew.ended(task_id).error_type == "billiard.exceptions.SoftTimeLimitExceeded"
     assert tree.is_gone()
     assert crew.ended(run_command(crew, ["echo", "well"])).result["stdout"] == "well\n"
