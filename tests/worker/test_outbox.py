@@ -208,22 +208,32 @@ class Struck(Exception):
 
 @pytest.fixture
 def strike_soon():
-    """The main thread is interrupted in a moment."""
+    """The main thread is interrupted a moment after something has become so."""
 
     def strike(*_: object) -> None:
         raise Struck
 
     before = signal.signal(signal.SIGUSR1, strike)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
-    yield timer.start
-    timer.join()
+    waiting = []
+
+    def wait(begun):
+        eventually(begun)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def strike_after(begun):
+        waiting.append(threading.Thread(target=wait, args=(begun,)))
+        waiting[0].start()
+
+    yield strike_after
+    waiting[0].join()
     signal.signal(signal.SIGUSR1, before)
 
 
 def test_an_exception_in_the_middle_of_a_frame_spoils_none_that_follow(collected, sender, strike_soon):
     collector, parcels = collected
     sender.send(_parcel(1))
-    strike_soon()
+    strike_soon(sender._lock.locked)
     with pytest.raises(Struck):
         sender.send(_parcel(2, b"x" * (8 << 20)))  # more than the socket holds, and nobody reads
     sender.send(_parcel(3))
