@@ -7,7 +7,7 @@ import pytest
 
 #: A pool of one child in a loop of its own.
 POOL = """
-import sys, time, weakref
+import os, shutil, subprocess, sys, tempfile, time, weakref
 from celery import Celery
 from celery.concurrency.prefork import TaskPool
 from kombu.asynchronous import Hub, set_event_loop
@@ -47,13 +47,17 @@ WITHDRAWN = """
 class Request:
     def __init__(self, tag):
         self.id = self.claim_tag = tag
-        self.job = pool.apply_async(time.sleep, (0.5,), callback=lambda _: ended.append(tag))
+        wait = ["timeout", "30", "cat", gate]
+        self.job = pool.apply_async(subprocess.call, (wait,), callback=lambda _: ended.append(tag))
         self._apply_result = weakref.ref(self.job)
 
-ended = []
+ended, gate = [], os.path.join(tempfile.mkdtemp(), "gate")
+os.mkfifo(gate)  # who reads it waits for who writes
 requests = [Request("first"), Request("second")]
 turn_until(lambda: requests[0].job._accepted)
 print(*[withdraw(pool, None, request) for request in requests], slots(pool))
+open(gate, "w").close()
+shutil.rmtree(os.path.dirname(gate))
 pool.apply_async(len, ("third",), callback=lambda _: ended.append("third"))
 turn_until(lambda: "third" in ended)
 print(*ended)
