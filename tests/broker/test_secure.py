@@ -198,7 +198,7 @@ def test_a_task_for_much_later_is_parked_and_comes_back_in_time(crew: SecuredCre
 
 def test_a_revoked_task_never_starts(crew: SecuredCrew, tmp_path: Path) -> None:
     starts = tmp_path / "starts"
-    task_id = crew.send("requeue_once", str(starts), eta=datetime.now(UTC) + timedelta(seconds=2))
+    task_id = crew.send("requeue_once", str(starts), eta=datetime.now(UTC) + timedelta(seconds=6))
     crew.redis.xadd(crew.key("revoked"), {"task_id": task_id})
     assert crew.ended(task_id).status == "cancelled"
     assert not starts.exists()

@@ -135,7 +135,7 @@ def part(line: str) -> None:
     log(line)
 
 
-@shared_task(name="sights.interrupted", soft_time_limit=1)
+@shared_task(name="sights.interrupted", soft_time_limit=2)
 def interrupted() -> str:
     """Tell without a pause until the soft time limit strikes, and then once more."""
     number = 0

@@ -149,7 +149,7 @@ def soft_limit() -> None:
     time.sleep(30)
 
 
-@shared_task(name="endings.soft_limit_caught", soft_time_limit=0.5)
+@shared_task(name="endings.soft_limit_caught", soft_time_limit=2)
 def soft_limit_caught() -> str:
     """Take longer than its soft limit, and end well."""
     try:
@@ -165,7 +165,7 @@ def hard_limit() -> None:
     time.sleep(30)
 
 
-@shared_task(name="endings.hard_limit_again", time_limit=1, acks_on_failure_or_timeout=False, acks_on_timeout=False)
+@shared_task(name="endings.hard_limit_again", time_limit=3, acks_on_failure_or_timeout=False, acks_on_timeout=False)
 def hard_limit_again(path: str) -> int:
     """Take longer than its hard limit, once, and run again."""
     starts = _starts(path)

@@ -462,7 +462,7 @@ def test_a_task_for_much_later_is_parked_held_by_nobody_and_comes_back_in_time(c
 
 
 def test_tasks_that_wait_for_a_near_time_take_no_slot(crew):
-    due = datetime.now(UTC) + timedelta(seconds=4)
+    due = datetime.now(UTC) + timedelta(seconds=8)
     waiting = [crew.send("echo", number, eta=due) for number in range(5)]
     eventually(lambda: len(crew.held()) == 5)
     assert crew.finished(crew.send("echo", "now")).started_at < due
@@ -471,7 +471,7 @@ def test_tasks_that_wait_for_a_near_time_take_no_slot(crew):
 
 
 def test_a_revoked_task_that_waits_for_its_time_never_starts(crew, ledger):
-    due = datetime.now(UTC) + timedelta(seconds=2)
+    due = datetime.now(UTC) + timedelta(seconds=6)
     task_id = crew.send("requeue_once", str(ledger), eta=due)
     eventually(crew.held)
     crew.redis.xadd(crew.key("revoked"), {"task_id": task_id})
