@@ -1,6 +1,5 @@
 """How many messages a worker holds: what keeps it busy, and nothing that another could begin at once."""
 
-import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -21,27 +20,24 @@ def client(settings):
 def test_no_task_waits_behind_a_long_one_while_another_worker_idles(pool, start_worker, app, tmp_path):
     for worker in ("w1", "w2"):
         start_worker(worker, "--pool", pool, "--concurrency", "1")
-    _began(app, tmp_path / "run of short ones", [0.0] * 600)
-    long = 4.0
+    diary = tmp_path / "diary"
+    diary.touch()
+    _end(app, tmp_path / "run of short ones", [])
     for number in range(3):
-        waited = _began(app, tmp_path / str(number), [long if place == 20 else 0.0 for place in range(60)])
-        assert [round(seconds, 1) for seconds in waited if seconds > long / 2] == []
+        gate = tmp_path / f"gate {number}"
+        _end(app, tmp_path / str(number), [tasks.gated.s(str(diary), str(gate))])
+        gate.touch()
+        eventually(lambda done=number + 1: diary.read_text().count("ended") == done)
 
 
-def _began(app, file, lengths):
-    """Send tasks of these lengths at once; when all have ended, after how many seconds each began."""
-    sent = time.time()
+def _end(app, file, long):
+    """Send short tasks at once, so that a worker finds them all, with long ones among them; all the short ones end."""
     file.touch()
-    _send(app, [(str(file), str(place), length) for place, length in enumerate(lengths)])
-    notes = eventually(lambda: len(lines := file.read_text().splitlines()) == len(lengths) and lines)
-    return [float(note.split()[1]) - sent for note in notes]
-
-
-def _send(app, wanted):
-    """At once, so that a worker finds them all."""
+    short = [tasks.noted.s(str(file), str(number)) for number in range(59 if long else 600)]
     with app.producer_pool.acquire() as producer, producer.batch(max_size=1000):
-        for arguments in wanted:
-            tasks.noted.apply_async(arguments, producer=producer)
+        for task in [*short[:20], *long, *short[20:]]:
+            task.apply_async(producer=producer)
+    eventually(lambda: len(file.read_text().splitlines()) == len(short))
 
 
 def test_ten_thousand_tasks_of_much_later_are_parked_and_the_worker_holds_none(start_worker, app, client, settings):
