@@ -84,9 +84,9 @@ def afterwards() -> None:
 
 @shared_task(name="sights.flood")
 def flood(seconds: float) -> int:
-    """Print as fast as it goes, and tell how many lines it was."""
+    """Print as fast as it goes, many lines however slow that is, and tell how many it was."""
     deadline, lines = time.monotonic() + seconds, 0
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or lines <= 10_000:
         lines += 1
         log(f"line {lines}{' and so on' * 30}")
         progress(lines)

@@ -133,6 +133,7 @@ def test_a_task_that_ends_at_once_has_shown_its_last_words_before_its_outcome(wa
     assert {event["hostname"] for event in events} == {"celery@w1"}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("pool", POOLS)
 def test_what_a_task_told_last_is_shown_although_it_says_no_more(watch, tmp_path: Path, pool: str):
     watched, go_on = watch(pool), tmp_path / "go on"
