@@ -168,7 +168,8 @@ class Announcer(threading.Thread):
 async def _within(seconds: float, event: asyncio.Event) -> bool:
     """Wait for it; whether it came."""
     try:
-        await asyncio.wait_for(event.wait(), max(0.0, seconds))
+        async with asyncio.timeout(seconds):  # asyncio.wait_for loses a cancelling that comes when the event just has
+            await event.wait()
     except TimeoutError:
         return False
     return True

@@ -1,11 +1,13 @@
 """What a worker tells NATS: of itself, and of what its tasks do, whatever the pool and whatever becomes of NATS."""
 
+import asyncio
 import json
 import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import redis
 from celery import Celery
 
 from howl.config import Settings
+from howl.worker.announcer import _within
 from tests.broker import eavesdropper
 from tests.support import Process, eventually, taken_away
 from tests.worker.listener import Listener
@@ -263,6 +266,25 @@ def test_a_nats_that_is_restarted_or_hangs_under_load_costs_no_event_and_doubles
     eventually(lambda: told.kinds().count("task-succeeded") == len(sent))
     seen = Counter((event["uuid"], event["type"]) for event in told.events() if "uuid" in event)
     assert seen == Counter((task_id, kind) for task_id in sent for kind in RUN)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_who_waits_for_something_can_be_told_to_stop_just_when_it_comes(turns: int) -> None:
+    """A heart that beat once more would never stop: the worker would neither say goodbye nor connect again."""
+
+    async def stop_late() -> None:
+        event = asyncio.Event()
+        waiting = asyncio.create_task(_within(30, event))
+        await asyncio.sleep(0.01)  # until it waits
+        event.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        was_told = waiting.cancel()  # or it had ended
+        with suppress(asyncio.CancelledError):
+            await waiting
+        assert waiting.cancelled() == was_told
+
+    asyncio.run(stop_late())
 
 
 def _disturb(nats: Any, how: str) -> None:
