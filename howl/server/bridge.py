@@ -7,6 +7,7 @@ bridges share the work.
 import asyncio
 import logging
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nats.aio.msg import Msg
@@ -46,6 +47,8 @@ class Bridge:
         self.hearing_since: float | None = None
         #: Monotonic second at which the stream last had or took a message.
         self.kept_at = 0.0
+        #: When NATS took the last message that is recorded.
+        self.recorded_until = datetime.fromtimestamp(0, UTC)
         #: Monotonic second of the next look for workers that fell silent.
         self.next_look = 0.0
         #: Monotonic seconds of the next try to show anything, and of the next line about a Redis that is away.
@@ -61,10 +64,12 @@ class Bridge:
             self.hearing_since = time.monotonic()
             while True:
                 messages = await stream.batch()
-                await asyncio.to_thread(self.take, [letter_of(message) for message in messages])
+                letters = [letter_of(message) for message in messages]
+                await asyncio.to_thread(self.take, letters)
                 await stream.confirm(messages)
-                if messages:
+                if letters:
                     self.kept_at = time.monotonic()
+                    self.recorded_until = datetime.fromtimestamp(letters[-1].nanoseconds / 1e9, UTC)
                 if _is_abreast(messages):
                     await self._look_for_the_silent(stream)
         finally:
@@ -84,13 +89,13 @@ class Bridge:
                 self._record_or_drop(letter)
         self._show(heard)
 
-    def mark_lost(self) -> None:
-        """Silence counts only while NATS is heard."""
+    def mark_lost(self, until: datetime) -> None:
+        """Silence counts only while NATS is heard, and up to the moment of which it is known what workers said."""
         since = self.hearing_since  # the loop may change it meanwhile
         if since is None or time.monotonic() - since < self.settings.lost_after:
             return
         with session(self.settings.database()) as opened:
-            lost = presence.mark_lost(opened, self.settings.lost_after)
+            lost = presence.mark_lost(opened, until - timedelta(seconds=self.settings.lost_after))
         for worker_id in lost:
             logger.warning("Worker %s has been silent for %g s: lost.", worker_id, self.settings.lost_after)
 
@@ -120,13 +125,16 @@ class Bridge:
                 self.next_line = time.monotonic() + SAY_AGAIN
 
     async def _look_for_the_silent(self, stream: EventStream) -> None:
-        """Once in a while; a NATS that does not answer is not heard, although its connection stands."""
+        """Once in a while; a NATS that does not answer is not heard, although its connection stands.
+
+        Nor is one whose words wait: because PostgreSQL kept us waiting, or this machine slept.
+        """
         if time.monotonic() < self.next_look:
             return
-        await stream.require_answer()
+        until = await stream.heard_until() or self.recorded_until
         if time.monotonic() - self.kept_at > self.settings.lost_after / 2:
             await self._require_keeping(stream)
-        await asyncio.to_thread(self.mark_lost)
+        await asyncio.to_thread(self.mark_lost, until)
         self.next_look = time.monotonic() + WAIT
 
     async def _require_keeping(self, stream: EventStream) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from nats.aio.client import Client
@@ -79,9 +80,14 @@ class EventStream:
         """NATS has forgotten who asked when the connection was cut."""
         self._due = 0
 
-    async def require_answer(self) -> None:
-        """Raise if NATS has none; a flush would not, for nats-py counts it as done when nobody reads any more."""
-        await self.client.jetstream(timeout=ANSWER_TIMEOUT).consumer_info(self.name, CONSUMER)
+    async def heard_until(self) -> datetime | None:
+        """Now, if all that NATS was told until now is recorded, by this bridge or another; else None.
+
+        Raises if NATS has no answer; a flush would not, for nats-py counts it as done when nobody reads any more.
+        """
+        now = datetime.now(UTC)
+        info = await self.client.jetstream(timeout=ANSWER_TIMEOUT).consumer_info(self.name, CONSUMER)
+        return None if info.num_pending or info.num_ack_pending else now
 
     async def require_keeping(self) -> None:
         """After a write failed, as on a full disk, NATS answers and delivers, but this stream keeps nothing until it is

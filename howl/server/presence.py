@@ -1,11 +1,11 @@
 """The workers table: who is there, who left, who fell silent."""
 
 import json
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, Field
-from sqlalchemy import func, or_, text, update
+from sqlalchemy import or_, text, update
 from sqlalchemy.orm import Session
 
 from howl.models import Worker
@@ -55,12 +55,12 @@ def record(opened: Session, sightings: list[Sighting]) -> None:
         opened.execute(text(_UPSERT), {"rows": json.dumps(rows)})
 
 
-def mark_lost(opened: Session, lost_after: float) -> list[str]:
-    """Ids of those who were present and have been silent for so many seconds.
+def mark_lost(opened: Session, since: datetime) -> list[str]:
+    """Ids of those who were present and have been silent since then.
 
     A row that never had a heartbeat stays as it was written.
     """
-    silent = Worker.last_heartbeat_at < func.now() - timedelta(seconds=lost_after)
+    silent = Worker.last_heartbeat_at < since
     present = or_(Worker.status == "active", Worker.status == "draining")
     found = update(Worker).where(present, silent).values(status="lost").returning(Worker.worker_id)
     return list(opened.scalars(found).all())

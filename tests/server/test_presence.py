@@ -14,7 +14,9 @@ from sqlalchemy import text
 
 from howl import db
 from howl.server import presence
+from howl.server.bridge import Bridge
 from howl.server.presence import Described, Sighting
+from tests.server import wire
 from tests.support import PATIENCE, eventually, taken_away
 
 
@@ -190,3 +192,31 @@ def test_silence_does_not_count_while_nats_hangs(server, start_worker, worker_ro
     finally:
         os.kill(stack.nats.pid, signal.SIGCONT)
     eventually(lambda: worker_row("w1").last_heartbeat_at > before)
+
+
+def test_what_waits_to_be_read_is_no_silence(settings, worker_row, caplog):
+    """PostgreSQL, or a machine that slept, may keep the bridge from reading for longer than makes a worker lost."""
+    bridge = Bridge(settings.model_copy(update={"lost_after": 0.5}))
+    read = []
+
+    def take(letters) -> None:
+        Bridge.take(bridge, letters)
+        read.extend(event for each in letters for event in json.loads(each.data))
+        if len(read) == 2:
+            raise Read
+        if len(read) == 1:  # the next word comes so late that only it shows that the worker is there
+            time.sleep(1)
+            wire.publish(settings, [wire.worker("heartbeat")])
+
+    async def listen() -> None:
+        await asyncio.gather(bridge.run(), asyncio.to_thread(wire.publish, settings, [wire.worker("heartbeat")]))
+
+    bridge.take = take
+    with pytest.raises(Read):
+        asyncio.run(listen())
+    assert worker_row("w1").status == "active"
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+class Read(Exception):
+    """Both words of the worker are."""
