@@ -5,14 +5,16 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from celery import Celery, current_app
 
 from howl.errors import ArtifactRefused
-from workers import collect, rights, web
+from workers import collect, process, rights, web
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +68,27 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
     monkeypatch.setattr(collect, "artifact", keep)
     return found
+
+
+@pytest.fixture
+def time_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], float]:
+    """`timeout=time_out(is_there)`: a limit of time that a program has reached as soon as it has come so far.
+
+    Seconds would be too few where other tests keep the machine busy, and too many anywhere else.
+    """
+
+    def at(is_there: Callable[[], object], limit: float = 60.0) -> float:
+        passed = [0.0]
+
+        def monotonic() -> float:
+            if not passed[0] and is_there():
+                passed[0] = limit
+            return time.monotonic() + passed[0]
+
+        monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=monotonic))
+        return limit
+
+    return at
 
 
 @pytest.fixture

@@ -88,10 +88,10 @@ def test_an_agent_is_never_given_what_leads_to_the_server(agent: Callable[..., N
         run("hello")
 
 
-def test_an_agent_past_its_timeout_is_ended_with_its_tree(tree, owner_says: Callable[..., None]):
+def test_an_agent_past_its_timeout_is_ended_with_its_tree(tree, time_out, owner_says: Callable[..., None]):
     owner_says(HOWL_AGENT_COMMAND=" ".join([*tree.argv(), "{prompt}"]))
     with pytest.raises(CommandTimedOut):
-        run("hello", timeout=3)
+        run("hello", timeout=time_out(tree.is_complete))
     assert tree.is_gone()
 
 
@@ -236,10 +236,10 @@ def test_very_deep_folders_end_in_an_answer(script, kept: dict[str, bytes]):
 
 
 @pytest.mark.parametrize(("end", "error"), [("exit 1", AgentFailed), ("sleep 60", CommandTimedOut)])
-def test_what_an_agent_left_before_it_failed_is_kept(script, kept: dict[str, bytes], end: str, error: type):
-    script(f"echo half > artifacts/half.txt; {end}")
+def test_what_an_agent_left_before_it_failed_is_kept(script, time_out, kept: dict[str, bytes], end: str, error: type):
+    root = script(f"echo half > half.txt; mv half.txt artifacts; {end}")
     with pytest.raises(error):
-        run("hello", timeout=4)
+        run("hello", timeout=time_out(lambda: end != "exit 1" and list(root.glob("*/work/artifacts/half.txt"))))
     assert kept == {"half.txt": b"half\n"}
 
 

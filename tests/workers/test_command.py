@@ -121,21 +121,21 @@ def test_a_variable_of_the_callers_own_may_have_any_name():
     assert "HOWL_HOME=/else\n" in run(["env"], env={"HOWL_HOME": "/else"})["stdout"]
 
 
-def test_a_command_past_its_timeout_fails_with_its_last_lines(tree):
-    with pytest.raises(CommandTimedOut, match=r"after 3 s.*three processes are running"):
-        run(tree.argv(), timeout=3)
+def test_a_command_past_its_timeout_fails_with_its_last_lines(tree, time_out):
+    with pytest.raises(CommandTimedOut, match=r"after 60 s.*three processes are running"):
+        run(tree.argv(), timeout=time_out(tree.is_complete))
 
 
-def test_the_last_lines_of_a_command_past_its_timeout_are_those_of_both_streams():
+def test_the_last_lines_of_a_command_past_its_timeout_are_those_of_both_streams(time_out, tmp_path: Path):
     """What a shell says on standard error of its own end is not why it took so long."""
-    program = "echo so far; trap 'echo Terminated >&2; exit 1' TERM; while :; do sleep 0.05; done"
+    program = "echo so far; trap 'echo Terminated >&2; exit 1' TERM; touch ready; while :; do sleep 0.05; done"
     with pytest.raises(CommandTimedOut, match=r"(?s)so far.*Terminated"):
-        run(["sh", "-c", program], timeout=3)
+        run(["sh", "-c", program], cwd=str(tmp_path), timeout=time_out((tmp_path / "ready").exists))
 
 
-def test_a_timeout_ends_the_whole_tree_even_a_daemon(tree):
+def test_a_timeout_ends_the_whole_tree_even_a_daemon(tree, time_out):
     with pytest.raises(CommandTimedOut):
-        run(tree.argv(), timeout=3)
+        run(tree.argv(), timeout=time_out(tree.is_complete))
     assert tree.is_gone()
 
 
@@ -144,15 +144,16 @@ def test_what_a_command_leaves_in_the_background_is_ended_with_it(tree):
     assert tree.is_gone()
 
 
-def test_a_program_that_heeds_sigterm_is_given_time_to_put_things_in_order():
-    program = "trap 'echo tidied >&2; exit 0' TERM; echo ready; while :; do sleep 0.05; done"
+def test_a_program_that_heeds_sigterm_is_given_time_to_put_things_in_order(time_out, tmp_path: Path):
+    program = "trap 'echo tidied >&2; exit 0' TERM; touch ready; while :; do sleep 0.05; done"
     with pytest.raises(CommandTimedOut, match="tidied"):
-        run(["sh", "-c", program], timeout=3)
+        run(["sh", "-c", program], cwd=str(tmp_path), timeout=time_out((tmp_path / "ready").exists))
 
 
 def test_a_guard_that_is_killed_takes_its_command_and_its_group_along(tree):
+    kill = f"until [ -e {tree.notes} ]; do sleep 0.05; done; kill -9 $PPID"
     with pytest.raises(CommandFailed, match="lost its guard"):
-        run(["sh", "-c", f"{' '.join(tree.argv())} & sleep 1; kill -9 $PPID; sleep 60"], timeout=60)
+        run(["sh", "-c", f"{' '.join(tree.argv())} & {kill}; sleep 60"], timeout=60)
     eventually(lambda: len(tree.pids) == 3 and not any(map(is_running, tree.pids[:2])))
 
 

@@ -99,10 +99,9 @@ def test_a_junit_file_that_cannot_be_read_is_the_shards_error(program: str, erro
     assert sharding.summary([report])["succeeded"] == 0
 
 
-def test_a_shard_past_its_timeout_says_so_and_what_it_had_tested_counts():
-    report = run_shard(
-        shell("echo '<testsuite><testcase/></testsuite>' > {junit}; echo so far; sleep 60"), 1, 2, timeout=3
-    )
+def test_a_shard_past_its_timeout_says_so_and_what_it_had_tested_counts(tmp_path: Path, time_out):
+    program = "echo '<testsuite><testcase/></testsuite>' > {junit}; echo so far; touch ready; sleep 60"
+    report = run_shard(shell(program), 1, 2, cwd=str(tmp_path), timeout=time_out((tmp_path / "ready").exists))
     assert report["exit_status"] is None
     assert "CommandTimedOut" in report["error"]
     assert "so far" in report["error"]

@@ -79,9 +79,11 @@ def test_a_line_that_is_not_ended_is_shown_at_the_end(shown: Shown):
     assert sorted(shown.lines) == ["err", "out, cut"]
 
 
-def test_a_line_that_a_time_out_cuts_short_is_shown(shown: Shown):
+def test_a_line_that_a_time_out_cuts_short_is_shown(shown: Shown, time_out, tmp_path: Path):
+    ready = tmp_path / "ready"
+    program = f"import os, time; os.write(1, b'working on it'); open({str(ready)!r}, 'w'); time.sleep(60)"
     with pytest.raises(CommandTimedOut):
-        run(python("import sys, time; sys.stdout.write('working on it'); time.sleep(60)"), timeout=4)
+        run(python(program), timeout=time_out(ready.exists))
     assert shown.lines == ["working on it"]
 
 
