@@ -9,37 +9,29 @@ from celery.events.state import State
 from howl.server.bridge import Bridge
 from howl.server.rebroadcast import SILENCE
 from tests.server import wire
-from tests.support import eventually
+from tests.support import PATIENCE, eventually
 
 
 @pytest.fixture
 def receiver(app):
     """What a stock receiver hears, and the state it keeps, as Flower does."""
-    state, heard, ready, stop = State(), [], threading.Event(), threading.Event()
-
-    def listen() -> None:
-        with app.connection() as connection:
-            receiving = app.events.Receiver(connection, handlers={"*": lambda event: hear(event)})
-            while not stop.is_set():
-                try:
-                    for _ in receiving.itercapture(limit=None, timeout=0.2, wakeup=False):
-                        ready.set()
-                        if stop.is_set():
-                            return
-                except TimeoutError:
-                    ready.set()
+    state, heard, ready = State(), [], threading.Event()
 
     def hear(event: dict) -> None:
         heard.append(dict(event))
         state.event(event)
 
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    assert ready.wait(20)
-    yield state, heard
-    stop.set()
-    thread.join(20)
-    assert not thread.is_alive()
+    with app.connection() as connection:
+        receiving = app.events.Receiver(connection, handlers={"*": hear, "ready": lambda _: ready.set()})
+        # In one go: whoever stops to look whether it is to end misses what is published meanwhile.
+        thread = threading.Thread(target=receiving.capture, kwargs={"wakeup": False}, daemon=True)
+        thread.start()
+        with app.events.default_dispatcher() as dispatcher:
+            eventually(lambda: dispatcher.send("ready") or ready.is_set())
+        yield state, heard
+        receiving.should_stop = True
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
 
 
 @pytest.fixture
