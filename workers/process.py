@@ -169,12 +169,12 @@ class Run:
         while wanted():
             limits.check()
             left = deadline - time.monotonic()
-            if left <= 0:
-                return False
-            for key, _ in pipes.select(min(left, limits.patience())):
+            for key, _ in pipes.select(max(0.0, min(left, limits.patience()))):
                 if not key.data():
                     pipes.unregister(key.fileobj)
                     key.fileobj.close()  # type: ignore[union-attr]  # each is a pipe or the socket
+            if left <= 0:  # only now: this process may have slept, and what was there in time counts
+                return not wanted()
         return True
 
     def _guard_there(self) -> bool:

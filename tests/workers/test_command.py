@@ -139,6 +139,21 @@ def test_a_timeout_ends_the_whole_tree_even_a_daemon(tree, time_out):
     assert tree.is_gone()
 
 
+def test_a_command_that_ended_in_time_is_not_late_because_the_worker_slept(time_out, tmp_path: Path):
+    guard, go = tmp_path / "guard", tmp_path / "go"
+
+    def slept() -> bool:
+        """Until the guard is gone as well, which has said all by then."""
+        if not (guard.exists() and guard.read_text()):
+            return False
+        go.touch()
+        return bool(eventually(lambda: not is_running(int(guard.read_text()))))
+
+    program = "echo $PPID > guard; until [ -e go ]; do sleep 0.05; done; seq 5000"
+    result = run(["sh", "-c", program], cwd=str(tmp_path), timeout=time_out(slept))
+    assert (result["exit_status"], result["stdout"][-5:]) == (0, "5000\n")
+
+
 def test_what_a_command_leaves_in_the_background_is_ended_with_it(tree):
     assert run(tree.argv("leave"), timeout=60)["exit_status"] == 0
     assert tree.is_gone()
