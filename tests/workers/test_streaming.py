@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from howl.errors import AgentFailed, CommandTimedOut
-from howl.worker import sight
+from howl.worker import context, sight
 from howl.worker.lines import split
 from workers import agent
 from workers.command import run
@@ -45,15 +45,26 @@ def python(program: str) -> list[str]:
     return [sys.executable, "-u", "-c", program]
 
 
-def test_lines_of_both_streams_are_shown_in_the_order_in_which_they_are_printed(shown: Shown):
-    program = """
+def test_lines_of_both_streams_are_shown_in_the_order_in_which_they_are_read(
+    shown: Shown, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    log, read = context.log, tmp_path / "read"
+
+    def note(lines: bytes) -> None:
+        log(lines)
+        with read.open("a") as file:
+            file.write(".")
+
+    monkeypatch.setattr(context, "log", note)
+    program = f"""
 import os, time
 for number in range(3):
     for stream in (1, 2):
         os.write(stream, b"%d to %d\\n" % (number, stream))
-        time.sleep(0.1)
+        while not os.path.exists({str(read)!r}) or os.path.getsize({str(read)!r}) < 2 * number + stream:
+            time.sleep(0.02)
 """
-    result = run(python(program))
+    result = run(python(program), timeout=60)
     assert shown.lines == [f"{number} to {stream}" for number in range(3) for stream in (1, 2)]
     assert result["stdout"] == "0 to 1\n1 to 1\n2 to 1\n"
 
