@@ -14,6 +14,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from howl.errors import AddressRefused, FetchFailed, InvalidRequest
 from howl.worker import limits
+from tests.support import PATIENCE
 from tests.workers.site import PAGE, Site
 from workers import addresses, page
 from workers.web import fetch
@@ -101,7 +102,7 @@ def test_a_server_that_trickles_does_not_hold_a_task_beyond_its_timeout(site: Si
     started = time.monotonic()
     with pytest.raises(FetchFailed, match=r"not there after 0\.5 s"):
         fetch(site.url(path), timeout=0.5)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < PATIENCE
 
 
 def test_a_task_in_a_thread_is_not_held_beyond_its_time_limit(site: Site):
@@ -307,7 +308,7 @@ def test_arguments_that_make_no_request_are_refused(arguments: dict):
 )
 def test_a_hostile_page_takes_no_noticeable_time_to_read(piece: str):
     markup = piece * (500_000 // len(piece))
-    started = time.monotonic()
+    started = time.thread_time()
     page.title(markup)
     page.text(markup)
-    assert time.monotonic() - started < 5
+    assert time.thread_time() - started < 5
