@@ -62,7 +62,9 @@ def test_a_worker_tries_again_until_the_file_is_there(
     late = tmp_path / "late.txt"
     task_id = submit(TaskRequest(name="example.count_words", args=[str(late)]), session, app)
     eventually(lambda: task_row(task_id).status == "retrying")
-    late.write_text("one two\nthree\n")
+    whole = tmp_path / "whole.txt"
+    whole.write_text("one two\nthree\n")
+    whole.rename(late)  # or it might be read while it is empty
     row = eventually(lambda: (row := task_row(task_id)).finished_at and row)
     assert (row.status, row.result) == ("succeeded", {"lines": 2, "words": 3})
     assert row.attempts > 1
