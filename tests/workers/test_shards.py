@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from howl.config import Settings
 from howl.errors import CommandsNotAllowed, InvalidRequest
-from howl.models import Task
+from howl.models import Task, Worker
 from howl.outcomes import PART_STATUS
 from howl.submit import TaskRequest, cancel, submit
 from tests.support import Process, eventually
@@ -23,10 +23,14 @@ from tests.workers.conftest import Tree
 from workers import sharding
 from workers.command import run_shard, run_shards
 
-#: A suite of two tests a shard, the second of which fails in shard 3.
+#: A suite of two tests a shard, the second of which fails in shard 3; with a folder, four shards begin at once.
 SUITE = """
-import sys
-shard, junit = sys.argv[1:]
+import pathlib, sys, time
+shard, junit, *folder = sys.argv[1:]
+for each in map(pathlib.Path, folder):
+    (each / f"began-{shard}").touch()
+    while len(list(each.glob("began-*"))) < 4:
+        time.sleep(0.05)
 end = '<failure message="odd"/>' if shard == "3" else ""
 with open(junit, "w") as file:
     file.write(f'<testsuite><testcase name="a" time="1"/><testcase name="b{shard}">{end}</testcase></testsuite>')
@@ -249,9 +253,10 @@ def tree(tmp_path: Path) -> Tree:
 
 
 def test_eight_shards_on_two_workers_come_to_one_summary_under_the_id_that_was_submitted(
-    two_workers: dict[str, Process], call: Callable[..., str], ended: Callable[[str], Task], session: Session
-):
-    task_id = call(suite(), 8)
+    two_workers: dict[str, Process], call: Callable[..., str], ended: Callable[[str], Task], session: Session,
+    tmp_path: Path,
+):  # fmt: skip
+    task_id = call(suite("{shard}", "{junit}", str(tmp_path)), 8)
     row = ended(task_id)
     assert (row.name, row.status) == ("command.shards", "succeeded"), row.error_message
     assert (row.result["shards"], row.result["succeeded"]) == (8, 7)
@@ -301,7 +306,7 @@ def test_the_tasks_own_time_limit_holds_for_each_shard(
     two_workers: dict[str, Process], ended: Callable[[str], Task], session: Session, app: Celery
 ):
     kwargs = {"argv": shell('[ "$0" = 1 ] || sleep 60'), "shards": 2}
-    row = ended(submit(TaskRequest(name="command.shards", kwargs=kwargs, time_limit=2), session, app))
+    row = ended(submit(TaskRequest(name="command.shards", kwargs=kwargs, time_limit=8), session, app))
     assert row.result["exit_statuses"] == [0, None]
     assert "TimeLimitExceeded" in row.result["failed"][0]["error"]
 
@@ -322,17 +327,14 @@ def test_cancelling_the_whole_cancels_its_shards_and_ends_their_programs(
 
 
 def test_shards_go_where_the_task_went(
-    two_workers: dict[str, Process], ended: Callable[[str], Task], session: Session, app: Celery, settings: Settings
-):
+    two_workers: dict[str, Process], ended: Callable[[str], Task], session: Session, app: Celery, settings: Settings,
+    worker_row: Callable[[str], Worker | None],
+):  # fmt: skip
     kwargs = {"argv": shell("true"), "shards": 3}
     request = TaskRequest(name="command.shards", kwargs=kwargs, worker_id="w2", priority=3)
-    eventually(lambda: "w2" in _active(app))
+    eventually(lambda: (row := worker_row("w2")) and row.status == "active")
     task_id = submit(request, session, app)
     assert ended(task_id).result["succeeded"] == 3
     assert {part.worker_id for part in parts_of(task_id, session)} == {"w2"}
     assert {part.queue for part in parts_of(task_id, session)} == {"worker.w2"}
     assert not app.backend.redis.exists(settings.key("_kombu.binding.worker.w2"))
-
-
-def _active(app: Celery) -> set[str]:
-    return {name.partition("@")[2] for reply in app.control.ping(timeout=0.5) for name in reply}
