@@ -207,13 +207,8 @@ def test_a_summary_of_the_most_and_worst_shards_fits_an_outcome():
 
 
 @pytest.fixture
-def settings(settings: Settings) -> Settings:
-    """What a dead worker held is free again after two seconds."""
-    return settings.model_copy(update={"lease": 2.0})
-
-
-@pytest.fixture
 def env(env: dict[str, str]) -> dict[str, str]:
+    """The server looks often for leases that ran out."""
     return env | {"HOWL_LEASE": "2"}
 
 
@@ -221,8 +216,11 @@ def env(env: dict[str, str]) -> dict[str, str]:
 def two_workers(
     request: pytest.FixtureRequest, server: Process, start_worker: Callable[..., Process]
 ) -> dict[str, Process]:
+    """What w1 held is free again two seconds after its death; a pause of w2 costs it nothing."""
     options = ("--pool", request.param, "--concurrency", "2")
-    return {name: start_worker(name, *options) for name in ("w1", "w2")}
+    return {
+        name: start_worker(name, *options, env={"HOWL_LEASE": lease}) for name, lease in (("w1", "2"), ("w2", "30"))
+    }
 
 
 @pytest.fixture
