@@ -16,13 +16,13 @@ from howl.config import Settings, load_settings
 from howl.errors import BurstRefused, GitHubFailed, NotConfigured, SettingsError
 from howl.models import Burst
 from tests.burst.fake_github import REPOSITORY, TOKEN, FakeGitHub, fake_github
+from tests.support import PATIENCE
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGitHub]:
     """GitHub, and clients whose patience is that of a test."""
     monkeypatch.setattr(api, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(api, "TIMEOUT", 1.0)
     monkeypatch.setattr(github, "FIND_TIMEOUT", 0.3)
     monkeypatch.setattr(github, "FIND_POLL", 0.05)
     with fake_github() as running:
@@ -157,7 +157,11 @@ def test_a_redirect_is_not_followed_with_the_token(told: Settings, fake: FakeGit
 # --- when nobody knows what happened -----------------------------------------------------------------------------
 
 
-def test_a_dispatch_that_happened_but_was_not_answered_is_not_made_again(told: Settings, fake: FakeGitHub) -> None:
+def test_a_dispatch_that_happened_but_was_not_answered_is_not_made_again(
+    told: Settings, fake: FakeGitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "TIMEOUT", 1.0)
+    monkeypatch.setattr(github, "FIND_TIMEOUT", PATIENCE)  # it is there, as soon as the fake has come to make it
     fake.dispatch_takes = 3.0
     started = github.start(wish(), told)
     assert (len(fake.runs), fake.count("/dispatches")) == (1, 1)
