@@ -59,6 +59,13 @@ def sleeping_task(seconds: float, session: Session, app: Celery) -> str:
     return submit(TaskRequest(name="tests.sleep", args=[seconds]), session, app)
 
 
+def gated_task(folder: Path, session: Session, app: Celery) -> tuple[str, Path]:
+    """A task that runs until the gate exists: its id, and the gate."""
+    diary, gate = folder / "diary", folder / "gate"
+    diary.touch()
+    return submit(TaskRequest(name="tests.gated", args=[str(diary), str(gate)]), session, app), gate
+
+
 def test_a_burst_registers_works_and_leaves_by_itself(
     start_burst: Callable[..., LocalBurst], told: Settings, session: Session, app: Celery
 ) -> None:
@@ -80,13 +87,15 @@ def test_a_burst_registers_works_and_leaves_by_itself(
 
 
 def test_draining_lets_a_running_task_end(
-    start_burst: Callable[..., LocalBurst], told: Settings, session: Session, app: Celery, task_row: Callable[..., Any]
-) -> None:
+    start_burst: Callable[..., LocalBurst], told: Settings, session: Session, app: Celery, task_row: Callable[..., Any],
+    tmp_path: Path,
+) -> None:  # fmt: skip
     burst = start_burst()
     local.wait_until_registered(burst, told)
-    task_id = sleeping_task(2.0, session, app)
+    task_id, gate = gated_task(tmp_path, session, app)
     eventually(lambda: task_row(task_id).status == "started")
-    assert list(local.drain(burst))
+    for _ in local.drain(burst):
+        gate.touch()
     assert not burst.alive()
     assert local.finish(burst, told) == {burst.request.names[0]: {"succeeded": 1}}
 
@@ -166,11 +175,9 @@ def test_a_burst_that_is_stopped_ends_what_it_runs_and_shows_that_it_is_leaving(
     start_burst: Callable[..., LocalBurst], told: Settings, session: Session, app: Celery, task_row: Callable[..., Any],
     worker_row: Callable[[str], Any], tmp_path: Path,
 ) -> None:  # fmt: skip
-    burst, gate = start_burst(), tmp_path / "gate"
+    burst = start_burst()
     local.wait_until_registered(burst, told)
-    (tmp_path / "diary").touch()
-    arguments = [str(tmp_path / "diary"), str(gate)]
-    task_id = submit(TaskRequest(name="tests.gated", args=arguments), session, app)
+    task_id, gate = gated_task(tmp_path, session, app)
     eventually(lambda: task_row(task_id).status == "started")
     assert stop(burst.request.burst_id, told)["status"] == "stopping"
     eventually(lambda: worker_row(burst.request.names[0]).status == "draining")
