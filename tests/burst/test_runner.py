@@ -64,9 +64,15 @@ def at_work(ground: Ground, runner: Runner, *options: str) -> Process:
 
 def gated(ground: Ground, count: int) -> Path:
     """Tasks that run until the file exists; returns when all of them do."""
+    gate = published(ground, count)
+    eventually(lambda: sum(ground.diary.starts().values()) == count)
+    return gate
+
+
+def published(ground: Ground, count: int) -> Path:
+    """The same, and whoever starts a worker may wait for them."""
     gate = ground.folder / "gate"
     ground.send("tests.gated", str(ground.diary.path), str(gate), count=count)
-    eventually(lambda: sum(ground.diary.starts().values()) == count)
     return gate
 
 
@@ -187,8 +193,9 @@ def test_a_worker_at_its_deadline_hands_on_tasks_whose_time_has_not_come(ground:
 
 
 def test_an_idle_worker_leaves_but_never_one_whose_task_runs(ground: Ground, runner: Runner) -> None:
+    gate = published(ground, 1)  # or it could have left before there was one
     step = at_work(ground, runner, "--concurrency", "1", "--idle-exit", "2s")
-    gate = gated(ground, 1)
+    eventually(lambda: sum(ground.diary.starts().values()) == 1)
     time.sleep(3)  # longer than it would idle
     assert step.popen.poll() is None
     assert not ground.ended()
