@@ -136,7 +136,8 @@ def test_a_job_s_time_out_leaves_alone_what_ends_in_time_and_hands_on_what_waite
     eventually(lambda: len(ground.held("worker-4711-1-1")) >= 2)
     step.signal(signal.SIGINT)
     ground.worker("other", "--concurrency", "2")
-    eventually(lambda: len(ground.ended()) == 6)  # while the first two run on
+    waited = ground.task_ids[2:8]
+    eventually(lambda: len(ground.ended(waited)) == 6)  # while the first two run on
     gate.touch()
     assert step.wait() == 0, step.output
     account = ground.account()
