@@ -23,6 +23,8 @@ from tests.support import Process, eventually
 
 #: Seconds of a lease: a task that is elsewhere before was put back by its worker, not by the keeper.
 LEASE = 30.0
+#: Of one that shall run out: long enough for a worker that is not heard of for a while, on a busy machine.
+SHORT_LEASE = 6.0
 #: Seconds within which tasks of a cancelled job have begun elsewhere, once it is gone.
 SOON = 2.0
 
@@ -148,7 +150,7 @@ def test_a_job_s_time_out_leaves_alone_what_ends_in_time_and_hands_on_what_waite
 def test_tasks_of_a_machine_that_vanishes_run_elsewhere_when_its_leases_run_out(
     make_ground: Callable[[float], Ground], tmp_path: Path
 ) -> None:
-    ground = make_ground(2.0)
+    ground = make_ground(SHORT_LEASE)
     runner = Runner(tmp_path / "runner", ground.environment(database=False))
     step = at_work(ground, runner, "--concurrency", "4")
     gate = gated(ground, 4)
