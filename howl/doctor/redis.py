@@ -62,12 +62,17 @@ async def version_is_told(visit: Visit) -> Answer:
 
 async def round_trip_is_short(visit: Visit) -> Answer:
     taken: list[float] = []
-    while len(taken) < PINGS and sum(taken) < PINGING:
+    while not is_measured(taken):
         began = time.perf_counter()
         await visit.client.ping()
         taken.append(time.perf_counter() - began)
     visit.round_trip = statistics.median(taken)
     return judge_round_trip(visit.round_trip, len(taken))
+
+
+def is_measured(taken: list[float]) -> bool:
+    """Whether these seconds will do; the slowest is not counted, for a machine that paused once is no far server."""
+    return len(taken) >= PINGS or sum(taken) - max(taken, default=0.0) >= PINGING
 
 
 def judge_round_trip(seconds: float, count: int) -> Answer:
