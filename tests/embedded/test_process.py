@@ -20,6 +20,7 @@ from howl.embedded.process import Child
 from howl.embedded.stack import Stack
 from howl.errors import EmbeddedServerError
 from tests.embedded import clients, parent
+from tests.support import PATIENCE
 
 pytestmark = [
     pytest.mark.servers,
@@ -30,6 +31,16 @@ SERVERS = ("redis", "nats", "postgres")
 
 BUSY_QUERY = b"SELECT count(*) FROM generate_series(1, 1000000) a, generate_series(1, 1000000) b"
 COUNT_BUSY = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT count(*) FROM gen%'"
+
+#: A parent that waits for initdb, and after it for a test that comes late.
+WITHOUT_END = """
+import sys, time
+from howl.embedded import cluster
+from tests.embedded import parent
+initdb = cluster._initdb
+cluster._initdb = lambda *told: (initdb(*told), time.sleep(parent.PATIENCE))
+parent.main(sys.argv[1])
+"""
 
 
 @pytest.mark.alone
@@ -56,11 +67,13 @@ def test_a_stack_starts_at_once_after_its_predecessor_was_killed(home: Path) -> 
 
 
 def test_a_parent_killed_during_initdb_leaves_nothing_that_hinders_the_next_start(new_home: Path) -> None:
-    process = _start_parent(new_home)
-    _until(lambda: list(new_home.glob("postgres-new-*/data/PG_VERSION")), 20)
-    assert not (new_home / "postgres").exists()
-    process.kill()
-    process.communicate(timeout=10)
+    process = _start_parent(new_home, "-c", WITHOUT_END)
+    try:
+        _until(lambda: list(new_home.glob("postgres-new-*/data/PG_VERSION")), PATIENCE)
+        assert not (new_home / "postgres").exists()
+    finally:
+        process.kill()
+        process.communicate(timeout=10)
     with Stack(new_home) as successor:
         clients.write(successor.urls)
         assert list(new_home.glob("postgres-new-*")) == []
@@ -111,8 +124,8 @@ def test_a_server_left_behind_is_named_by_its_lock(home: Path, slug: str, monkey
             Stack(home).start()
 
 
-def _start_parent(home: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", parent.__name__, str(home)]
+def _start_parent(home: Path, *program: str) -> subprocess.Popen[str]:
+    command = [sys.executable, *(program or ("-m", parent.__name__)), str(home)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
