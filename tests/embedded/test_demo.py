@@ -273,11 +273,13 @@ def test_a_witness_becomes_its_program_in_the_same_process_with_its_exit_status(
 
 
 ORPHAN = """
-import subprocess
+import subprocess, time
 from howl.embedded.demo import processes
 processes.adopt_orphans()
 processes.LAST_PATIENCE = 1.0
 subprocess.run(["sh", "-c", "setsid sleep 54321 & true"], check=True)
+while "sleep 54321" not in map(processes._title, processes._children()):
+    time.sleep(0.05)  # it is a shell and setsid before
 print(processes.end_leftovers(), processes.end_leftovers())
 """
 
