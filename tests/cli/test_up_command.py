@@ -56,7 +56,8 @@ def children(pid):
 
 
 def all_gone(pids):
-    return not [pid for pid in pids if pid in processes() and "<defunct>" not in processes()[pid][1]]
+    now = processes()  # one look: at the next, what is seen dying now is no longer there
+    return not [pid for pid in pids if pid in now and "<defunct>" not in now[pid][1]]
 
 
 def passwords(home):
