@@ -34,10 +34,12 @@ def test_worker_ping_status_inspect_and_call_work(start, worker_env, server, cel
     worker = start("-A", "howl", "worker", "-n", "plain", "-c", "1", env=worker_env, program="celery")
     eventually(lambda: worker_row("plain") or worker.popen.poll() is not None)
     assert worker.popen.poll() is None, worker.output
-    assert "celery@plain: OK" in celery("inspect", "ping").stdout
-    assert "1 node online" in celery("status").stdout
-    assert "tests.add" in celery("inspect", "registered").stdout
-    assert json.loads(celery("inspect", "stats", "--json").stdout)["celery@plain"]["pid"] == worker.pid
+    # Unless told whom and how long to wait for, these commands listen for one second.
+    patiently = ("--destination", "celery@plain", "--timeout", str(PATIENCE))
+    assert "celery@plain: OK" in celery("inspect", *patiently, "ping").stdout
+    assert "1 node online" in celery("status", *patiently).stdout
+    assert "tests.add" in celery("inspect", *patiently, "registered").stdout
+    assert json.loads(celery("inspect", *patiently, "stats", "--json").stdout)["celery@plain"]["pid"] == worker.pid
     task_id = celery("call", "tests.add", "--args", "[20, 22]").stdout.strip()
     assert eventually(lambda: (row := task_row(task_id)) and row.result) == 42
     assert celery("result", task_id).stdout.strip() == "42"
