@@ -280,7 +280,7 @@ def test_a_wait_reports_progress_and_returns_the_task_as_it_is(shim: StrictServe
 
     async def make() -> CallToolResult:
         async with Client(shim) as client:
-            arguments = {"name": "tests.noop", "wait_seconds": 1.2}
+            arguments = {"name": "tests.noop", "wait_seconds": 3}
             return await client.call_tool("submit_task", arguments, progress_callback=note)
 
     task = answer(asyncio.run(make()))
@@ -298,7 +298,7 @@ def test_a_wait_says_how_far_the_task_is_and_what_it_wrote(shim: StrictServer, s
 
     async def make() -> CallToolResult:
         async with Client(shim) as client:
-            arguments = {"task_id": "task-1", "wait_seconds": 0.6}
+            arguments = {"task_id": "task-1", "wait_seconds": 3}
             return await client.call_tool("get_task", arguments, progress_callback=note)
 
     session.add(Task(task_id="task-1", name="tests.noop", status="started", rank=1))
