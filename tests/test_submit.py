@@ -115,10 +115,11 @@ def test_a_task_whose_worker_goes_away_before_starting_it_fails_within_a_minute(
 def test_a_submission_while_redis_is_away_is_recorded_and_pushed_when_it_is_back(
     session, app, stack, server, start_worker, task_row
 ):
-    with taken_away(stack.redis), pytest.raises(QueueUnavailable, match="is recorded"):
-        submit(_request(), session, app)
-    task_id = session.scalar(select(Task.task_id))
-    assert task_row(task_id).pushed_at is None
+    with taken_away(stack.redis):
+        with pytest.raises(QueueUnavailable, match="is recorded"):
+            submit(_request(), session, app)
+        task_id = session.scalar(select(Task.task_id))
+        assert task_row(task_id).pushed_at is None
     start_worker("w1")
     assert eventually(lambda: task_row(task_id).result) == 3
 
