@@ -17,7 +17,7 @@ from sqlalchemy import update
 from howl import db
 from howl.backend import redis_client
 from howl.broker.gauge import Gauge
-from howl.cli.following import Feed
+from howl.cli.following import Feed, follow
 from howl.cli.house import drawn, shares
 from howl.cli.watch import _look
 from howl.models import Task, TaskEvent, Worker
@@ -167,13 +167,16 @@ def test_several_tasks_are_watched_until_the_last_has_ended(running, record, hap
     assert watching.returncode == 1
 
 
-def test_words_that_come_after_the_end_are_waited_for(running, happens, ends, begin):
+def test_words_that_come_after_the_end_are_waited_for(running, happens, ends, settings):
     happens("received")
-    watching = begin("tasks", "watch", TASK_ID)
-    watching.stderr.readline()
+    looks = follow(settings.database(), [TASK_ID])
+    assert next(looks).going_on
     ends()
+    assert next(looks).going_on
     happens("log", lines=["the last word"])
-    assert "the last word" in watching.communicate(timeout=PATIENCE)[1]
+    later = list(looks)
+    assert ["the last word"] in [event["data"].get("lines") for look in later for event in look.events]
+    assert [task.task_id for task in later[-1].over] == [TASK_ID]
 
 
 def test_ctrl_c_ends_the_watching_and_not_the_task(running, env, settings):
