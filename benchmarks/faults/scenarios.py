@@ -84,16 +84,30 @@ def _kill_some(ground: Ground, worker: Process, whom: int) -> Process:
 def worker_stopped(ground: Ground, *, tasks: int, stops: int) -> Account:
     """SIGSTOP for longer than the lease, then SIGCONT: what it says late must not count."""
     ground.server()
-    stopped, _ = ground.worker("w1"), ground.worker("w2")
+    workers = {name: ground.worker(name) for name in ("w1", "w2")}
     for _ in range(stops):
         ground.publish(tasks // stops, ground.settings.lease / 2)
-        eventually(lambda: ground.held("w1"))
-        time.sleep(0.5)
-        stopped.signal(signal.SIGSTOP)
-        ground.struck("w1", set(children(stopped.pid)))
+        name = eventually(partial(_stopped_at_work, ground, workers))
+        ground.struck(name, set(children(workers[name].pid)))
         time.sleep(2 * ground.settings.lease + 1)
-        stopped.signal(signal.SIGCONT)
+        eventually(partial(_holds_nothing, ground, name))
+        workers[name].signal(signal.SIGCONT)
     return ground.account()
+
+
+def _stopped_at_work(ground: Ground, workers: dict[str, Process]) -> str | None:
+    """The name of one that is stopped from now on while it holds a task that has begun; None: none does now."""
+    for name, worker in workers.items():
+        worker.signal(signal.SIGSTOP)
+        pids = set(children(worker.pid))
+        if ground.held(name) & {line.task_id for line in ground.diary.lines() if line.pid in pids}:
+            return name
+        worker.signal(signal.SIGCONT)
+    return None
+
+
+def _holds_nothing(ground: Ground, name: str) -> bool:
+    return not ground.held(name)
 
 
 def task_outlasts_lease(ground: Ground, *, tasks: int) -> Account:
