@@ -86,9 +86,10 @@ def run(app: Celery, house: House, words: Sequence[str], when_up: Callable[[str]
     house.folder.chmod(0o700)
     flower = Guarded(capp=app, options=options, **urls.settings)
     flower.events.on_event = partial(_pass_on, flower.events.on_event)
-    when_up(_url(house, _listen(flower, house)))
+    url = _url(house, _listen(flower, house))
     for number in (signal.SIGINT, signal.SIGTERM):
         flower.io_loop.asyncio_loop.add_signal_handler(number, flower.io_loop.stop)
+    when_up(url)
     try:
         flower.start()
     finally:
