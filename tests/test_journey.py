@@ -28,7 +28,7 @@ WHERE e.source LIKE 'outcome:%' GROUP BY t.task_id ORDER BY t.queued_at
 def test_work_submitted_over_mcp_is_done_by_a_burst_recorded_once_and_outlives_it(
     server: Process, start: Callable[..., Process], env: dict[str, str], settings: Settings
 ) -> None:
-    burst = start("burst", "start", "--local", "--workers", "2", "--runtime", "45s", "--concurrency", "1", env=env)
+    burst = start("burst", "start", "--local", "--workers", "2", "--runtime", "2m", "--concurrency", "1", env=env)
     eventually(lambda: "2 of 2 workers registered" in burst.output or burst.popen.poll() is not None)
     assert burst.popen.poll() is None, burst.output
 
