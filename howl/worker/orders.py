@@ -3,6 +3,8 @@
 import logging
 import random
 import threading
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
@@ -15,8 +17,8 @@ from howl.worker.leaving import Leaving
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which an order to stop is carried out, so that its answer goes out before.
-ANSWER = 0.2
+#: Seconds after which an order to stop is carried out, even if its answer is not out yet.
+ANSWER = 4.0
 #: Seconds for which a worker that drains may just leave, before it is worth listening again.
 PATIENCE = 0.5
 
@@ -31,16 +33,27 @@ def drain(state: Any) -> dict[str, Any]:
 
 @control_command(name="howl_stop")
 def stop(state: Any) -> dict[str, Any]:
-    """Put back at once what runs, and leave."""
-    leaving = _leaving(state)
+    """Put back what runs as soon as the answer is out, and leave."""
+    leaving, answered = _leaving(state), threading.Event()
     logger.warning("Asked over remote control to stop.")
-    threading.Timer(ANSWER, leaving.put_back_at_once).start()
+    threading.Thread(target=_stop, args=(leaving, answered), name="howl-stop").start()
+    _soon(state)(answered.set)
     return {"ok": "stops"} | _running()
+
+
+def _stop(leaving: Leaving, answered: threading.Event) -> None:
+    answered.wait(ANSWER)
+    leaving.put_back_at_once()
 
 
 def _leaving(state: Any) -> Leaving:
     leaving: Leaving = state.consumer.controller.howl_leaving
     return leaving
+
+
+def _soon(state: Any) -> Callable[[Callable[[], None]], None]:
+    """Has something called once this order is answered: by Celery's loop, or by the ear."""
+    return state.get("soon") or state.consumer.hub.call_soon
 
 
 def _running() -> dict[str, int]:
@@ -83,10 +96,11 @@ class Ear(threading.Thread):
 
     def _listen(self, connection: Any) -> None:
         app, hostname = self.consumer.app, self.consumer.hostname
-        known = AttributeDict(app=app, hostname=hostname, consumer=self.consumer, tset=set)
+        soon: deque[Callable[[], None]] = deque()
+        known = AttributeDict(app=app, hostname=hostname, consumer=self.consumer, tset=set, soon=soon.append)
         orders = {name: Panel.data[name] for name in ("howl_drain", "howl_stop", "ping")}
         node = app.control.mailbox.Node(hostname, handlers=orders, state=known, channel=connection.channel())
-        node.listen(callback=_carry_out(node))
+        node.listen(callback=_carry_out(node, soon))
         while not self.over.is_set():
             try:
                 connection.drain_events(timeout=1.0)
@@ -94,9 +108,11 @@ class Ear(threading.Thread):
                 continue
 
 
-def _carry_out(node: Any) -> Any:
+def _carry_out(node: Any, soon: deque[Callable[[], None]]) -> Any:
     def carry_out(body: Any, message: Any) -> None:
         if body.get("method") in node.handlers:  # whatever else is asked for is nothing to a worker that leaves
             node.handle_message(body, message)
+            while soon:
+                soon.popleft()()
 
     return carry_out

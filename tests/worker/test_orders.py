@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
 
+from howl.embedded.server import free_port
 from tests import tasks
 from tests.support import PATIENCE, eventually
 
@@ -35,12 +37,25 @@ def held(settings):
 def house(server, start_worker, worker_row, app):
     """Start a worker, and return it when the server knows of it."""
 
-    def _house(name, pool):
-        process = start_worker(name, "--pool", pool, "--concurrency", "1" if pool == "solo" else "2")
+    def _house(name, pool, env=None):
+        process = start_worker(name, "--pool", pool, "--concurrency", "1" if pool == "solo" else "2", env=env)
         eventually(lambda: (row := worker_row(name)) and row.status == "active")
         return process
 
     return _house
+
+
+@pytest.fixture
+def far(start, env, stack):
+    """The address of a Redis whose answers take so long."""
+
+    def _far(milliseconds):
+        url, port = urlsplit(stack.urls.redis_url), free_port()
+        road = start("-m", "benchmarks.proxy", str(port), str(url.port), str(milliseconds), env=env, program="python")
+        eventually(lambda: "ready" in road.output)
+        return url._replace(netloc=url.netloc.replace(f":{url.port}", f":{port}")).geturl()
+
+    return _far
 
 
 @pytest.fixture
@@ -97,6 +112,14 @@ def test_a_stopped_worker_gives_back_what_runs_at_once(pool, house, gated, howl,
     house("w2", pool)
     eventually(lambda: all((row := task_row(task_id)) and row.status == "succeeded" for task_id in sent))
     assert {task_row(task_id).worker_id for task_id in sent} == {"w2"}
+
+
+def test_a_stopped_worker_answers_from_wherever_it_is(house, far, howl, worker_row):
+    first = house("w1", "threads", env={"HOWL_REDIS_URL": far(milliseconds=120)})
+    answer = howl("workers", "stop", "w1", "--wait")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert first.wait() == 0
+    assert worker_row("w1").status == "offline"
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
