@@ -93,15 +93,24 @@ class EventStream:
         """After a write failed, as on a full disk, NATS answers and delivers, but this stream keeps nothing until it is
         made anew, which `open` does as soon as there is room. What it still held has been read.
         """
+        if await self._keeps():
+            return
+        # A NATS that stood still just then answers again or does not, which raises: it has lost nothing.
+        await self.heard_until()
+        if not await self._keeps():
+            await self.client.jetstream().delete_stream(self.name)
+            raise EventsNotKept(
+                "NATS keeps no events, as when its disk is full: make room there. Until then workers' silence does not "
+                "count; tasks go on"
+            )
+
+    async def _keeps(self) -> bool:
         stream = self.client.jetstream()
         try:
             await stream.publish(f"{self.prefix}.events.server.none", NO_EVENTS, timeout=KEEP_TIMEOUT)
         except TimeoutError:
-            await stream.delete_stream(self.name)
-            raise EventsNotKept(
-                "NATS keeps no events, as when its disk is full: make room there. Until then workers' silence does not "
-                "count; tasks go on"
-            ) from None
+            return False
+        return True
 
     async def _make_stream(self) -> None:
         stream = self.client.jetstream()

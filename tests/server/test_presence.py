@@ -13,7 +13,7 @@ from nats.js.errors import NoStreamResponseError
 from sqlalchemy import text
 
 from howl import db
-from howl.server import presence
+from howl.server import event_stream, presence
 from howl.server.bridge import Bridge
 from howl.server.presence import Described, Sighting
 from tests.server import wire
@@ -80,12 +80,17 @@ def test_the_two_statements_of_the_manual_work_as_they_stand_and_such_a_row_stay
 
 def test_silence_does_not_count_while_nats_is_away(server, start_worker, worker_row, stack, settings):
     start_worker("w1")
-    before = eventually(lambda: worker_row("w1")).last_heartbeat_at
+    eventually(lambda: worker_row("w1"))
     with taken_away(stack.nats):
-        eventually(lambda: datetime.now(UTC) - before > 2 * timedelta(seconds=settings.lost_after))
-        assert worker_row("w1").status == "active"
-    eventually(lambda: worker_row("w1").last_heartbeat_at > before)
+        silent = eventually(lambda: silent_for(2 * settings.lost_after, worker_row("w1")))
+        assert silent.status == "active"
+    eventually(lambda: worker_row("w1").last_heartbeat_at > silent.last_heartbeat_at)
     assert worker_row("w1").status == "active"
+
+
+def silent_for(seconds, row):
+    """The row, if the worker's last word is so old."""
+    return row if datetime.now(UTC) - row.last_heartbeat_at > timedelta(seconds=seconds) else None
 
 
 GARBAGE = {
@@ -192,14 +197,39 @@ def _heartbeat(settings, worker_id: str) -> tuple[str, bytes]:
 
 def test_silence_does_not_count_while_nats_hangs(server, start_worker, worker_row, stack, settings):
     start_worker("w1")
-    before = eventually(lambda: worker_row("w1")).last_heartbeat_at
+    eventually(lambda: worker_row("w1"))
     os.kill(stack.nats.pid, signal.SIGSTOP)
     try:
-        eventually(lambda: datetime.now(UTC) - before > 2 * timedelta(seconds=settings.lost_after))
-        assert worker_row("w1").status == "active"
+        silent = eventually(lambda: silent_for(2 * settings.lost_after, worker_row("w1")))
+        assert silent.status == "active"
     finally:
         os.kill(stack.nats.pid, signal.SIGCONT)
-    eventually(lambda: worker_row("w1").last_heartbeat_at > before)
+    eventually(lambda: worker_row("w1").last_heartbeat_at > silent.last_heartbeat_at)
+
+
+def test_a_nats_that_stands_still_for_a_while_forgets_no_event(settings, stack, monkeypatch):
+    """Only of one that answers is it true that it takes no more: then its stream is made anew."""
+    monkeypatch.setattr(event_stream, "KEEP_TIMEOUT", 0.5)
+
+    async def stand_still() -> int:
+        async with asyncio.timeout(PATIENCE):
+            client = await nats.connect(settings.nats())
+            stream = event_stream.EventStream(client, settings.subject_prefix)
+            await stream.open()
+            await asyncio.to_thread(wire.publish, settings, [wire.worker("heartbeat")])
+            os.kill(stack.nats.pid, signal.SIGSTOP)
+            asking = asyncio.create_task(stream.require_keeping())
+            await asyncio.sleep(1)
+            os.kill(stack.nats.pid, signal.SIGCONT)
+            await asking
+            kept = await client.jetstream().stream_info(stream.name)
+            await client.close()
+        return kept.state.messages
+
+    try:
+        assert asyncio.run(stand_still()) >= 1
+    finally:
+        os.kill(stack.nats.pid, signal.SIGCONT)
 
 
 def test_what_waits_to_be_read_is_no_silence(settings, worker_row, caplog):
