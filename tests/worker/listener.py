@@ -10,6 +10,7 @@ from nats.aio.client import Client
 from nats.js.api import StreamConfig
 
 from howl.config import Settings
+from tests.support import eventually
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,15 @@ class Listener:
         return self
 
     def messages(self) -> list[Told]:
-        """All that were told, in order."""
-        return asyncio.run(self._with_client(self._read))
+        """All that were told, in order; a NATS that has just come back may take a while to find them."""
+        (told,) = eventually(self._answer)
+        return list(told)
+
+    def _answer(self) -> list[list[Told]]:
+        try:
+            return [asyncio.run(self._with_client(self._read))]
+        except nats.errors.Error:
+            return []
 
     def events(self) -> list[dict[str, Any]]:
         return [event for message in self.messages() for event in message.events]
