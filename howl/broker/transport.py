@@ -8,6 +8,7 @@ everybody who is not a booted worker.
 """
 
 import logging
+import os
 import random
 import time
 from collections import defaultdict
@@ -148,6 +149,26 @@ class Channel(kombu_redis.Channel):
     def _listen(self) -> None:
         lists = [[self._q_for_pri(queue, step) for queue in self._claimed_queues] for step in self.priority_steps]
         self.claims.listen(lists)
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """Connections that the loop listens to leave it before they are closed, not after.
+
+        Closed, one is out of its reach, but not gone: a pool's child that was started since has it too. The loop would
+        find it readable at each look, for good, and take a whole core for it.
+        """
+        given: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]
+        if not asynchronous:
+            return given
+        channel, kind = self, given["connection_class"]
+
+        class Connection(kind):  # type: ignore[misc, valid-type]  # TCP or TLS
+            def disconnect(self, *args: Any, **kwargs: Any) -> None:
+                # Not in a child: what the loop listens to is its parent's affair, and they share that too.
+                if self._sock is not None and self.pid == os.getpid() and channel.connection is not None:
+                    channel.connection.cycle.poller.unregister(self._sock)
+                super().disconnect(*args, **kwargs)
+
+        return given | {"connection_class": Connection}
 
     def _receive(self) -> Any:
         try:

@@ -5,6 +5,8 @@ before a task is lost for it.
 """
 
 import json
+import multiprocessing
+import os
 import select
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +28,7 @@ from howl.config import Settings
 from howl.outcomes import ChordCreated
 from tests import tasks
 from tests.broker import eavesdropper
-from tests.support import eventually
+from tests.support import PATIENCE, eventually
 
 QUEUE = Queue("q", Exchange(""), routing_key="q")
 #: Seconds in which a message that is there would have come.
@@ -240,6 +242,31 @@ def test_a_broadcast_is_heard_that_was_sent_before_the_loop_first_turned(channel
     """`Poller._register_LISTEN`: a worker says that it is ready, and is spoken to, before its loop turns."""
     news = Exchange("news", type="fanout")
     _, got = consume(channel, Broadcast("news-here", exchange=news))
+    Producer(plain.default_channel, exchange=news).publish([1])
+    drain(channel)
+    assert len(got) == 1
+
+
+def test_a_connection_that_is_closed_is_no_longer_listened_to_though_a_child_has_it_too(channel: Any) -> None:
+    """`Channel._connparams`, `Connection.disconnect`: kombu takes it out of the poll when that no longer can be."""
+    consume(channel, Broadcast("news-here", exchange=Exchange("news", type="fanout")))
+    connection = channel.subclient.connection
+    childs = os.dup(connection._sock.fileno())
+    try:
+        connection.disconnect()
+        assert not channel.connection.cycle.poller.poll(0)
+    finally:
+        os.close(childs)
+
+
+def test_a_child_that_closes_a_connection_leaves_its_parent_listening(channel: Any, plain: Connection) -> None:
+    """`Connection.pid`: after a fork, what is polled is shared."""
+    news = Exchange("news", type="fanout")
+    _, got = consume(channel, Broadcast("news-here", exchange=news))
+    child = multiprocessing.get_context("fork").Process(target=channel.subclient.connection.disconnect)
+    child.start()
+    child.join(PATIENCE)
+    assert child.exitcode == 0
     Producer(plain.default_channel, exchange=news).publish([1])
     drain(channel)
     assert len(got) == 1
