@@ -25,8 +25,8 @@ def run(request: BurstRequest, settings: Settings) -> list[dict[str, Any]]:
     """Start it and stay; what each worker did. Raises BurstFailed when none ever registered."""
     with _interruptible():
         running = local.start(request, settings)
-        click.echo(f"Burst {request.burst_id}; logs in {running.folder}", err=True)
         try:
+            click.echo(f"Burst {request.burst_id}; logs in {running.folder}", err=True)
             last = _follow(running, settings)
         except KeyboardInterrupt:
             last = None
