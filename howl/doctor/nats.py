@@ -1,6 +1,5 @@
 """What `howl doctor` asks of NATS. What it publishes to find out its rights is an empty list, which nobody heeds."""
 
-import statistics
 from collections.abc import Mapping
 
 from nats.errors import Error as NatsError
@@ -9,7 +8,7 @@ from nats.js.api import DiscardPolicy
 from howl import objects
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import WAY
-from howl.doctor.redis import is_measured, judge_round_trip
+from howl.doctor.redis import judge_round_trip, round_trip
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
 from howl.messaging import Connection, user_token
 
@@ -42,10 +41,7 @@ async def version_is_told(visit: Visit) -> Answer:
 
 
 async def round_trip_is_short(visit: Visit) -> Answer:
-    taken: list[float] = []
-    while not is_measured(taken):
-        taken.append(await visit.client.rtt())
-    return judge_round_trip(statistics.median(taken), len(taken))
+    return judge_round_trip(*await round_trip(visit.client.rtt))
 
 
 async def rights_suffice(visit: Visit) -> Answer:

@@ -1,8 +1,7 @@
 """What `howl doctor` asks of PostgreSQL."""
 
 import asyncio
-import statistics
-import time
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -12,7 +11,7 @@ from howl.config import Settings
 from howl.db import session
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import name_is_known, port_is_open
-from howl.doctor.redis import is_measured, judge_round_trip
+from howl.doctor.redis import judge_round_trip, round_trip
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
 from howl.server import migrate
 
@@ -37,12 +36,7 @@ async def way_is_private(visit: Visit) -> Answer | None:
 
 
 async def round_trip_is_short(visit: Visit) -> Answer:
-    taken: list[float] = []
-    while not is_measured(taken):
-        began = time.perf_counter()
-        await _scalar(visit, "SELECT 1")
-        taken.append(time.perf_counter() - began)
-    return judge_round_trip(statistics.median(taken), len(taken))
+    return judge_round_trip(*await round_trip(partial(_scalar, visit, "SELECT 1")))
 
 
 async def tables_are_current(visit: Visit) -> Answer:
