@@ -69,7 +69,7 @@ class Bridge:
                 await stream.confirm(messages)
                 if letters:
                     self.kept_at = time.monotonic()
-                    self.recorded_until = datetime.fromtimestamp(letters[-1].nanoseconds / 1e9, UTC)
+                    self.recorded_until = letters[-1].taken_at
                 if _is_abreast(messages):
                     await self._look_for_the_silent(stream)
         finally:

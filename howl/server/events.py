@@ -44,6 +44,10 @@ class Letter(NamedTuple):
     nanoseconds: int
     sequence: int
 
+    @property
+    def taken_at(self) -> datetime:
+        return datetime.fromtimestamp(self.nanoseconds / 1e9, UTC)
+
 
 class Happening(NamedTuple):
     """An event of a task, its time corrected, and nothing in it but what is known of its type."""
@@ -142,7 +146,7 @@ def _sighting(event: dict[str, Any], letter: Letter, token: str, when: Callable[
     if _sender(node_name, token) != described.worker_id:
         raise ValueError("worker.worker_id: not the worker whose node name this is")
     clean = _clean(event | {"hostname": node_name}, event["type"], when(event.get("timestamp")))
-    return Sighting(described, datetime.fromtimestamp(letter.nanoseconds / 1e9, UTC), clean)
+    return Sighting(described, letter.taken_at, clean)
 
 
 def _clean(event: dict[str, Any], kind: str, at: float) -> dict[str, Any]:
