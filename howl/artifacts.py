@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,13 +22,16 @@ from howl.config import Settings
 from howl.errors import ArtifactFailed, InvalidRequest, UnknownArtifact
 from howl.messaging import Connection
 from howl.models import Artifact
-from howl.outcomes import name_fault
+from howl.outcomes import is_plain_id, name_fault, path_fault
 from howl.tls import reason
 
 Row = dict[str, Any]
 
 #: Most rows a list may have, and bytes copied at once.
 LIMIT, CHUNK = 1000, 1 << 20
+
+#: Where `own_folder` makes folders, in the working directory.
+FOLDER = Path("howl-artifacts")
 
 SUMMARY = (
     Artifact.artifact_id, Artifact.task_id, Artifact.name, Artifact.media_type, Artifact.size, Artifact.sha256,
@@ -52,22 +57,41 @@ def list_artifacts(session: Session, *, task_id: str | None = None, limit: int =
 def find(session: Session, task_id: str, name: str) -> Row:
     """The file that a task left under a name; raises UnknownArtifact, naming those there are."""
     question = select(*SUMMARY, Artifact.location).where(Artifact.task_id == task_id)
-    if not name_fault(name) and (found := session.execute(question.where(Artifact.name == name)).mappings().first()):
+    if not path_fault(name) and (found := session.execute(question.where(Artifact.name == name)).mappings().first()):
         return dict(found)
     names = [row["name"] for row in list_artifacts(session, task_id=task_id, limit=20)]
     told = f"it left {', '.join(names)}" if names else "it left none"
     raise UnknownArtifact(f"Task {task_id} left no file {name[:255]!r}: {told}.")
 
 
+def own_folder(task_id: str) -> Path:
+    """The folder `howl-artifacts/<task id>` here, made if it is not there; the id's SHA-256 stands for an unusual one.
+
+    Raises ArtifactFailed where there is something else in its place: a link, or what others may write to.
+    """
+    name = task_id if is_plain_id(task_id) else hashlib.sha256(task_id.encode()).hexdigest()[:32]
+    for folder in (FOLDER, FOLDER / name):
+        try:
+            with suppress(FileExistsError):
+                folder.mkdir(mode=0o755)
+            about = folder.lstat()
+        except OSError as error:
+            raise ArtifactFailed(f"{folder} cannot be made ({error.strerror}): choose a folder with --to.") from error
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o022:
+            raise ArtifactFailed(f"{folder} is no folder that you alone may write to: choose another with --to.")
+    return FOLDER / name
+
+
 def save(settings: Settings, row: Row, folder: Path, *, overwrite: bool = False) -> Path:
     """Write a file that `find` found into a folder, under its own name; returns its path.
 
-    It appears there whole and checked, or not at all. Raises ArtifactFailed, also where there is one of its name
-    already and `overwrite` is not set, UnknownArtifact, NotConfigured.
+    A first character that makes a name more than a name (`.env`, `-rf`) becomes `_`. The file appears whole and
+    checked, or not at all. Raises ArtifactFailed, also where there is one of its name already and `overwrite` is not
+    set, UnknownArtifact, NotConfigured.
     """
-    if fault := name_fault(row["name"]):
+    if fault := path_fault(row["name"]):
         raise ArtifactFailed(f"The file's name {row['name']!r} {fault}: it cannot be saved under it.")
-    path = folder / row["name"]
+    path = folder / _plain(row["name"])
     if not overwrite and os.path.lexists(path):
         raise _exists(path)
     try:
@@ -78,6 +102,13 @@ def save(settings: Settings, row: Row, folder: Path, *, overwrite: bool = False)
     except OSError as error:
         raise ArtifactFailed(f"{path} cannot be written: {error.strerror}.") from error
     return path
+
+
+def _plain(name: str) -> str:
+    """The name, or one like it that is only a name: workers are refused others now, and there are rows of before."""
+    if not name_fault(name):
+        return name
+    return re.sub(r"[.\s]+$", "", re.sub(r"^[.\s-]", "_", name))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import celery
 from celery import Celery
 from celery.signals import celeryd_after_setup
 from kombu.entity import Exchange, Queue
+from kombu.utils.imports import symbol_by_name
 
 from howl.config import Settings, load_settings
 from howl.tls import redis_options
@@ -31,7 +32,7 @@ def create_app(settings: Settings | None = None) -> Celery:
     # By name: who runs or sends tasks loads the loader, who commands workers the control, a worker all the rest.
     made = Celery(
         "howl",
-        loader="howl.worker.loader:Loader",
+        loader=_loader,
         control="howl.broker.control:Control",
         task_cls=Task,
         set_as_current=settings is None,
@@ -47,6 +48,11 @@ def create_app(settings: Settings | None = None) -> Celery:
     made.steps["consumer"].add("howl.worker.claims:Claims")
     made.steps["consumer"].add("howl.worker.pulse:Pulse")
     return made
+
+
+def _loader(app: Celery) -> Any:
+    """Celery's loader, made by hand: given its name, Celery would import it with the working directory first."""
+    return symbol_by_name("howl.worker.loader:Loader")(app=app)
 
 
 def configuration(settings: Settings) -> dict[str, Any]:

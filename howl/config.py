@@ -20,8 +20,9 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from howl import env_file
 from howl.durations import parse_duration
 from howl.errors import NotConfigured, SettingsError
 from howl.join import Join, decode
@@ -104,7 +105,7 @@ def _plain(name: str) -> Any:
     return AliasChoices(f"HOWL_{name}", name)
 
 
-class Settings(BaseSettings):
+class Settings(env_file.FileSettings):
     """What this process was told; URLs are complete after validation, or None when nobody said."""
 
     model_config = SettingsConfigDict(
@@ -325,12 +326,13 @@ class Settings(BaseSettings):
 
 
 def load_settings(**given: Any) -> Settings:
-    """Read settings from `given`, then the environment, then `.env` (or the file HOWL_ENV_FILE names; empty: none).
+    """Read settings from `given`, then the environment, then the file HOWL_ENV_FILE names (empty: none).
 
+    Where it is not set, a `.env` here that is this person's own says where servers are, and nothing that loads code.
     Raises SettingsError with one line a wrong variable; values are never shown.
     """
     try:
-        return Settings(_env_file=os.environ.get("HOWL_ENV_FILE", ".env") or None, **given)
+        return Settings(_env_file=env_file.chosen(), **given)
     except ValidationError as error:
         raise SettingsError(f"Wrong setting: {'; '.join(map(_explain, error.errors(include_url=False)))}.") from None
 

@@ -53,6 +53,7 @@ PART_STATUS = "howl_status"
 #: Longest id or name in characters; Celery's own ids have 36.
 NAME_LIMIT = 255
 HEX = re.compile(r"[0-9a-f]+")
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}")
 
 
@@ -216,6 +217,14 @@ def is_id(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= NAME_LIMIT and not UNSTORABLE.search(value)
 
 
+def is_plain_id(task_id: str) -> bool:
+    """Whether a task's id is of the form that HOWL and Celery make: others may be anything that a worker wrote.
+
+    Only a plain one stands in a command to be copied, or is the name of a folder.
+    """
+    return bool(UUID.fullmatch(task_id))
+
+
 def _fits(name: str, value: Any) -> bool:
     return isinstance(value, _TYPES[name]) and not isinstance(value, bool)
 
@@ -248,7 +257,18 @@ def _reason(result: Any) -> Any:
 
 
 def name_fault(name: str) -> str | None:
-    """What is wrong with an artifact's name, which must be a file's in any folder; None if nothing is."""
+    """What is wrong with an artifact's name, which must be a plain file's in any folder; None if nothing is."""
+    if fault := path_fault(name):
+        return fault
+    if name[0] in ".-":
+        return "begins with a dot or a hyphen, so that programs take it for settings or an option"
+    if name != name.strip() or name.endswith("."):
+        return "begins with a space, or ends with one or with a dot, which file systems drop"
+    return None
+
+
+def path_fault(name: str) -> str | None:
+    """Why a file cannot be written under this name; None if it can."""
     if not name.strip():
         return "is empty"
     if not name.isprintable():  # half a character is not

@@ -24,7 +24,7 @@ def start(request: BurstRequest, settings: Settings) -> int:
 
 
 def _start_keeper(request: BurstRequest, log: Path) -> subprocess.Popen[bytes]:
-    line = [sys.executable, "-m", "howl.cli", "burst", "start", "--local", "--burst-id", request.burst_id]
+    line = [sys.executable, "-P", "-m", "howl.cli", "burst", "start", "--local", "--burst-id", request.burst_id]
     for name in ("workers", "runtime", "grace", "concurrency"):
         value = getattr(request, name)
         line += [] if value is None else [f"--{name}", f"{value:g}"]

@@ -216,7 +216,7 @@ def _start_worker(name: str, request: BurstRequest, folder: Path, environment: d
 
 
 def _command_line(name: str, request: BurstRequest) -> list[str]:
-    line = [sys.executable, "-m", "howl.cli", "worker", "--name", name, "--origin", "local"]
+    line = [sys.executable, "-P", "-m", "howl.cli", "worker", "--name", name, "--origin", "local"]
     line += ["--runtime", f"{request.runtime:.3f}", "--grace", f"{request.patience:.3f}"]
     if request.concurrency:
         line += ["--concurrency", str(request.concurrency)]

@@ -63,17 +63,18 @@ def list_(task_id: str | None, limit: int, as_json: bool) -> None:
 @click.argument("task_id", metavar="TASK")
 @click.argument("names", metavar="[FILE]...", nargs=-1)
 @click.option(
-    "--to", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".", metavar="FOLDER",
-    help="Where to put them; by default here.",
+    "--to", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="FOLDER",
+    help="Where to put them; by default a folder of the task's own, howl-artifacts/<its id>, below this one.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
 @click.option("--stdout", is_flag=True, help="Write the one file to standard output instead.")
 @as_json
-def get(task_id: str, names: tuple[str, ...], folder: Path, force: bool, stdout: bool, as_json: bool) -> None:
+def get(task_id: str, names: tuple[str, ...], folder: Path | None, force: bool, stdout: bool, as_json: bool) -> None:
     """Get files that a task left, all of them when none is named.
 
     The first characters of the task's id will do. Each file appears whole, its SHA-256 checked, or not at all; nothing
-    is written outside the folder, and nothing overwritten without --force.
+    is written outside the folder, and nothing overwritten without --force. A worker wrote them, and chose their names:
+    look at them before you run one, and do not fetch them into a folder that you work in.
 
     \b
     Examples:
@@ -90,7 +91,8 @@ def get(task_id: str, names: tuple[str, ...], folder: Path, force: bool, stdout:
     if stdout:
         _print(settings, rows)
         return
-    saved = [{"path": str(kept.save(settings, row, folder, overwrite=force)), **_facts(row)} for row in rows]
+    into = folder or (kept.own_folder(found) if rows else Path())
+    saved = [{"path": str(kept.save(settings, row, into, overwrite=force)), **_facts(row)} for row in rows]
     emit(saved, as_json, columns=(Column("path", "file", folds=True), Column("size", "size", words.size)),
          empty=f"Task {found} left no files.")  # fmt: skip
 

@@ -57,7 +57,7 @@ def _stop_signals() -> Iterator[list[int]]:
 def _howl_server(urls: StackUrls, *, verbose: bool) -> Iterator[subprocess.Popen[bytes]]:
     """`howl server` writing to this terminal; addresses and their passwords reach it through its environment."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "howl.cli", "server", *(["--verbose"] if verbose else [])],
+        [sys.executable, "-P", "-m", "howl.cli", "server", *(["--verbose"] if verbose else [])],
         env=os.environ | _variables(urls),
         stdin=subprocess.DEVNULL,
         # Ctrl-C in a terminal is for us, who stop it before the servers it talks to.

@@ -134,6 +134,37 @@ def test_a_row_whose_name_leads_elsewhere_is_not_saved(
     assert [path.name for path in tmp_path.rglob("*")] == ["to"]
 
 
+@pytest.mark.parametrize(
+    ("name", "saved"),
+    [
+        (".env", "_env"), ("-rf", "_rf"), ("..config", "_.config"), (" .env", "_.env"),
+        ("report.txt.", "report.txt"), ("report .", "report"), (". .", "_"), (".ENV ", "_ENV"),
+    ],
+)  # fmt: skip
+def test_a_row_from_before_such_names_were_refused_is_saved_under_a_plain_one(
+    keep: Callable[..., str], howl: Any, tmp_path: Path, name: str, saved: str
+) -> None:
+    keep(name, b"x")
+    answer = howl("get", "1f0c9a", "--to", str(tmp_path), "--json")
+    assert answer.exit_code == 0, answer.output
+    assert [path.name for path in tmp_path.iterdir()] == [saved]
+    assert howl("get", "1f0c9a", "--to", str(tmp_path), "--", name).exit_code == 1  # it is there already
+
+
+def test_a_task_whose_id_is_a_path_has_a_folder_of_its_own_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for task_id in ("../../x", "/etc", ".git", "-x", "CON", "a" * 255, "\n", TASK_ID):
+        folder = artifacts.own_folder(task_id)
+        assert folder.parent == Path("howl-artifacts")
+        assert folder.name.replace("-", "").isalnum()
+    assert artifacts.own_folder(TASK_ID).name == TASK_ID
+    (tmp_path / "howl-artifacts").chmod(0o777)
+    with pytest.raises(artifacts.ArtifactFailed, match="you alone"):
+        artifacts.own_folder(TASK_ID)
+
+
 def test_content_that_is_not_what_was_recorded_is_not_saved(
     keep: Callable[..., str], howl: Any, tmp_path: Path
 ) -> None:

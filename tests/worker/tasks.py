@@ -278,6 +278,14 @@ def leave_text(texts: list[str], name: str | None, media_type: str | None = None
     return [artifact(text.encode(), name, media_type) for text in texts]
 
 
+@shared_task(name="endings.leave_trap")
+def leave_trap(mark: str, names: list[str]) -> None:
+    """Leave modules that leave a mark if they run, and settings that would have them run."""
+    code = f"import os\nopen({mark!r}, 'a').write(f'{{__file__}} {{os.environ.get(\"HOWL_DATABASE_URL\")}}\\n')\n"
+    for name in names:
+        artifact((code if name.endswith(".py") else "HOWL_TASK_MODULES=helper\n").encode(), name)
+
+
 @shared_task(name="endings.leave_file")
 def leave_file(path: str, name: str | None = None) -> dict[str, Any]:
     """Leave a file behind that is there already."""

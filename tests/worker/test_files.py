@@ -104,6 +104,8 @@ def test_tasks_leave_files_side_by_side(crew: Crew) -> None:
         ("../../x", "leads to another folder"), ("/etc/passwd", "leads to another folder"), ("..", "another folder"),
         ("a\\b", "another folder"), ("", "is empty"), ("  ", "is empty"), ("a\nb", "control characters"),
         ("a\x00", "control characters"), ("\u202egnp.exe", "no screen shows"), ("ü" * 128, "longer than 255 bytes"),
+        (".env", "a dot or a hyphen"), ("-rf", "a dot or a hyphen"), (" .env", "begins with a space"),
+        ("report.", "ends with one or with a dot"), ("report ", "ends with one"),
     ],
 )  # fmt: skip
 def test_a_name_that_is_no_file_name_is_refused(crew: Crew, name: str, why: str) -> None:

@@ -1,0 +1,108 @@
+"""The `.env` of the working directory: whose it must be to be read, and what it may say.
+
+The folder may be a stranger's: a checked out repository, or what a worker left. A file that HOWL_ENV_FILE names is not
+asked any of this: somebody has chosen it.
+"""
+
+import logging
+import os
+import stat
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, PydanticBaseSettingsSource
+
+logger = logging.getLogger(__name__)
+
+NAME = ".env"
+#: Bytes; a server's own has 2,000.
+LONGEST = 1 << 20
+
+#: Settings that decide which code runs here, what it may do, or where a token is sent.
+POWERS = (
+    "agent_command", "agent_env", "agent_repository", "allow_commands", "browser", "browser_sandbox",
+    "checkout_schemes", "github_api", "home", "pulse_file", "task_modules", "web_allow_private", "work_folder",
+    "worker_origin",
+)  # fmt: skip
+#: Settings that say where the servers are, and who logs in to them; those that may hold a password come first.
+SECRETS = (
+    "join", "redis_url", "nats_url", "database_url", "redis_password", "nats_password", "postgres_password",
+)  # fmt: skip
+SERVERS = (
+    *SECRETS, "manager_host", "ca_file", "tls", "redis_host", "redis_port", "redis_user", "nats_host", "nats_port",
+    "nats_user", "postgres_host", "postgres_port", "postgres_db", "postgres_user",
+)  # fmt: skip
+
+
+class FileSettings(BaseSettings):
+    """Settings of which a file says no more than `allowed` lets it."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  # pydantic's signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """pydantic's own sources, in its order."""
+        if isinstance(dotenv_settings, DotEnvSettingsSource):
+            dotenv_settings.env_vars = allowed(dotenv_settings.env_vars)
+        return init_settings, env_settings, dotenv_settings, file_secret_settings
+
+
+def chosen() -> str | None:
+    """The file to read settings from: what HOWL_ENV_FILE names (empty: none), or a `.env` here that is one's own."""
+    named = os.environ.get("HOWL_ENV_FILE")
+    if named is None:
+        return NAME if _is_ours(Path(NAME)) else None
+    return named or None
+
+
+def allowed(read: Mapping[str, str | None]) -> Mapping[str, str | None]:
+    """Of what the chosen file says, by names in small letters, what it may say; what is left out is told once."""
+    if os.environ.get("HOWL_ENV_FILE") is not None:
+        return read
+    foreign = set(_names(POWERS))
+    if _names(SECRETS) & {name.lower() for name, value in os.environ.items() if value}:
+        # Or a password of the environment's could be sent to an address of the file's.
+        foreign |= _names(SERVERS)
+    ignored = sorted(name.upper() for name, value in read.items() if name in foreign and value)
+    if ignored:
+        _tell(
+            f"Not taken from {Path(NAME).absolute()}, which was only found here: {', '.join(ignored)}. Set it in the "
+            "environment, or name the file in HOWL_ENV_FILE."
+        )
+    return {name: value for name, value in read.items() if name not in foreign}
+
+
+def _names(fields: tuple[str, ...]) -> set[str]:
+    return {name for field in fields for name in (field, f"howl_{field}")}
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether nobody else could have written it, nor a version control system: those make files that all may read."""
+    try:
+        about = path.stat()
+    except OSError:
+        return False
+    if not stat.S_ISREG(about.st_mode) or about.st_size > LONGEST:
+        why = "is no file of settings"
+    elif about.st_uid not in (0, os.geteuid()):
+        why = "belongs to somebody else"
+    elif about.st_mode & (0o022 if about.st_uid != os.geteuid() else 0o077):
+        why = "is open to others (chmod 600 closes it)"
+    elif not os.access(path, os.R_OK):
+        why = "may not be read by you"
+    else:
+        return True
+    _tell(f"{path.absolute()} is not read, because it {why}: name it in HOWL_ENV_FILE if it is to be.")
+    return False
+
+
+@cache
+def _tell(line: str) -> None:
+    """Once a process, for settings are read many times."""
+    logger.warning(line)
