@@ -60,7 +60,7 @@ def find(session: Session, task_id: str, name: str) -> Row:
     if not path_fault(name) and (found := session.execute(question.where(Artifact.name == name)).mappings().first()):
         return dict(found)
     names = [row["name"] for row in list_artifacts(session, task_id=task_id, limit=20)]
-    told = f"it left {', '.join(names)}" if names else "it left none"
+    told = f"it left {', '.join(map(repr, names))}" if names else "it left none"
     raise UnknownArtifact(f"Task {task_id} left no file {name[:255]!r}: {told}.")
 
 

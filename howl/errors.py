@@ -4,8 +4,17 @@ import click
 from kombu.exceptions import EncodeError
 
 
+def visible(text: str) -> str:
+    """The text with control characters written out: a worker's words must not steer a person's terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+
+
 class HowlError(click.ClickException):
     """Base of HOWL's own errors: `howl` and `celery` alike print its text, no traceback, and exit with status 1."""
+
+    def format_message(self) -> str:
+        """As it is printed: ids and names in it may be a stranger's."""
+        return visible(self.message)
 
 
 class SettingsError(HowlError):

@@ -18,7 +18,7 @@ from mcp.shared.message import SessionMessage
 from mcp.types import PARSE_ERROR, CallToolResult, ErrorData, InputRequiredResult, JSONRPCError, ToolAnnotations
 from pydantic import ValidationError, create_model
 
-from howl.errors import HowlError, InvalidRequest
+from howl.errors import HowlError, InvalidRequest, visible
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _mistakes(error: ValidationError) -> str:
 
 def _printable(text: str) -> str:
     """What UTF-8 can carry and a model will read."""
-    return text[:ERROR_LIMIT].encode(errors="backslashreplace").decode()
+    return visible(text[:ERROR_LIMIT])
 
 
 async def _answer_unreadable(

@@ -218,11 +218,13 @@ def is_id(value: Any) -> TypeGuard[str]:
 
 
 def is_plain_id(task_id: str) -> bool:
-    """Whether a task's id is of the form that HOWL and Celery make: others may be anything that a worker wrote.
-
-    Only a plain one stands in a command to be copied, or is the name of a folder.
-    """
+    """Whether a task's id is of the form that HOWL and Celery make: another may be anything that a worker wrote."""
     return bool(UUID.fullmatch(task_id))
+
+
+def in_command(task_id: str) -> str:
+    """A task's id as a command to be copied has it: in the place of one that is not plain stands `ID`."""
+    return task_id if is_plain_id(task_id) else "ID"
 
 
 def _fits(name: str, value: Any) -> bool:

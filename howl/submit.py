@@ -25,6 +25,7 @@ from howl.broker.message import NO_TASK, task_headers
 from howl.broker.transport import publishing_once
 from howl.celery import settings_of, worker_queue
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
+from howl.idempotency import require_same
 from howl.models import Chord, Task, Worker
 from howl.outcomes import FINAL_RANK, NAME_LIMIT, UNSTORABLE, failure
 from howl.tls import reason
@@ -39,6 +40,8 @@ TEXT_LIMIT = 20_000
 #: of them, of a megabyte each at worst, are fetched at once.
 PRIORITY_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 SEARCHED, FETCHED = 10_000, 50
+#: Names of workers that an error tells.
+NAMES_TOLD = 50
 #: How a task may have ended to be retried, and what its row says then.
 RETRIABLE = ("failed", "dead", "expired")
 AS_NEW: dict[str, Any] = {
@@ -71,8 +74,9 @@ class TaskRequest:
 def submit(request: TaskRequest, session: Session, app: Celery) -> str:
     """Record a task, then push it; returns its id, and for a known idempotency key the id of the first such task.
 
-    Raises UnknownTask, InvalidRequest, UnknownWorker (nothing is recorded then), or QueueUnavailable: the row is
-    recorded without `pushed_at`, and the server pushes it when Redis is back.
+    Raises UnknownTask, InvalidRequest (also for a known key with another request), UnknownWorker (nothing
+    is recorded then), or QueueUnavailable: the row is recorded without `pushed_at`, and the server pushes it when Redis
+    is back.
     """
     check(request, app)
     if request.worker_id is not None:
@@ -335,7 +339,7 @@ def _check_type(task_name: str, parameter: inspect.Parameter, value: Any) -> Non
 def _require_active(worker_id: str, session: Session) -> None:
     active = session.scalars(select(Worker.worker_id).where(Worker.status == "active").order_by(Worker.worker_id)).all()
     if worker_id not in active:
-        names = ", ".join(active) or "none"
+        names = ", ".join(map(repr, active[:NAMES_TOLD])) or "none"
         raise UnknownWorker(f"Worker {worker_id!r} is not active; active are: {names}.")
 
 
@@ -359,7 +363,9 @@ def _record(request: TaskRequest, session: Session, app: Celery) -> tuple[Task, 
     task = session.scalars(made).one_or_none()
     if task is not None:
         return task, True
-    return session.scalars(select(Task).where(Task.idempotency_key == request.idempotency_key)).one(), False
+    first = session.scalars(select(Task).where(Task.idempotency_key == request.idempotency_key)).one()
+    require_same(first, row)
+    return first, False
 
 
 def _queue_name(request: TaskRequest, app: Celery) -> str:

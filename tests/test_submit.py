@@ -2,6 +2,7 @@
 
 import json
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -11,7 +12,7 @@ from howl import db
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
 from howl.models import Task, Worker
 from howl.server.keeper import Keeper
-from howl.submit import TaskRequest, cancel, push, submit
+from howl.submit import TaskRequest, cancel, push, retry, submit
 from tests.support import eventually, taken_away
 
 
@@ -43,8 +44,57 @@ def test_a_submitted_task_has_a_row_a_message_and_a_mark(session, app, client, s
 
 def test_the_same_idempotency_key_returns_the_same_task_and_pushes_nothing(session, app, queued):
     first = submit(_request(idempotency_key="k"), session, app)
-    assert submit(_request(idempotency_key="k", args=[5, 6]), session, app) == first
+    # What only people read, and what counts from now, may differ.
+    again = _request(idempotency_key="k", description="again", submitted_by="you", expires_in=60)
+    assert submit(again, session, app) == first
     assert queued() == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"args": [5]}, "arguments"), ({"args": [True]}, "arguments"), ({"args": ["1"]}, "arguments"),
+        ({"args": [], "kwargs": {"value": 1}}, "arguments"), ({"name": "tests.noop", "args": []}, "name, arguments"),
+        ({"queue": "other"}, "queue or worker"), ({"worker_id": "alive"}, "queue or worker"),
+        ({"priority": 3}, "priority"), ({"time_limit": 5}, "time limit"),
+    ],
+)  # fmt: skip
+def test_an_idempotency_key_with_another_request_is_refused_and_says_what_differs(session, app, queued, other, named):
+    session.add(Worker(worker_id="alive"))
+    first = {"name": "tests.echo", "args": [1], "idempotency_key": "k"}
+    submit(_request(**first), session, app)
+    with pytest.raises(InvalidRequest, match=rf"differs from it in {named}: "):
+        submit(_request(**first | other), session, app)
+    assert queued() == 1
+
+
+@pytest.mark.parametrize("value", [1e23, 1e22, 1.0, -0.0, 0.1, 10**40, 1e300, "ü\n", [[]], {"b": {"2": 1}, "a": None}])
+def test_the_same_values_are_the_same_request_however_postgresql_keeps_them(session, app, value):
+    request = _request(name="tests.echo", args=[value], idempotency_key="k")
+    assert submit(request, session, app) == submit(request, session, app)
+
+
+def test_a_retried_task_is_still_that_of_its_key(session, app):
+    request = _request(idempotency_key="k", expires_in=60)
+    task_id = submit(request, session, app)
+    session.execute(update(Task).where(Task.task_id == task_id).values(status="failed", rank=3))
+    session.commit()
+    retry(task_id, session, app)
+    assert submit(request, session, app) == task_id
+
+
+def test_of_requests_at_once_under_one_key_one_is_recorded_and_others_are_told(settings, app, queued):
+    def ask(number: int) -> str:
+        with db.session(settings.database()) as opened:
+            try:
+                return submit(_request(idempotency_key="k", args=[1, number % 2]), opened, app)
+            except InvalidRequest as error:
+                return error.message
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(16)))
+    ids = {answer for answer in answers if "differs" not in answer}
+    assert (len(ids), sum("differs from it in arguments" in answer for answer in answers), queued()) == (1, 8, 1)
 
 
 def test_pushing_a_task_again_while_it_is_in_flight_does_nothing(session, app, queued):
@@ -74,8 +124,8 @@ REFUSED = {
     "an empty queue": (InvalidRequest, {"queue": " "}, "queue must be a text"),
     "a time limit of nothing": (InvalidRequest, {"time_limit": 0}, "time_limit must be"),
     "an expiry in the past": (InvalidRequest, {"expires_in": -1}, "expires_in must be"),
-    "a worker nobody knows": (UnknownWorker, {"worker_id": "nobody"}, "active are: alive"),
-    "a worker that is gone": (UnknownWorker, {"worker_id": "gone"}, "active are: alive"),
+    "a worker nobody knows": (UnknownWorker, {"worker_id": "nobody"}, "active are: 'alive'"),
+    "a worker that is gone": (UnknownWorker, {"worker_id": "gone"}, "active are: 'alive'"),
 }
 
 

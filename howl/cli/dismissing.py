@@ -32,8 +32,9 @@ def dismiss(worker_ids: Sequence[str], order: Order, patience: float | None, as_
         emit([_told(row, gone) for row in rows], as_json)
     require_answers(rows)
     if left:
+        names = words.visible(_names(left))
         raise click.ClickException(
-            f"{_names(left)} not gone within {words.length(patience)}: a task may take long. `howl workers stop` "
+            f"{names} not gone within {words.length(patience)}: a task may take long. `howl workers stop` "
             "puts it back on the queue."
         )
 

@@ -67,7 +67,7 @@ def plain(value: Any) -> Any:
 def _print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[Column], empty: str) -> None:
     console = stdout_console()
     if not rows:
-        console.print(empty, highlight=False, markup=False)
+        console.print(words.visible(empty), highlight=False, markup=False)
         return
     shown = [column for column in columns if console.width >= column.width_needed]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")

@@ -55,7 +55,7 @@ def _text_of(value: str) -> str:
 @click.option("--priority", type=click.IntRange(0, 9), help="0 comes first.")
 @click.option("--time-limit", type=DURATION, metavar="TIME", help="Kill it when it runs longer than this.")
 @click.option("--expires", "expires_in", type=DURATION, metavar="TIME", help="Never start it later than this from now.")
-@click.option("--idempotency-key", metavar="KEY", help="Submitting again under the same key gives the same task.")
+@click.option("--idempotency-key", metavar="KEY", help="Submitting the same again under it gives the same task.")
 @click.option("--description", metavar="TEXT", help="What it is for, in words.")
 @click.option("--wait", is_flag=True, help="Wait until it has ended, and print its result.")
 @click.option("--timeout", type=DURATION, metavar="TIME", help="How long to wait at most; the task goes on.")

@@ -153,7 +153,7 @@ def cancel_(task_ids: tuple[str, ...], as_json: bool) -> None:
         emit(answers, as_json)
         return
     for answer in answers:
-        click.echo(_cancelled(**answer))
+        click.echo(words.visible(_cancelled(**answer)))
 
 
 def _cancelled(task_id: str, status_before: str) -> str:

@@ -92,9 +92,7 @@ class Screen(_Open):
         self.console.print(Text(_end(task, several=self.several), style=COLOURS.get(task["status"], "")))
 
     def _block(self, task: Followed) -> RenderableType:
-        head = Text(
-            f"{task.task_id[:SHORT_ID]}  " if self.several else "", style="bold", no_wrap=True, overflow="ellipsis"
-        )
+        head = Text(_mark(task.task_id, several=self.several), style="bold", no_wrap=True, overflow="ellipsis")
         head.append(_state(task.row), style=COLOURS.get(task.row["status"], ""))
         return Group(head, bar_line(task.progress)) if task.progress else head
 
@@ -124,7 +122,7 @@ class Lines(_Open):
         state = f"{task.row['status']}{_where(task.row)}"
         if self._states.get(task.task_id) != state:
             self._states[task.task_id] = state
-            click.echo(f"{_mark(task.task_id, several=self.several)}{state}", err=True)
+            click.echo(f"{_mark(task.task_id, several=self.several)}{words.visible(state)}", err=True)
 
     def _tell_progress(self, task: Followed) -> None:
         told, now = live.in_words(task.progress or {}), datetime.now(UTC)
@@ -187,7 +185,7 @@ def _lines_of(event: Row, *, several: bool) -> list[str]:
 
 
 def _mark(task_id: str, *, several: bool) -> str:
-    return f"{task_id[:SHORT_ID]}  " if several else ""
+    return words.visible(f"{task_id[:SHORT_ID]}  ") if several else ""
 
 
 def _state(row: Row) -> str:

@@ -12,6 +12,7 @@ from howl.cli.output import emit
 from howl.cli.telling import NdJson, Teller, teller
 from howl.config import load_settings
 from howl.db import session
+from howl.outcomes import in_command
 
 Row = dict[str, Any]
 
@@ -50,7 +51,7 @@ def _ended(task_ids: list[str], timeout: float | None, told: Teller | None = Non
     several = len(task_ids) > 1
     try:
         if told is None:
-            click.echo(f"{len(task_ids)} tasks" if several else f"Task {task_ids[0]}", err=True)
+            click.echo(f"{len(task_ids)} tasks" if several else words.visible(f"Task {task_ids[0]}"), err=True)
             told = teller(several=several)
         with told:
             for look in follow(url, task_ids, timeout):
@@ -79,7 +80,7 @@ def _print_results(tasks: list[Row]) -> None:
     """One's alone, so that it can be piped on; several below their ids, as `tail` prints files."""
     for task in tasks:
         if len(tasks) > 1:
-            click.echo(f"==> {task['task_id']} {task['status']} <==")
+            click.echo(words.visible(f"==> {task['task_id']} {task['status']} <=="))
         if task["status"] == "succeeded":
             click.echo(words.document(task["result"]))
 
@@ -102,7 +103,7 @@ _ENDINGS = {"failed": "failed", "cancelled": "was cancelled", "expired": "expire
 
 
 def _going_on(task_ids: list[str], what: str) -> str:
-    task_id = task_ids[0]
+    task_id = in_command(task_ids[0])
     advice = f"`howl tasks show {task_id}` shows it, `howl tasks cancel {task_id}` stops it."
     if len(task_ids) == 1:
         return f"{what}; the task goes on: {advice}"

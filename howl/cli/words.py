@@ -5,6 +5,8 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
+from howl.errors import visible as visible
+
 NOTHING = "-"
 SIZES = (("kB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12))
 UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
@@ -65,11 +67,6 @@ def clipped(text: str, limit: int) -> str:
     """The text's first line, at most `limit` characters."""
     first, _, rest = text.strip().partition("\n")
     return first if len(first) <= limit and not rest else f"{first[: limit - 1].rstrip()}…"
-
-
-def visible(text: str) -> str:
-    """The text with control characters written out: a worker's words must not steer a person's terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
 def document(value: Any) -> str:

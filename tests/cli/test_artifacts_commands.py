@@ -183,7 +183,7 @@ def test_a_file_whose_content_is_gone_says_so(
 
 
 def test_an_unknown_file_names_those_there_are(left: None, howl: Any) -> None:
-    assert "it left big.bin, empty, note.txt" in howl("get", "1f0c9a", "nothing.txt").output
+    assert "it left 'big.bin', 'empty', 'note.txt'" in howl("get", "1f0c9a", "nothing.txt").output
 
 
 # --- the curator -----------------------------------------------------------------------------------------------------
