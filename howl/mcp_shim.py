@@ -67,8 +67,8 @@ ExpiresIn = Annotated[float | None, Field(gt=0, description="Seconds from now af
 IdempotencyKey = Annotated[
     str | None,
     Field(
-        description="Your own unique name for this work: the same call again returns the task of the first, and another "
-        "under it is refused."
+        description="Your own unique name for this work: the same call again returns the task of the first, and "
+        "another under it is refused."
     ),
 ]
 Description = Annotated[str | None, Field(description="What this is for, in words; people see it in lists.")]

@@ -11,8 +11,36 @@ from howl.errors import AddressRefused, FetchFailed
 
 #: Addresses of one name that are tried, in the resolver's order.
 TRIED = 3
-#: Where Azure, and so each of GitHub's runners, finds its own machine's secrets under a public address.
-INSIDE_CLOUDS = frozenset({"168.63.129.16"})
+#: What is not the public internet's, by IANA's registries of special-purpose addresses as of November 2026; the lists
+#: in `ipaddress` differ from one Python to the next. https://www.iana.org/assignments/iana-ipv4-special-registry
+SPECIAL_4 = tuple(map(ipaddress.IPv4Network, (
+    "0.0.0.0/8",  # this network
+    "10.0.0.0/8",  # private
+    "100.64.0.0/10",  # shared behind a provider's NAT; clouds keep services there
+    "127.0.0.0/8",  # loopback
+    "168.63.129.16/32",  # no special one: where Azure, and so each of GitHub's runners, finds its machine's secrets
+    "169.254.0.0/16",  # link-local, and most clouds' machine's secrets
+    "172.16.0.0/12",  # private
+    "192.0.0.0/24",  # protocol assignments; one cloud's machine's secrets
+    "192.0.2.0/24",  # documentation
+    "192.88.99.0/24",  # 6to4 relays, deprecated
+    "192.168.0.0/16",  # private
+    "198.18.0.0/15",  # benchmarking
+    "198.51.100.0/24",  # documentation
+    "203.0.113.0/24",  # documentation
+    "224.0.0.0/4",  # multicast
+    "240.0.0.0/4",  # reserved, and broadcast
+)))  # fmt: skip
+#: All that IANA has given out for the public; outside are loopback, mapped and translated (NAT64) IPv4, discard-only,
+#: unique local, link-local, site-local, multicast. https://www.iana.org/assignments/iana-ipv6-special-registry
+PUBLIC_6 = ipaddress.IPv6Network("2000::/3")
+SPECIAL_6 = tuple(map(ipaddress.IPv6Network, (
+    "2001::/23",  # protocol assignments: Teredo, benchmarking, ORCHID, DRIP, and no website
+    "2001:db8::/32",  # documentation
+    "2002::/16",  # 6to4, which stands for an IPv4 address
+    "3ffe::/16",  # 6bone, returned
+    "3fff::/20",  # documentation
+)))  # fmt: skip
 
 
 def parse(url: str) -> httpx.URL:
@@ -52,9 +80,11 @@ async def resolve_host(host: str, port: int, allow_private: bool) -> list[str]:
 def is_public(address: str) -> bool:
     """Whether this is an address of the public internet, and does not stand for another one (6to4, mapped, NAT64)."""
     ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address) and (ip.is_site_local or ip.sixtofour or ip.teredo or ip.ipv4_mapped):
+    if isinstance(ip, ipaddress.IPv4Address):
+        return not any(ip in network for network in SPECIAL_4)
+    if ip.scope_id is not None:  # of one machine's interface
         return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved and address not in INSIDE_CLOUDS
+    return ip in PUBLIC_6 and not any(ip in network for network in SPECIAL_6)
 
 
 def port_of(url: httpx.URL) -> int:

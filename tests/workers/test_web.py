@@ -1,6 +1,7 @@
 """web.fetch, called directly, against a real web server on loopback."""
 
 import hashlib
+import ipaddress
 import json
 import socket
 import ssl
@@ -174,6 +175,14 @@ def test_a_url_that_workers_do_not_fetch_is_refused(url: str):
         "10.0.0.1",
         "172.16.0.1",
         "192.168.1.1",
+        "192.0.0.192",
+        "192.0.0.9",
+        "198.18.0.1",
+        "[100::1]",
+        "[2001:db8::1]",
+        "[3fff::1]",
+        "[5f00::1]",
+        "[::ffff:c000:c0]",
         "100.64.0.1",
         "169.254.169.254",
         "224.0.0.1",
@@ -214,9 +223,44 @@ def test_the_cloud_s_own_service_under_a_public_address_is_refused():
         fetch("http://168.63.129.16/", timeout=5)
 
 
-@pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "2606:4700::1111"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        # IANA's registries of special-purpose addresses, IPv4 and IPv6, and multicast.
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.0.0/29", "192.0.0.8/32", "192.0.0.9/32", "192.0.0.10/32", "192.0.0.170/31", "192.0.0.192/32",
+        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "224.0.0.0/4", "240.0.0.0/4", "255.255.255.255/32",
+        "::/128", "::1/128", "::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64",
+        "100:0:0:1::/64", "2001::/23", "2001::/32", "2001:1::1/128", "2001:1::3/128", "2001:2::/48", "2001:3::/32",
+        "2001:4:112::/48", "2001:10::/28", "2001:20::/28", "2001:30::/28", "2001:db8::/32", "2002::/16", "3ffe::/16",
+        "3fff::/20", "4000::/2", "5f00::/16", "8000::/1", "fc00::/7", "fd00:ec2::254/128", "fe80::/10", "fec0::/10",
+        "ff00::/8",
+    ],
+)  # fmt: skip
+def test_no_address_of_a_special_network_is_public_whatever_python_thinks(network: str):
+    found = ipaddress.ip_network(network)
+    for address in (found[0], found[found.num_addresses // 2], found[-1]):
+        assert not addresses.is_public(str(address))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "1.1.1.1", "8.8.8.8", "9.255.255.255", "11.0.0.0", "100.63.255.255", "100.128.0.0", "126.255.255.255",
+        "128.0.0.0", "169.253.255.255", "172.15.255.255", "172.32.0.0", "191.255.255.255", "192.0.1.0", "192.0.3.0",
+        "192.167.255.255", "192.169.0.0", "198.17.255.255", "198.20.0.0", "198.51.99.255", "203.0.114.0",
+        "223.255.255.255", "2001:200::1", "2001:4860:4860::8888", "2003::1", "2606:4700::1111", "2620:4f:8000::1",
+        "3ffd::1", "3fff:1000::1",
+    ],
+)  # fmt: skip
 def test_an_address_of_the_public_internet_is_not_refused(address: str):
     assert addresses.is_public(address)
+
+
+def test_an_address_of_one_interface_is_not_public():
+    assert not addresses.is_public("fe80::1%eth0")
+    assert not addresses.is_public("2606:4700::1111%eth0")
 
 
 def test_a_name_with_one_private_address_among_public_ones_is_refused(names: dict):
