@@ -20,10 +20,14 @@ def migrate() -> None:
 
 
 def _migrate_on(connection: Connection) -> None:
-    """Two migrating processes wait for each other."""
+    """Two migrating processes wait for each other. The lock is one that a mere reader may not take (roles.sql).
+
+    What waits for a table that somebody reads keeps everybody else from it: for a minute at most.
+    """
     context.configure(connection=connection, target_metadata=Base.metadata, compare_server_default=True)
     with context.begin_transaction():
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('howl.migrate'))")
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '60s'")
         context.run_migrations()
 
 

@@ -74,8 +74,12 @@ def ask(session: Session, settings: Settings, request: BurstRequest, run: Run | 
 
 
 def _one_at_a_time(session: Session) -> None:
-    """Until the transaction ends: two who ask at once must not both be given the last minutes."""
-    session.execute(text("SELECT pg_advisory_xact_lock(hashtext('howl.budget'))"))
+    """Until the transaction ends: two who ask at once must not both be given the last minutes.
+
+    A lock of a mode that conflicts with itself alone (and with vacuuming): whoever may only read cannot take it, as it
+    could an advisory lock.
+    """
+    session.execute(text("LOCK TABLE bursts IN SHARE UPDATE EXCLUSIVE MODE"))
 
 
 def _answered(session: Session, run: Run | None) -> Leave | None:

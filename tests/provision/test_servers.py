@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from kombu.exceptions import OperationalError
 from nats.errors import Error as NatsError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from sqlalchemy import text
 
-from howl import tls
+from howl import db, tls
 from howl.backend import redis_client
+from howl.burst import budget
 from howl.celery import create_app
 from howl.config import Settings, load_settings
 from howl.embedded.server import free_port
@@ -374,6 +377,43 @@ def test_the_reader_reads_every_table_and_changes_none(server: Server, stack: St
         scalar(url, "DELETE FROM tasks")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         scalar(url, "BEGIN READ WRITE; CREATE TABLE mine (x int)")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT pg_advisory_lock(hashtext('howl.budget'))", "SELECT pg_try_advisory_lock(1, 2)",
+        "SELECT pg_advisory_xact_lock(hashtext('howl.migrate'))", "SELECT pg_try_advisory_xact_lock_shared(1)",
+        "LOCK TABLE bursts IN SHARE UPDATE EXCLUSIVE MODE", "LOCK TABLE tasks IN ROW SHARE MODE",
+        "SELECT 1 FROM tasks FOR UPDATE", "SELECT 1 FROM tasks FOR KEY SHARE", "CREATE TEMPORARY TABLE mine (x int)",
+        "SELECT lo_creat(-1)", "SELECT lo_from_bytea(0, 'x')", "SET temp_file_limit = -1",
+    ],
+)  # fmt: skip
+def test_the_reader_locks_nobody_out_and_fills_no_disk(server: Server, stack: Stack, statement: str):
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        scalar(database_url(stack, server, READER), f"BEGIN READ WRITE; {statement}")
+
+
+def test_bursts_are_counted_whatever_a_reader_holds(server: Server, stack: Stack):
+    with psycopg.connect(database_url(stack, server, READER)) as reader:
+        reader.execute("LOCK TABLE bursts, workers, tasks IN ACCESS SHARE MODE")
+        with db.session(database_url(stack, server)) as opened:
+            opened.execute(text("SET LOCAL lock_timeout = '5s'"))
+            assert budget.look(opened, load_settings(home=server.folder.out))["workers"] == 0
+
+
+def test_a_readers_forgotten_transaction_and_its_connections_end(server: Server, stack: Stack):
+    url = database_url(stack, server, READER)
+    for name, value in (("statement_timeout", "1min"), ("idle_in_transaction_session_timeout", "1min"),
+                        ("transaction_timeout", "5min"), ("temp_file_limit", "1GB")):  # fmt: skip
+        assert scalar(url, f"SHOW {name}") == value
+    with ExitStack() as opened, pytest.raises(psycopg.OperationalError, match="too many connections for role"):
+        _connect(url, 21, opened)
+
+
+def _connect(url: str, times: int, opened: ExitStack) -> None:
+    for _ in range(times):
+        opened.enter_context(psycopg.connect(url))
 
 
 def test_the_roles_can_be_made_again_and_a_rotated_password_then_counts(server: Server, stack: Stack):
