@@ -56,6 +56,14 @@ check-workflows: .venv/installed
 check-compose: .venv/installed
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
+.PHONY: images
+images: ## Show which tags of others' images have moved on from the digests they are pinned by (needs Docker)
+	@grep -hoE '[a-z]+:[0-9][^ @]*@sha256:[0-9a-f]{64}' docker-compose.yml workers/Dockerfile | sort -u | \
+	while IFS=@ read -r tag pinned; do \
+		now=$$(docker buildx imagetools inspect "$$tag" --format '{{.Manifest.Digest}}') || exit 1; \
+		if [ "$$now" = "$$pinned" ]; then echo "$$tag is as pinned"; else echo "$$tag has moved on: @$$now"; fi; \
+	done
+
 .PHONY: bench
 bench: .venv/installed ## Measure tasks a second beside stock Celery; other measures with ARGS, as in ARGS=--tls
 	@$(BIN)/python -m benchmarks.throughput $(ARGS)

@@ -127,7 +127,34 @@ def test_a_long_running_service_is_watched_restarted_and_bounded(service: str) -
 
 @pytest.mark.parametrize("service", sorted(COMPOSE["services"]))
 def test_an_image_is_named_by_its_version(service: str) -> None:
-    assert re.search(r":\d+\.\d+\.?\d*(-\w+)?$", COMPOSE["services"][service]["image"])
+    # Others' also by their digest: whoever can move a tag could bring other programs in.
+    digest = "" if "build" in COMPOSE["services"][service] else "@sha256:[0-9a-f]{64}"
+    assert re.search(rf":\d+\.\d+\.?\d*(-\w+)?{digest}$", COMPOSE["services"][service]["image"])
+
+
+def test_the_images_of_workers_and_server_are_built_on_a_digest() -> None:
+    bases = re.findall(r"(?m)^FROM (\S+)", (ROOT / "workers" / "Dockerfile").read_text())
+    assert [base for base in bases if not re.search("@sha256:[0-9a-f]{64}$", base)] == ["base", "base"]
+
+
+@pytest.mark.parametrize("service", sorted(COMPOSE["services"]))
+def test_a_container_may_do_no_more_than_its_user_and_has_few_processes(service: str) -> None:
+    stated = COMPOSE["services"][service]
+    assert (stated["cap_drop"], stated["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+    assert 0 < stated["pids_limit"] <= 512
+    assert not {"cap_add", "privileged", "devices", "pid", "ipc", "network_mode"} & stated.keys()
+    # A task's files do not fit into memory.
+    assert stated["read_only"] is (service != "worker")
+
+
+def test_what_a_container_that_is_read_only_writes_to_is_a_volume_or_memory() -> None:
+    services = COMPOSE["services"]
+    assert [volume for name in services for volume in services[name].get("volumes", ()) if volume.startswith("./")
+            and not volume.endswith(":ro")] == []  # fmt: skip
+    assert "redis:/data" in services["redis"]["volumes"]
+    assert "nats:/data" in services["nats"]["volumes"]
+    assert "postgres:/var/lib/postgresql" in services["postgres"]["volumes"]
+    assert any(place.startswith("/var/run/postgresql:") for place in services["postgres"]["tmpfs"])
 
 
 def test_no_variable_stands_in_a_command_line_where_ps_would_show_it() -> None:
