@@ -14,6 +14,12 @@ def noop() -> None:
     """Do nothing."""
 
 
+@shared_task(name="bench.clock")
+def clock() -> float:
+    """The Unix time at which this task ends."""
+    return time.time()
+
+
 @shared_task(name="bench.sleep")
 def sleep(seconds: float) -> None:
     """Take some time without using the processor."""

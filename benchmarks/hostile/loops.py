@@ -1,0 +1,119 @@
+"""Attacks in loops, each in a process of its own: `python -m benchmarks.hostile.loops SECONDS NAME ...`.
+
+It takes the credential from HOWL_JOIN, says `ready`, begins when a line comes in, and ends with what came of each
+attack as JSON. What does not end by itself is killed; what it had counted until then counts.
+"""
+
+import json
+import multiprocessing
+import resource
+import sys
+import time
+from ctypes import Structure, c_char, c_double, c_long
+from dataclasses import asdict, dataclass
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import redis
+from nats.errors import Error as NatsError
+
+from benchmarks.hostile.attacks import find
+from benchmarks.hostile.thief import Refused, Thief
+from howl.config import load_settings
+
+#: Seconds after its time that a pass has to end by itself.
+LATE = 3.0
+#: Seconds between two passes that failed, so that a refused attack does not spin.
+PAUSE = 0.02
+
+
+class _Count(Structure):
+    """In memory that parent and child share."""
+
+    _fields_ = (
+        ("passes", c_long), ("refused", c_long), ("cut", c_long), ("busy", c_long),
+        ("processor", c_double), ("answer", c_char * 160),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What came of one attack."""
+
+    #: Passes that went through, were refused, were cut off or not answered, and found Redis busy or full.
+    passes: int
+    refused: int
+    cut: int
+    busy: int
+    #: Seconds of the processor's that it used itself.
+    processor: float
+    #: What was last said to it.
+    answer: str
+    #: Whether it ended as it should, or was killed at the end of its time.
+    broken: bool = False
+
+    @property
+    def is_refused(self) -> bool:
+        return self.refused > 0 and self.passes == self.busy == 0
+
+
+def main(seconds: float, names: list[str]) -> dict[str, Tally]:
+    """Run them side by side."""
+    print("ready", flush=True)
+    if not sys.stdin.readline():
+        return {}
+    until = time.time() + seconds
+    # Forked, for what all of them import is imported once, before the clock starts.
+    context: Any = multiprocessing.get_context("fork")
+    counts = {f"{name}#{number}": context.Value(_Count, lock=False) for number, name in enumerate(names)}
+    running = [
+        context.Process(target=_loop, args=(name.partition("#")[0], until, count), daemon=True)
+        for name, count in counts.items()
+    ]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(max(0.0, until + LATE - time.time()))
+    return {name: _tally(count, process) for (name, count), process in zip(counts.items(), running, strict=True)}
+
+
+def _tally(count: Any, process: BaseProcess) -> Tally:
+    broken = process.exitcode not in (0, None)
+    if process.exitcode is None:
+        count.cut += 1  # the pass from which it did not come back
+        process.kill()
+        process.join(LATE)
+    words = count.answer.decode(errors="replace")
+    return Tally(count.passes, count.refused, count.cut, count.busy, round(count.processor, 2), words, broken)
+
+
+def _loop(name: str, until: float, count: Any) -> None:
+    attack, thief = find(name), Thief(load_settings(), until)
+    while not thief.is_over:
+        kind, answer = _once(attack, thief)
+        setattr(count, kind, getattr(count, kind) + 1)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        count.processor = used.ru_utime + used.ru_stime
+        if answer:
+            count.answer = answer.encode()[:159]
+        if kind != "passes":
+            time.sleep(PAUSE)
+
+
+def _once(attack: Any, thief: Thief) -> tuple[str, str]:
+    """One pass: what came of it, and in what words."""
+    try:
+        attack(thief)
+    except Refused as error:
+        return "refused", str(error)
+    except redis.exceptions.ResponseError as error:
+        full = isinstance(error, redis.exceptions.OutOfMemoryError) or str(error).startswith(("BUSY", "OOM"))
+        return ("busy" if full else "refused"), str(error)
+    except (redis.RedisError, NatsError, OSError) as error:
+        thief.redis.connection_pool.disconnect()
+        return "cut", repr(error)
+    return "passes", ""
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: asdict(tally) for name, tally in main(float(sys.argv[1]), sys.argv[2:]).items()}))

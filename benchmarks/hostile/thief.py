@@ -1,0 +1,141 @@
+"""Who holds a stolen credential: a worker's join string, redis-py and nats-py, and no more manners than that.
+
+All names and forms of the product's that an attack needs are here, taken from the product where it has a function.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nats.aio.client import Client
+
+from howl.backend import redis_client
+from howl.broker.areas import area_of, user_of
+from howl.broker.bell import doorbell
+from howl.broker.scripts import TURN
+from howl.config import Settings
+from howl.messaging import Connection
+from howl.outcomes import Outcome, encode
+from howl.provision.rights import worker_subjects
+
+#: The thief's queue, and that of its neighbour, as whom a worker runs.
+MINE, THEIRS = "mine", "theirs"
+THIEF, VICTIM = "thief", "victim"
+#: Seconds that one command may take before the thief gives it up and connects again.
+TIMEOUT = 10.0
+
+
+class Refused(Exception):
+    """The credential may not do this, or there is nothing of the kind to do."""
+
+
+class Thief:
+    """One credential at one process's disposal."""
+
+    def __init__(self, settings: Settings, until: float) -> None:
+        self.settings = settings
+        #: Unix time at which the attack ends.
+        self.until = until
+        self.area = area_of(settings)
+        self.redis: Any = redis_client(settings, timeout=TIMEOUT)
+
+    @property
+    def is_over(self) -> bool:
+        return time.time() >= self.until
+
+    # --- Redis ------------------------------------------------------------------------------------------------------
+
+    def key(self, name: str) -> str:
+        """One of the keys that its workers hold or leave."""
+        return self.area.key(name)
+
+    @property
+    def queue(self) -> str:
+        """The list of its own queue."""
+        return self.settings.key(MINE)
+
+    def owner(self) -> str:
+        """A worker's life that nobody has used."""
+        return f"celery@{THIEF}.{uuid.uuid4().hex}"
+
+    def turn(self, owner: str, *words: Any, number: int = 1, wanted: int = 0, most_bytes: int = 8 << 20) -> Any:
+        """A turn about its own queue; a word is (kind, tag, value ...), or text as turn.lua shall read it."""
+        keys = [self.key(f"claims:{owner}"), self.key(f"turns:{owner}"), self.queue, self.settings.key(doorbell(MINE))]
+        said = [part for word in words for part in _parts(word)]
+        who = [self.settings.key_prefix, self.area.root, owner]
+        numbers = [number, int(self.settings.lease * 1000), wanted, most_bytes, "0-0", 1, self.settings.backlog_limit]
+        return TURN.run(self.redis, keys, [*who, *numbers, *said])
+
+    def leave(self, *documents: bytes) -> None:
+        """Entries of its outcomes stream, in one round trip."""
+        with self.redis.pipeline(transaction=False) as together:
+            for document in documents:
+                together.xadd(self.key("outcomes"), {"outcome": document})
+            together.execute()
+
+    # --- NATS -------------------------------------------------------------------------------------------------------
+
+    def subject(self, kind: str, chosen: str = "x") -> str:
+        """A subject of a kind (`events`, `artifacts`, `leave`) that it may publish; `chosen` fills its gaps."""
+        granted = [name for name in self._granted("publish") if kind in name]
+        if not granted:
+            raise Refused(f"no subject of {kind} is granted")
+        return granted[0].replace("*", chosen).replace(">", chosen)
+
+    def fresh_subjects(self, kind: str, length: int) -> Callable[[], str]:
+        """Makes one subject after the other that nobody has used, about so many characters long."""
+        if self.subject(kind, "a") == self.subject(kind, "b"):
+            raise Refused(f"no subject of {kind} is its own choice")
+        chosen = sum(name.count("*") for name in self._granted("publish") if kind in name)
+        filler = "x" * max(1, length // max(chosen, 1) - 32)
+        return lambda: self.subject(kind, f"{uuid.uuid4().hex}{filler}")
+
+    @property
+    def inboxes(self) -> list[str]:
+        """Where answers to its questions come, and where those to everybody's came until each had his own."""
+        return list(dict.fromkeys([*self._granted("subscribe"), f"{self.settings.subject_prefix}.inbox.>"]))
+
+    @property
+    def inbox(self) -> str:
+        """A subject of its own to be answered on."""
+        return self._granted("subscribe")[0].replace("*", "x").replace(">", uuid.uuid4().hex)
+
+    def on_nats(self, act: Callable[[Client], Awaitable[None]]) -> None:
+        """Do something over a connection of its own; raises Refused when NATS says that it may not."""
+        asyncio.run(self._on_nats(act))
+
+    async def _on_nats(self, act: Callable[[Client], Awaitable[None]]) -> None:
+        complaints: list[str] = []
+
+        async def complain(error: Exception) -> None:
+            complaints.append(str(error))
+
+        client = await Connection().open(self.settings, "thief", error_cb=complain)
+        try:
+            await act(client)
+            await client.flush(5)
+        finally:
+            await client.close()
+        forbidden = [text for text in complaints if "permissions violation" in text.lower()]
+        if forbidden:
+            raise Refused(forbidden[0])
+
+    def _granted(self, way: str) -> list[str]:
+        return worker_subjects(self.settings.subject_prefix, user_of(self.settings))[way]
+
+
+def outcome(result: bytes, task_id: str | None = None) -> bytes:
+    """A legal outcome of a task that never was, whose result is this JSON."""
+    marked = Outcome(
+        task_id=task_id or uuid.uuid4().hex, state="SUCCESS", at="2026-01-01T00:00:00+00:00", result="@", name="forged"
+    )
+    return encode(marked).replace(b'"@"', result, 1)
+
+
+def _parts(word: Any) -> list[Any]:
+    if isinstance(word, str):
+        return [word]
+    kind, tag, *values = word
+    return [kind, tag, len(values), *values]
