@@ -180,12 +180,15 @@ class Ground:
                 return 0
             try:
                 pid = self.pid(name)
-                highest, now = _memory(pid)
-            except (AssertionError, KeyError, OSError):
+            except AssertionError:
                 self.note(f"{name} ended")
                 with suppress(AssertionError, click.ClickException):  # the next look tries again
                     self.start(name)
                 return 0
+            try:
+                highest, now = _memory(pid)
+            except (KeyError, OSError):
+                return 0  # it is just ending
         if now > most:
             self.note(f"{name} killed at {now >> 20} MiB")
             _kill(pid)

@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import click
@@ -130,7 +130,12 @@ def watched(ground: Ground, row: Row) -> Iterator[None]:
 
 
 def measure(
-    name: str, attacks: list[str], new_ground: Callable[[], Ground], seconds: float, rounds: int, quiet: float
+    name: str,
+    attacks: list[str],
+    new_ground: Callable[[], AbstractContextManager[Ground]],
+    seconds: float,
+    rounds: int,
+    quiet: float,
 ) -> Row:
     """Spans by turns, `rounds` of each; if all is not well again after an attack, the next begins on new ground."""
     row = Row(name)
@@ -143,7 +148,12 @@ def measure(
 
 
 def _measure(
-    row: Row, attacks: list[str], new_ground: Callable[[], Ground], seconds: float, left: int, quiet: float
+    row: Row,
+    attacks: list[str],
+    new_ground: Callable[[], AbstractContextManager[Ground]],
+    seconds: float,
+    left: int,
+    quiet: float,
 ) -> None:
     while left:
         with new_ground() as ground, watched(ground, row):
