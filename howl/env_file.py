@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from dotenv import dotenv_values
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, PydanticBaseSettingsSource
+
+from howl.errors import NotConfigured
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ def allowed(read: Mapping[str, str | None]) -> Mapping[str, str | None]:
     if os.environ.get("HOWL_ENV_FILE") is not None:
         return read
     foreign = set(_names(POWERS))
-    if _names(SECRETS) & {name.lower() for name, value in os.environ.items() if value}:
+    if _names(SECRETS) & _environment():
         # Or a password of the environment's could be sent to an address of the file's.
         foreign |= _names(SERVERS)
     ignored = sorted(name.upper() for name, value in read.items() if name in foreign and value)
@@ -76,6 +79,22 @@ def allowed(read: Mapping[str, str | None]) -> Mapping[str, str | None]:
             "environment, or name the file in HOWL_ENV_FILE."
         )
     return {name: value for name, value in read.items() if name not in foreign}
+
+
+def require_chosen_servers() -> None:
+    """Raise NotConfigured where a file that was only found names the servers that a worker here would obey."""
+    if os.environ.get("HOWL_ENV_FILE") is not None or not _is_ours(Path(NAME)):
+        return
+    told = {name.lower() for name, value in dotenv_values(NAME).items() if value}
+    if _names(SERVERS) & told and not _names(SECRETS) & _environment():
+        raise NotConfigured(
+            f"A worker does what its servers tell it, and {Path(NAME).absolute()}, which names them, was only found "
+            "here: if they are yours, name the file in HOWL_ENV_FILE."
+        )
+
+
+def _environment() -> set[str]:
+    return {name.lower() for name, value in os.environ.items() if value}
 
 
 def _names(fields: tuple[str, ...]) -> set[str]:

@@ -10,6 +10,8 @@ import pytest
 
 from howl import env_file
 from howl.config import Settings, load_settings
+from howl.errors import NotConfigured
+from tests.support import Process
 
 #: What a file that was only found may say besides where servers are; a new setting is put here or into POWERS.
 HARMLESS = {
@@ -109,6 +111,24 @@ def test_a_password_of_the_environment_is_sent_to_no_address_of_a_found_file(
     settings = load_settings()
     urls = (settings.redis_url, settings.nats_url, settings.database_url)
     assert {url for url in urls if url} <= {"postgresql://mine@127.0.0.1/x"}
+
+
+def test_no_worker_obeys_servers_that_a_found_file_names(
+    write: Any, start: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(f"HOWL_REDIS_URL={URL}")
+    env = {name: value for name, value in os.environ.items() if name != "HOWL_ENV_FILE"}
+    for line, program in ((("worker", "--name", "w"), "howl"), (("-A", "howl", "worker", "-P", "solo"), "celery")):
+        refused = start(*line, env=env, program=program)
+        assert refused.wait() == 1
+        assert "was only found here" in refused.output
+    with pytest.raises(NotConfigured, match="name the file in HOWL_ENV_FILE"):
+        env_file.require_chosen_servers()
+    monkeypatch.setenv("HOWL_REDIS_URL", URL)
+    env_file.require_chosen_servers()  # the file's counts for nothing
+    monkeypatch.delenv("HOWL_REDIS_URL")
+    monkeypatch.setenv("HOWL_ENV_FILE", str(path))
+    env_file.require_chosen_servers()
 
 
 def test_an_address_in_the_environment_may_stand_beside_the_files_passwords(

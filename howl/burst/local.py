@@ -15,6 +15,7 @@ from howl.burst import logs, record
 from howl.burst.record import TaskCounts
 from howl.burst.request import BurstRequest
 from howl.config import Settings
+from howl.env_file import require_chosen_servers
 from howl.errors import BurstFailed, DatabaseUnavailable
 from howl.outcomes import FINAL_STATUSES
 
@@ -110,6 +111,7 @@ def start(request: BurstRequest, settings: Settings) -> LocalBurst:
 
     Old bursts' logs go. Raises BurstFailed, NotConfigured or DatabaseUnavailable; nothing is left running then.
     """
+    require_chosen_servers()
     environment = worker_environment(settings)
     _check(request)
     folder = _make_folder(settings.home / "bursts" / request.burst_id)

@@ -10,6 +10,7 @@ from howl.backend import redis_client, require_redis
 from howl.broker.areas import DEFAULT_USER, user_of
 from howl.celery import settings_of, worker_id_of, worker_queue
 from howl.config import Settings
+from howl.env_file import require_chosen_servers
 from howl.errors import NotGranted
 from howl.worker import remote
 
@@ -24,6 +25,7 @@ class Preflight(bootsteps.Step):
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
+        require_chosen_servers()
         settings = settings_of(parent.app)
         require_redis(settings)
         remote.install()
