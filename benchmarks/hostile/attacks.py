@@ -255,13 +255,13 @@ def reads_heavy(thief: Thief) -> None:
 
 @attack
 def answers_unread(thief: Thief) -> None:
-    """A hundred connections that ask for much and read nothing. Right: cut, and never at the neighbours' cost."""
+    """Fifty connections that ask for much and read nothing. Right: cut, and never at the neighbours' cost."""
     claims = thief.key("claims:celery@thief.unread")
     if not thief.redis.hkeys(claims):
         _claim(thief, "celery@thief.unread", 50_000)
     opened: list[Any] = []
     try:
-        for _ in range(100):
+        for _ in range(50):
             if thief.is_over:
                 break
             opened.append(thief.redis.connection_pool.make_connection())
@@ -277,11 +277,13 @@ def answers_unread(thief: Thief) -> None:
 
 def ordinary(thief: Thief) -> None:
     """Nothing but turns as a busy worker says them, as fast as they go, on its own queue."""
-    owner = thief.owner()
     _push(thief, 200)
-    _, given, *_ = thief.turn(owner, wanted=200)
+    heard, given, *_ = thief.turn(thief.life, wanted=200, number=next(thief.numbers))
+    if heard != b"ok":  # Redis has forgotten this owner
+        thief.begin_anew()
+        return
     ends = [("settle", tag, "id", outcome(b"null")) for tag in given[::3]]
-    thief.turn(owner, *ends, number=2)
+    thief.turn(thief.life, *ends, number=next(thief.numbers))
 
 
 #: What is no attack: the same processor and bandwidth, used as they may be.

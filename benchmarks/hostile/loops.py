@@ -6,6 +6,7 @@ attack as JSON. What does not end by itself is killed; what it had counted until
 
 import json
 import multiprocessing
+import re
 import resource
 import sys
 import time
@@ -25,6 +26,8 @@ from howl.config import load_settings
 LATE = 3.0
 #: Seconds between two passes that failed, so that a refused attack does not spin.
 PAUSE = 0.02
+#: How Redis says that it does nothing for anybody now; redis-py puts what command of a pipeline had it before that.
+NO_ROOM = re.compile(r"(^|caused error: )(BUSY|OOM|MISCONF|LOADING)\b")
 
 
 class _Count(Structure):
@@ -107,10 +110,10 @@ def _once(attack: Any, thief: Thief) -> tuple[str, str]:
     except Refused as error:
         return "refused", str(error)
     except redis.exceptions.ResponseError as error:
-        full = isinstance(error, redis.exceptions.OutOfMemoryError) or str(error).startswith(("BUSY", "OOM"))
+        full = isinstance(error, redis.exceptions.OutOfMemoryError) or NO_ROOM.search(str(error))
         return ("busy" if full else "refused"), str(error)
     except (redis.RedisError, NatsError, OSError) as error:
-        thief.redis.connection_pool.disconnect()
+        thief.begin_anew()
         return "cut", repr(error)
     return "passes", ""
 

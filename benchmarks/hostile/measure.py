@@ -68,6 +68,11 @@ class Row:
         return statistics.median(self.during or [0.0]) / quiet if quiet else 0.0
 
     @property
+    def passes(self) -> int:
+        """How often an attack went through."""
+        return sum(tally.passes for tallies in self.tallies for tally in tallies.values())
+
+    @property
     def is_refused(self) -> bool:
         """Whether no pass of it went through."""
         known = [tally for tallies in self.tallies for tally in tallies.values()]

@@ -7,6 +7,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from itertools import count, cycle
 from typing import Any
 
 from nats.aio.client import Client
@@ -40,6 +41,13 @@ class Thief:
         self.until = until
         self.area = area_of(settings)
         self.redis: Any = redis_client(settings, timeout=TIMEOUT)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """As a worker that starts: another owner, whose turns are counted from 1, over new connections."""
+        self.redis.connection_pool.disconnect()
+        #: The owner, and numbers for its turns.
+        self.life, self.numbers = self.owner(), count(1)
 
     @property
     def is_over(self) -> bool:
@@ -82,15 +90,20 @@ class Thief:
         granted = [name for name in self._granted("publish") if kind in name]
         if not granted:
             raise Refused(f"no subject of {kind} is granted")
-        return granted[0].replace("*", chosen).replace(">", chosen)
+        return _filled(granted[0], chosen)
 
     def fresh_subjects(self, kind: str, length: int) -> Callable[[], str]:
         """Makes one subject after the other that nobody has used, about so many characters long."""
-        if self.subject(kind, "a") == self.subject(kind, "b"):
+        free = [name for name in self._granted("publish") if kind in name and _gaps(name)]
+        if not free:
             raise Refused(f"no subject of {kind} is its own choice")
-        chosen = sum(name.count("*") for name in self._granted("publish") if kind in name)
-        filler = "x" * max(1, length // max(chosen, 1) - 32)
-        return lambda: self.subject(kind, f"{uuid.uuid4().hex}{filler}")
+        names = cycle(free)
+
+        def fresh() -> str:
+            name = next(names)
+            return _filled(name, uuid.uuid4().hex + "x" * max(1, length // _gaps(name) - 32))
+
+        return fresh
 
     @property
     def inboxes(self) -> list[str]:
@@ -100,7 +113,7 @@ class Thief:
     @property
     def inbox(self) -> str:
         """A subject of its own to be answered on."""
-        return self._granted("subscribe")[0].replace("*", "x").replace(">", uuid.uuid4().hex)
+        return _filled(self._granted("subscribe")[0], uuid.uuid4().hex)
 
     def on_nats(self, act: Callable[[Client], Awaitable[None]]) -> None:
         """Do something over a connection of its own; raises Refused when NATS says that it may not."""
@@ -132,6 +145,15 @@ def outcome(result: bytes, task_id: str | None = None) -> bytes:
         task_id=task_id or uuid.uuid4().hex, state="SUCCESS", at="2026-01-01T00:00:00+00:00", result="@", name="forged"
     )
     return encode(marked).replace(b'"@"', result, 1)
+
+
+def _gaps(subject: str) -> int:
+    """Parts that whoever may publish it chooses."""
+    return sum(part in ("*", ">") for part in subject.split("."))
+
+
+def _filled(subject: str, chosen: str) -> str:
+    return ".".join(chosen if part in ("*", ">") else part for part in subject.split("."))
 
 
 def _parts(word: Any) -> list[Any]:
