@@ -163,7 +163,7 @@ class Settings(env_file.FileSettings):
 
     #: The repository whose runners bursts are started on, as owner/name, and a token that may start its workflows.
     github_repository: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")
-    github_token: SecretStr | None = None
+    github_token: SecretStr | None = Field(None, repr=False)
     #: The workflow's file name, and the branch or tag it runs from.
     github_workflow: str = Field("burst.yml", pattern=r"^[A-Za-z0-9_.-]+$")
     github_ref: str = "main"
@@ -325,16 +325,44 @@ class Settings(env_file.FileSettings):
         return f"{self.key_prefix}{name}"
 
 
+#: The settings that a process holds on to, see `keep`.
+_kept: dict[str, Settings] = {}
+
+
 def load_settings(**given: Any) -> Settings:
     """Read settings from `given`, then the environment, then the file HOWL_ENV_FILE names (empty: none).
 
     Where it is not set, a `.env` here that is this person's own says where servers are, and nothing that loads code.
     Raises SettingsError with one line a wrong variable; values are never shown.
     """
+    if _kept and not given:
+        return _kept["settings"]
     try:
         return Settings(_env_file=env_file.chosen(), **given)
     except ValidationError as error:
         raise SettingsError(f"Wrong setting: {'; '.join(map(_explain, error.errors(include_url=False)))}.") from None
+
+
+def keep(settings: Settings) -> None:
+    """Have `load_settings()` return these, here and in forked children: what they were read from will be gone."""
+    _kept["settings"] = settings
+
+
+def secret_variables() -> frozenset[str]:
+    """Names of the variables that hold a credential: those of the settings that no representation shows."""
+    names = [_variables(name) for name, field in Settings.model_fields.items() if not field.repr]
+    return frozenset(name for either in names for name in either)
+
+
+def _is_exported(settings: Settings, field: str) -> bool:
+    """Whether this process's environment says so, and not a file."""
+    return str(getattr(settings, field)) in map(os.environ.get, _variables(field))
+
+
+def _variables(field: str) -> tuple[str, ...]:
+    """By which a setting is given; the last is what people call it."""
+    alias = Settings.model_fields[field].validation_alias
+    return tuple(map(str, alias.choices)) if isinstance(alias, AliasChoices) else (f"HOWL_{field.upper()}",)
 
 
 def default_home() -> Path:

@@ -58,6 +58,14 @@ def optional_program(*names: str) -> str:
     return found or pytest.skip(f"{names[0]} is not installed: this test needs it")
 
 
+def as_an_ordinary_user() -> list[str]:
+    """What a command line begins with to be nobody's, where tests run as root; nobody may enter root's folders then."""
+    if os.geteuid() != 0:
+        return []
+    may_read = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    return [optional_program("setpriv"), "--reuid=nobody", "--regid=nogroup", "--clear-groups", *may_read]
+
+
 class Process:
     """A real `howl` process, its output in a file."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from celery import shared_task
 
 from howl.errors import AgentFailed, CommandTimedOut, HowlError, InvalidRequest, NotConfigured, SettingsError
-from howl.worker import context
+from howl.worker import context, environment
 from workers import process
 from workers.checkout import ARTIFACTS, Checkout
 from workers.collect import Left, brought, collect
@@ -145,4 +145,4 @@ def _variables() -> dict[str, str]:
     names = settings().agent_env
     if refused := [name for name in names if CREDENTIALS.match(name)]:
         raise SettingsError(f"HOWL_AGENT_ENV names {', '.join(refused)}, which no agent is given: take it out.")
-    return {name: os.environ[name] for name in names if name in os.environ}
+    return {name: value for name in names if (value := environment.told(name)) is not None}

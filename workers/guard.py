@@ -39,6 +39,7 @@ LISTED = Path("/proc/thread-self/children").exists()
 
 # <linux/prctl.h>
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -49,6 +50,8 @@ def main(descriptor: int) -> None:
     alarm = _wake_on_signals()
     if LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        # An order may hold an agent's key, which other programs of this user could otherwise read in this memory.
+        _prctl(PR_SET_DUMPABLE, 0)
     command = _start(control)
     if command:
         tree = Tree(command.pid, control)

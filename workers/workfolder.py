@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from howl.errors import SettingsError
+from workers.order import passed_on
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,6 @@ def _is_left_over(folder: Path) -> bool:
 
 def _ends_well(*argv: str) -> bool:
     try:
-        return subprocess.run(argv, capture_output=True, timeout=PATIENCE, check=False).returncode == 0
+        return subprocess.run(argv, env=passed_on(), capture_output=True, timeout=PATIENCE, check=False).returncode == 0
     except (subprocess.TimeoutExpired, OSError):
         return False

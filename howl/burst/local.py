@@ -18,6 +18,7 @@ from howl.config import Settings
 from howl.env_file import require_chosen_servers
 from howl.errors import BurstFailed, DatabaseUnavailable
 from howl.outcomes import FINAL_STATUSES
+from howl.worker.environment import CREDENTIALS
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,11 @@ POLL = 0.5
 
 LOG_TAIL = 2048  # bytes
 
-#: Settings that are not passed on as they are: PostgreSQL and GitHub are none of a worker's business, complete URLs
-#: replace hosts and passwords, and who it is its command line says.
-NOT_PASSED_ON = ("database_", "postgres_", "redis_", "nats_", "worker_", "github_")
+#: Settings that are not passed on as they are: PostgreSQL, GitHub and Flower are none of a worker's business, complete
+#: URLs replace hosts and passwords, and who it is its command line says.
+NOT_PASSED_ON = ("database_", "postgres_", "redis_", "nats_", "worker_", "github_", "flower_")
 #: Variables of this process that would lead a worker to PostgreSQL, or to other servers than the settings'.
-LEADING = ("HOWL_", "MANAGER_", "REDIS_", "NATS_", "POSTGRES_", "PG", "WORKER_", "CELERY_")
+LEADING = ("HOWL_", "MANAGER_", "REDIS_", "NATS_", "POSTGRES_", "PG", "WORKER_", "CELERY_", "FLOWER_")
 
 
 @dataclass
@@ -133,13 +134,19 @@ def worker_environment(settings: Settings) -> dict[str, str]:
 
     Raises NotConfigured.
     """
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(LEADING)}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not (name.startswith(LEADING) or CREDENTIALS.fullmatch(name))
+    }
     agents = {name: os.environ[name] for name in settings.agent_env if name in os.environ}
     values = settings.model_dump(exclude_none=True)
     given = {
         f"HOWL_{name.upper()}": _as_variable(values[name]) for name in values if not name.startswith(NOT_PASSED_ON)
     }
     servers = {"HOWL_REDIS_URL": settings.redis(), "HOWL_NATS_URL": settings.nats()}
+    if settings.join:  # which says all but where a tunnel ends
+        servers = {"HOWL_REDIS_PORT": str(settings.redis_port), "HOWL_NATS_PORT": str(settings.nats_port)}
     # What .env says has been read: a worker that reads it again would learn PostgreSQL's password.
     return inherited | agents | given | servers | {"HOWL_ENV_FILE": ""}
 

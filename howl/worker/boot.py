@@ -12,7 +12,7 @@ from howl.celery import settings_of, worker_id_of, worker_queue
 from howl.config import Settings
 from howl.env_file import require_chosen_servers
 from howl.errors import NotGranted
-from howl.worker import remote
+from howl.worker import environment, remote
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class Preflight(bootsteps.Step):
         super().__init__(parent, **options)
         require_chosen_servers()
         settings = settings_of(parent.app)
+        environment.withdraw(settings)  # `howl worker` has done so; `celery -A howl worker` comes here first
         require_redis(settings)
         remote.install()
         if user_of(settings) != DEFAULT_USER:

@@ -15,8 +15,9 @@ from celery.utils.nodenames import default_nodename
 from celery.worker import state
 
 from howl.celery import app
-from howl.config import load_settings
+from howl.config import Settings, load_settings
 from howl.errors import InvalidRequest
+from howl.worker import environment
 from howl.worker.identity import default_name
 
 logger = logging.getLogger(__name__)
@@ -47,12 +48,13 @@ class WorkerOptions:
 
 def run(options: WorkerOptions) -> None:
     """Work until told to stop, or until the deadline or idleness ends it; ends by SystemExit with an exit status."""
-    _tell_settings(options)
+    settings = _settings(options)
+    environment.withdraw(settings)
     if options.runtime is not None:
         plan = (time.monotonic() + options.runtime, _grace(options.runtime, options.grace))
         _in_background(_leave_in_time, *plan)
     # Not app.worker_main: the `celery` command loads every plugin that is installed, which takes longer than all else.
-    worker = app.Worker(**_arguments(options))
+    worker = app.Worker(**_arguments(options, settings))
     if options.idle_exit is not None:
         _in_background(_leave_when_idle, worker, options.idle_exit)
     worker.start()
@@ -71,19 +73,14 @@ def _grace(runtime: float, wanted: float | None) -> float:
     return wanted
 
 
-def _tell_settings(options: WorkerOptions) -> None:
-    """Options become settings before the settings are first read, also by the pool's children."""
-    deadline = options.runtime and (datetime.now(UTC) + timedelta(seconds=options.runtime)).isoformat()
-    given = {
-        "HOWL_WORKER_TAGS": ",".join(options.tags),
-        "HOWL_WORKER_ORIGIN": options.origin,
-        "HOWL_WORKER_DEADLINE": deadline,
-    }
-    os.environ.update({name: value for name, value in given.items() if value})
+def _settings(options: WorkerOptions) -> Settings:
+    """This process's settings; what its command line says comes before what they say otherwise."""
+    deadline = options.runtime and datetime.now(UTC) + timedelta(seconds=options.runtime)
+    given = {"worker_tags": options.tags, "worker_origin": options.origin, "worker_deadline": deadline}
+    return load_settings(**{name: value for name, value in given.items() if value})
 
 
-def _arguments(options: WorkerOptions) -> dict[str, Any]:
-    settings = load_settings()
+def _arguments(options: WorkerOptions, settings: Settings) -> dict[str, Any]:
     # Gossip and mingle make workers talk to each other, and dead ones leave bindings behind for ever.
     given = {"without_gossip": True, "without_mingle": True, "optimization": "fair"}
     name = options.name or settings.worker_id or default_name(settings)

@@ -1,7 +1,6 @@
 """What a worker did, in the summary of its job on GitHub."""
 
 import logging
-import os
 import re
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from celery.signals import worker_shutdown
 from celery.worker import state
 
 from howl.celery import worker_id_of
+from howl.worker import environment
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Summary(bootsteps.Step):
         super().__init__(parent, **options)
         self.worker = parent
         self._began = time.monotonic()
-        self._file = os.environ.get(VARIABLE)
+        self._file = environment.told(VARIABLE)
         if self._file:
             parent.howl_summary = self  # Celery keeps weak references to receivers and steps alike
             worker_shutdown.connect(self._write)

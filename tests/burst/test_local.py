@@ -115,11 +115,13 @@ def test_a_task_longer_than_the_grace_does_not_keep_its_worker(
 def test_a_worker_is_told_neither_postgresql_nor_a_secret_on_its_command_line(
     start_burst: Callable[..., LocalBurst], told: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("HOWL_DATABASE_URL", "POSTGRES_PASSWORD", "PGPASSWORD", "HOWL_REDIS_URL"):
+    for name in ("HOWL_DATABASE_URL", "POSTGRES_PASSWORD", "PGPASSWORD", "HOWL_REDIS_URL", "FLOWER_BASIC_AUTH",
+                 "READER_PASSWORD", "HOWL_GITHUB_TOKEN", "GITHUB_TOKEN", "GITHUB_ENV"):  # fmt: skip
         monkeypatch.setenv(name, "swordfish")
     process = start_burst().workers[0].process
     command_line = Path(f"/proc/{process.pid}/cmdline").read_text()
-    environment = local.worker_environment(told)
+    environment = local.worker_environment(told.model_copy(update={"flower_basic_auth": ("me:swordfish",)}))
+    assert "me:swordfish" not in environment.values()
     assert "swordfish" not in environment.values()
     assert told.database() not in environment.values()
     assert environment["HOWL_REDIS_URL"] == told.redis()
