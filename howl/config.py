@@ -32,6 +32,9 @@ LOCATION_FIELDS = (
     "redis_url", "nats_url", "database_url", "manager_host", "redis_host", "nats_host", "postgres_host", "join"
 )  # fmt: skip
 
+#: What a join string says and other settings may say otherwise; and what they may where a tunnel to it ends.
+OPEN, PORTS = frozenset({"key_prefix", "subject_prefix", "queues"}), frozenset({"redis_port", "nats_port"})
+
 #: Characters of a password that a person chooses.
 SHORTEST_PASSWORD = 6
 
@@ -121,7 +124,7 @@ class Settings(env_file.FileSettings):
     nats_url: Annotated[str | None, AfterValidator(_of("nats", "tls"))] = Field(None, repr=False)
     database_url: Annotated[str | None, AfterValidator(_of("postgresql"))] = Field(None, repr=False)
 
-    #: Addresses, CA and credential in one string, as `howl init join` prints it; every setting below and above wins.
+    #: Addresses, CA and credential in one string, as `howl init join` prints it. No other setting may say otherwise.
     join: Annotated[str | None, AfterValidator(_join_string)] = Field(None, repr=False)
     #: PEM file of the authority that signed the servers' certificate; without one, those the system trusts count.
     ca_file: Path | None = None
@@ -255,14 +258,42 @@ class Settings(env_file.FileSettings):
         return self._ca
 
     def _learn_from_join(self) -> None:
-        """What nobody said otherwise."""
+        """All of Redis and NATS; raises ValueError where another setting would lead its password elsewhere.
+
+        A repository's `.env` may be a stranger's: only this process's environment may say where a tunnel to the join
+        string's servers ends, on this machine, where their authority's certificate is asked for all the same.
+        """
         if self.join is None:
             return
         join = decode(self.join)
         self._ca = join.ca or None
-        for field, value in _told_by(join, host=self.manager_host or join.host).items():
-            if field not in self.model_fields_set:
-                self.__dict__[field] = value
+        is_tunnel = join.ca != "" and self.manager_host in LOOPBACK_HOSTS and _is_exported(self, "manager_host")
+        told = _told_by(join, host=self.manager_host if is_tunnel and self.manager_host else join.host)
+        refused = []
+        for field, value in told.items():
+            is_given = field in self.model_fields_set
+            if is_given and (field in OPEN or (is_tunnel and field in PORTS and _is_exported(self, field))):
+                continue
+            if is_given and getattr(self, field) != value:
+                refused.append(field)
+            self.__dict__[field] = value
+        if refused := refused + self._ways_round(join, is_tunnel=is_tunnel):
+            names = ", ".join(sorted(_variables(field)[-1] for field in refused))
+            raise ValueError(
+                f"HOWL_JOIN alone says where Redis and NATS are, who logs in, and how they are checked: unset {names}, "
+                "in the environment and in .env"
+            )
+
+    def _ways_round(self, join: Join, *, is_tunnel: bool) -> list[str]:
+        """Settings that would go round what a join string says, when it has been learned from."""
+        ways = {
+            "tls": self.tls is False,
+            "ca_file": self.ca_file is not None,
+            "manager_host": self.manager_host not in (None, join.host) and not is_tunnel,
+            "redis_url": self.redis_url not in (None, self._redis_from_host()),
+            "nats_url": self.nats_url not in (None, self._nats_from_host()),
+        }
+        return [field for field, leads_round in ways.items() if leads_round]
 
     def _urls_from_parts(self) -> dict[str, str]:
         """Explicit URLs first, then hosts, ports and passwords; empty when no place was named at all."""

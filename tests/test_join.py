@@ -1,5 +1,6 @@
 """HOWL_JOIN and HOWL_CA_FILE: one string for all, explicit settings first, clear words for what is wrong with them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,13 +70,80 @@ def test_a_join_string_tells_all_that_a_worker_needs():
     assert settings.ca == JOIN.ca
 
 
-def test_what_is_said_explicitly_wins_over_the_join_string():
-    url = "redis://:other@127.0.0.1:7000/0"
-    settings = load_settings(join=STRING, redis_url=url, nats_host="10.0.0.1", key_prefix="mine:", queues="celery")
-    assert settings.redis_url == url
-    assert settings.nats_url == "tls://worker:pa%3Ass%2Fword%401@10.0.0.1:4223"
-    assert settings.key_prefix == "mine:"
-    assert settings.queues == ("celery",)
+def test_prefixes_and_queues_that_are_said_explicitly_win_over_the_join_string():
+    settings = load_settings(join=STRING, key_prefix="mine:", subject_prefix="mine", queues="celery")
+    assert (settings.key_prefix, settings.subject_prefix, settings.queues) == ("mine:", "mine", ("celery",))
+
+
+#: What would send a join string's password elsewhere, or check less, by variable.
+ROUND = {
+    "HOWL_TLS": "0",
+    "HOWL_CA_FILE": "/etc/ssl/cert.pem",
+    "MANAGER_HOST": "10.0.0.1",
+    "REDIS_HOST": "10.0.0.1",
+    "NATS_HOST": "10.0.0.1",
+    "HOWL_REDIS_HOST": "127.0.0.1",
+    "HOWL_MANAGER_HOST": "my.server.evil",
+    "REDIS_PORT": "6379",
+    "NATS_PORT": "4222",
+    "REDIS_USER": "default",
+    "NATS_USER": "howl",
+    "REDIS_PASSWORD": "another",
+    "NATS_PASSWORD": "another",
+    "HOWL_REDIS_URL": "redis://10.0.0.1:6379/0",
+    "HOWL_NATS_URL": "nats://10.0.0.1:4222",
+}
+
+
+@pytest.mark.parametrize("where", ["environment", ".env"])
+@pytest.mark.parametrize("name", ROUND)
+def test_nothing_goes_round_a_join_string(name: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOWL_JOIN", STRING)
+    if where == ".env":
+        (tmp_path / ".env").write_text(f"{name}={ROUND[name]}\n")
+        monkeypatch.setenv("HOWL_ENV_FILE", str(tmp_path / ".env"))
+    else:
+        monkeypatch.setenv(name, ROUND[name])
+    unset = name if name in ("HOWL_TLS", "HOWL_CA_FILE") or name.endswith("URL") else name.removeprefix("HOWL_")
+    with pytest.raises(SettingsError, match=rf"HOWL_JOIN alone says .*: unset {unset}, in the environment and in .env"):
+        load_settings()
+
+
+def test_a_setting_that_says_what_the_join_string_says_does_no_harm():
+    url = "rediss://worker:pa%3Ass%2Fword%401@my.server:6380/0"
+    settings = load_settings(join=STRING, redis_url=url, manager_host="my.server", nats_port=4223, tls=True)
+    assert (settings.redis_url, settings.nats_url) == (url, "tls://worker:pa%3Ass%2Fword%401@my.server:4223")
+
+
+def test_a_join_string_and_somebody_else_s_password_are_not_mixed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("REDIS_PASSWORD", "the owner's")
+    (tmp_path / ".env").write_text(f"HOWL_JOIN={STRING}\n")
+    monkeypatch.setenv("HOWL_ENV_FILE", str(tmp_path / ".env"))
+    with pytest.raises(SettingsError, match="unset REDIS_PASSWORD"):
+        load_settings()
+
+
+def test_the_environment_may_say_where_a_tunnel_ends_on_this_machine(monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"HOWL_JOIN": STRING, "MANAGER_HOST": "127.0.0.1", "REDIS_PORT": "16380"}.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert settings.redis_url == "rediss://worker:pa%3Ass%2Fword%401@127.0.0.1:16380/0"
+    assert settings.nats_url == "tls://worker:pa%3Ass%2Fword%401@127.0.0.1:4223"
+    assert settings.ca == JOIN.ca
+
+
+def test_a_file_may_not_say_so_nor_can_a_tunnel_s_end_be_told_by_a_public_authority(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / ".env").write_text("MANAGER_HOST=127.0.0.1\nREDIS_PORT=16380\n")
+    monkeypatch.setenv("HOWL_ENV_FILE", str(tmp_path / ".env"))
+    with pytest.raises(SettingsError, match="unset MANAGER_HOST, REDIS_PORT"):
+        load_settings(join=STRING)
+    monkeypatch.setenv("MANAGER_HOST", "127.0.0.1")
+    with pytest.raises(SettingsError, match="unset REDIS_PORT"):
+        load_settings(join=STRING)
+    with pytest.raises(SettingsError, match="unset MANAGER_HOST, REDIS_PORT"):
+        load_settings(join=encode(replace(JOIN, ca="")))
 
 
 def test_a_secret_does_not_show_where_settings_are_printed():
