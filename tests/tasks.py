@@ -32,6 +32,12 @@ def fail(message: str = "as told") -> None:
     raise ValueError(message)
 
 
+@shared_task(name="tests.variables")
+def variables() -> list[str]:
+    """Tell the names of what a task's own process has in its environment."""
+    return sorted(os.environ)
+
+
 @shared_task(name="tests.sleep")
 def sleep(seconds: float) -> float:
     """Take some time."""

@@ -18,6 +18,9 @@ from howl.tls import reason
 ANSWER_TIMEOUT, TRIES = 10.0, 3
 
 Word = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
+#: A line that a person reads in a job's log and summary, where it can be neither HTML nor a link.
+Sentence = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f<\[]{1,1000}$")]
+BURST_ID = r"^[0-9a-f]{32}$"
 
 
 class LeaveRequest(BaseModel):
@@ -35,7 +38,7 @@ class LeaveRequest(BaseModel):
     tags: list[Word] = Field(default=[], max_length=50)
     queues: list[Word] = Field(default=[], max_length=50)
     #: The burst that was granted before its run was started, if one was.
-    burst_id: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
+    burst_id: str | None = Field(None, pattern=BURST_ID)
     requested_by: Word | None = None
     #: What the names of its workers begin with.
     user: str = Field("worker", pattern=r"^[A-Za-z0-9_-]{1,64}$")
@@ -44,19 +47,24 @@ class LeaveRequest(BaseModel):
 class Job(BaseModel):
     """One worker of the run: `index` from 1, and its name."""
 
-    index: int
-    name: str
+    index: int = Field(ge=1, le=256)
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,255}$")
 
 
 class LeaveAnswer(BaseModel):
-    """Leave, or `reason` why not; `matrix` is empty then. `failed` says why nothing was decided."""
+    """Leave, or `reason` why not; `matrix` is empty then. `failed` says why nothing was decided.
+
+    Strict, because a job makes its outputs of it, a line each, and reads some as code.
+    """
+
+    model_config = ConfigDict(strict=True)
 
     granted: bool = False
-    burst_id: str | None = None
+    burst_id: str | None = Field(None, pattern=BURST_ID)
     runtime_minutes: float | None = None
-    matrix: list[Job] = []
-    reason: str | None = None
-    failed: str | None = None
+    matrix: list[Job] = Field(default=[], max_length=256)
+    reason: Sentence | None = None
+    failed: Sentence | None = None
 
 
 def this_run(settings: Settings, **asked: object) -> LeaveRequest:

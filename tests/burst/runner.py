@@ -19,6 +19,11 @@ ROOT = Path(__file__).parents[2]
 WORKFLOW = ROOT / ".github" / "workflows" / "burst.yml"
 #: Seconds from SIGINT to SIGTERM, and from there to the end of the step's process.
 TO_TERM, TO_KILL = 7.5, 2.5
+#: What the runner knows, and the two forms of it; both read in actions/runner, src/Runner.Common/ActionCommand.cs.
+COMMANDS = ("add-mask", "add-matcher", "remove-matcher", "add-path", "debug", "echo", "endgroup", "error", "group",
+            "notice", "save-state", "set-env", "set-output", "stop-commands", "warning")  # fmt: skip
+V2 = re.compile(r"\s*::(?P<name>[^ :]+)[^:]*?::(?P<data>.*)")
+V1 = re.compile(r"##\[(?P<name>[^ \]]+)[^\]]*\](?P<data>.*)")
 #: An expression of a workflow file.
 EXPRESSION = re.compile(r"\$\{\{ *(.+?) *\}\}")
 
@@ -45,7 +50,9 @@ class Runner:
             "GITHUB_REPOSITORY": "octo/site",
             "GITHUB_RUN_ATTEMPT": "1",
             "GITHUB_RUN_ID": run_id,
+            "GITHUB_ENV": str(folder / "env"),
             "GITHUB_OUTPUT": str(self.output),
+            "GITHUB_PATH": str(folder / "path"),
             "GITHUB_STEP_SUMMARY": str(self.summary),
             "RUNNER_NAME": f"GitHub Actions {1000 + index}",
             "HOWL_WORKER_INDEX": str(index),
@@ -93,6 +100,29 @@ class Runner:
         """The machine is gone, at once, with all that ran on it."""
         for step in self.steps:
             step.end()
+
+
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+
+def obeyed(log: str) -> list[str]:
+    """The commands in a step's log that GitHub's runner does what they say, as its ActionCommandManager reads them.
+
+    A line that begins with `::`, blanks aside, or has `##[` anywhere; from `stop-commands` on, none but the word that
+    ends that.
+    """
+    found, known, stopped = [], set(COMMANDS), None
+    for line in log.splitlines():
+        match = V2.match(line) or V1.search(line)
+        if match is None or (command := match["name"].lower()) not in known or (stopped and command != stopped):
+            continue
+        found.append(command)
+        if stopped:
+            stopped = None
+        elif command == "stop-commands":
+            stopped = match["data"].lower()
+            known.add(stopped)
+    return found
 
 
 # --- the workflow itself ---------------------------------------------------------------------------------------------

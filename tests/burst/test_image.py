@@ -35,7 +35,8 @@ def told(settings: Settings, tmp_path: Path) -> dict[str, str]:
     return {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
-        **{name: str(tmp_path / Path(value).name) for name, value in names.items()},
+        "HOWL_PULSE_FILE": str(tmp_path / Path(names["HOWL_PULSE_FILE"]).name),
+        "HOWL_ENV_FILE": names["HOWL_ENV_FILE"].strip('"'),
         "MANAGER_HOST": str(redis.hostname),
         "REDIS_HOST": str(redis.hostname),
         "REDIS_PORT": str(redis.port),
@@ -73,6 +74,10 @@ def test_what_the_image_runs_works_with_hosts_and_passwords_alone(
         assert container.wait() == 0, container.output
     finally:
         container.end()
+
+
+def test_no_env_file_is_read_wherever_the_image_runs(told: dict[str, str]) -> None:
+    assert told["HOWL_ENV_FILE"] == ""
 
 
 def test_the_image_runs_as_nobody_in_particular_and_without_a_shell() -> None:

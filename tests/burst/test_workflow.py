@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shlex
+import sys
 import time
 import venv
 from collections.abc import Callable, Iterator
@@ -13,17 +16,22 @@ from celery import Celery
 from sqlalchemy import select
 
 from howl import db
-from howl.burst import budget
+from howl.burst import budget, leave
 from howl.burst.request import BurstRequest
 from howl.config import Settings
+from howl.errors import ServerUnavailable
 from howl.models import Burst
-from tests.burst.runner import EXPRESSION, ROOT, Runner, job, step, variables
+from tests.burst.runner import EXPRESSION, ROOT, Runner, job, obeyed, step, variables
 from tests.support import PATIENCE, Process, eventually, optional_program
 
 #: A worker's machine installs fewer.
 BYTES = 60e6
 #: Steps that may see a secret.
 TRUSTED = {"Ask the server's leave", "Check the way to the server", "Work"}
+
+
+def steps() -> list[dict[str, Any]]:
+    return [each for name in ("plan", "worker") for each in job(name)["steps"]]
 
 
 @pytest.fixture
@@ -150,6 +158,24 @@ def test_a_plan_that_nobody_answers_fails_and_grants_nothing(runner: Runner) -> 
     assert runner.outputs() == {}
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"burst_id": "0\nmatrix=[]"},
+        {"matrix": [{"index": 1, "name": "a\nb"}]},
+        {"matrix": [{"index": 257, "name": "a"}]},
+        {"granted": "true\ngranted=true"},
+        {"reason": "no\n::add-mask::e"},
+        {"reason": "<img src=x>"},
+        {"failed": "[look](https://example.org)"},
+    ],
+    ids=str,
+)
+def test_an_answer_of_which_a_job_would_make_something_else_is_not_read(told: dict[str, Any]) -> None:
+    with pytest.raises(ServerUnavailable, match="cannot be read"):
+        leave._read(json.dumps(told).encode())
+
+
 # --- working -----------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +222,72 @@ def test_the_repository_s_own_set_up_is_run_if_there_is_one(runner: Runner) -> N
     assert (something.wait(), something.output) == (3, f"set up in {os.fspath(folder)}\n")
 
 
+#: What somebody's agent may print; the last two count wherever they stand in a line.
+ORDERS = (
+    "::add-mask::e",
+    "  ::set-output name=granted::true",
+    "::stop-commands::mine",
+    "x ##[add-mask]e",
+    "##[error]no",
+)
+
+
+def at_work(runner: Runner, known: dict[str, str], **env: str) -> Process:
+    """The last step, when it takes tasks."""
+    given = variables("worker", "Work", known) | env
+    work = runner.begin(step("worker", "Work")["run"], cwd=runner.folder / "repository", **given)
+    eventually(lambda: " ready." in work.output or work.popen.poll() is not None)
+    assert work.popen.poll() is None, work.output
+    return work
+
+
+def ended(task_row: Callable[[str], Any], task_id: str) -> Any:
+    """The task's row, at its end."""
+    return eventually(lambda: (row := task_row(task_id)) and row.finished_at and row)
+
+
+def test_what_a_task_says_in_a_job_s_log_is_no_command_to_its_runner(
+    runner: Runner, server: Process, known: dict[str, str], app: Celery, task_row: Callable[[str], Any]
+) -> None:
+    agent = shlex.join([sys.executable, "-c", f"raise SystemExit({chr(10).join(ORDERS)!r})", "{prompt}"])
+    work = at_work(runner, known | {"vars.HOWL_AGENT_COMMAND": agent})
+    sent = [app.send_task("agent.run", ["hello"]), app.send_task("tests.fail", ["\n".join(("said", *ORDERS))])]
+    for each in sent:
+        ended(task_row, each.id)
+    eventually(lambda: all(work.output.count(order) >= 2 for order in ORDERS[-2:]))
+    assert len(obeyed("".join(work.output.splitlines(keepends=True)[2:]))) >= 2  # it would have been
+    assert obeyed(work.output) == ["remove-matcher", "stop-commands"]
+
+
+def test_a_task_cannot_find_out_what_would_let_it_give_commands_to_the_runner(
+    runner: Runner, server: Process, known: dict[str, str], app: Celery, task_row: Callable[[str], Any]
+) -> None:
+    work = at_work(runner, known)
+    word = re.findall(r"(?m)^::stop-commands::([0-9a-f]{64})$", work.output)[0]
+    for file in ("environ", "cmdline"):
+        assert word not in Path(f"/proc/{work.pid}/{file}").read_text()
+    everywhere = app.send_task("command.run", [["sh", "-c", "env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline"]])
+    inside = app.send_task("tests.variables")
+    rows = [ended(task_row, each.id) for each in (everywhere, inside)]
+    assert word not in rows[0].result["stdout"]
+    named = {name for name in runner.env if name.startswith("GITHUB_") and Path(runner.env[name]).is_absolute()}
+    assert named == {"GITHUB_ENV", "GITHUB_OUTPUT", "GITHUB_PATH", "GITHUB_STEP_SUMMARY"}
+    assert not named & set(rows[1].result)
+    assert not [line for line in rows[0].result["stdout"].splitlines() if line.partition("=")[0] in named]
+    runner.cancel(1.0)
+    assert "| tests.variables | 1 |" in runner.summary.read_text()
+
+
+@pytest.mark.parametrize("name", [each["name"] for each in steps() if "secrets.HOWL_JOIN" in json.dumps(each)])
+def test_each_step_that_shows_what_others_say_stops_commands_first_and_reads_no_env_file(name: str) -> None:
+    (found,) = [each for each in steps() if each["name"] == name]
+    assert found["run"].splitlines()[1].startswith('echo "::stop-commands::$(')
+    assert found["env"]["HOWL_ENV_FILE"] == ""
+    assert "howl " not in "".join(each.get("run", "") for each in steps() if each["name"] not in TRUSTED).replace(
+        "howl/", ""
+    )
+
+
 # --- installing --------------------------------------------------------------------------------------------------
 
 
@@ -238,10 +330,6 @@ def size(*folders: Path) -> int:
 
 
 # --- what the file says ------------------------------------------------------------------------------------------
-
-
-def steps() -> list[dict[str, Any]]:
-    return [each for name in ("plan", "worker") for each in job(name)["steps"]]
 
 
 def test_no_expression_stands_in_a_script() -> None:
