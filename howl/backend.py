@@ -4,6 +4,9 @@ import importlib
 import os
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -31,6 +34,22 @@ from howl.tls import reason, redis_options
 FIRST_LOOK, LAST_LOOK = 0.02, 0.5
 #: Characters kept of a traceback: the end tells most.
 TRACEBACK_LIMIT = 20_000
+
+
+_stream: ContextVar[str | None] = ContextVar("howl_outcomes_stream", default=None)
+
+
+@contextmanager
+def telling_in(stream: str) -> Iterator[None]:
+    """Within it, this thread appends outcomes to that stream of Redis's, not to its own.
+
+    For the server, which tells what a worker's document has it tell: who may do everything must not be believed to.
+    """
+    token = _stream.set(stream)
+    try:
+        yield
+    finally:
+        _stream.reset(token)
 
 
 def redis_client(settings: Settings, timeout: float = ANSWER_TIMEOUT) -> redis.Redis:
@@ -128,7 +147,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         if outbox is not None:
             outbox(entry, document, tag)
         else:
-            self.redis.xadd(self.settings.key("outcomes"), {ENTRY_FIELD: document})
+            self.redis.xadd(_stream.get() or self.settings.key("outcomes"), {ENTRY_FIELD: document})
 
     def _outcome(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> Outcome:
         return Outcome(

@@ -206,6 +206,10 @@ class Settings(env_file.FileSettings):
     outcome_limit: int = Field(1 << 20, gt=1024)
     #: Bytes of outcomes that may wait in Redis to be recorded; above, workers take no more tasks.
     backlog_limit: int = Field(256 << 20, gt=1024)
+    #: Bytes an hour that one credential's workers may have recorded in PostgreSQL: more of them waits in Redis.
+    record_limit: int = Field(8 << 30, ge=1 << 20)
+    #: Seconds that a chord waits for its parts, and is kept after that.
+    chord_retention: Duration = 30 * 86_400.0
     #: Bytes of one file that a task may leave behind, of all that one run may, and how many.
     artifact_limit: int = Field(100 << 20, ge=1)
     artifact_run_limit: int = Field(250 << 20, ge=1)

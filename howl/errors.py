@@ -179,3 +179,11 @@ class ArtifactFailed(HowlError):
 
 class UnknownArtifact(HowlError):
     """A task left no file of that name, or it is no longer there."""
+
+
+class ChordRefused(HowlError):
+    """A chord is made of what its worker may not see or tell of, or too many of its credential's wait."""
+
+
+class ChordExpired(HowlError):
+    """A chord's parts had not all ended in time."""

@@ -13,6 +13,7 @@ from sqlalchemy import (
     MetaData,
     Text,
     UniqueConstraint,
+    false,
     func,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -102,6 +103,9 @@ class Task(Base):
     parent_id: Mapped[str | None] = mapped_column(index=True)
     root_id: Mapped[str | None]
     group_id: Mapped[str | None] = mapped_column(index=True)
+    #: Of a task that nobody submitted: the Redis user whose word how it stands and its queue are. NULL: a submitter's,
+    #: or that of somebody who may do everything.
+    redis_user: Mapped[str | None]
     submitted_by: Mapped[str | None]
     idempotency_key: Mapped[str | None] = mapped_column(unique=True)
     attempts: Mapped[int] = mapped_column(server_default="0")
@@ -194,16 +198,40 @@ class Chord(Base):
 
     __tablename__ = "chords"
     __table_args__ = (
-        Index("ix_chords_parts", "parts", postgresql_using="gin", postgresql_where="body_submitted_at IS NULL"),
-        Index("ix_chords_waiting", "created_at", postgresql_where="body_submitted_at IS NULL"),
+        # Of each user: one must not keep another from telling of a group whose id both know.
+        UniqueConstraint("group_id", "redis_user", postgresql_nulls_not_distinct=True),
+        Index("ix_chords_waiting", "waits_for", postgresql_where="body_submitted_at IS NULL"),
     )
 
-    group_id: Mapped[str] = mapped_column(primary_key=True)
+    chord_id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    group_id: Mapped[str]
     parts: Mapped[list[str]]
+    #: How many parts it has, and how many of them, from the first on, are known to have ended.
+    size: Mapped[int] = mapped_column(server_default="0")
+    ended: Mapped[int] = mapped_column(server_default="0")
+    #: The first part that has not ended; NULL: that is not known yet. Its end alone has anybody look at this row.
+    waits_for: Mapped[str | None]
     #: Celery's documents as text, because JSONB would change numbers in them.
     header: Mapped[str]
     body: Mapped[str]
     #: The Redis user whose workers told of it: the body is published with his rights. NULL: with the server's own.
     redis_user: Mapped[str | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+    #: When it stopped waiting: because its body was submitted, or because its time was over.
     body_submitted_at: Mapped[datetime | None]
+    expired: Mapped[bool] = mapped_column(server_default=false())
+
+
+class RecordUsage(Base):
+    """What one Redis user's workers have had recorded, against HOWL_RECORD_LIMIT: see howl.server.usage."""
+
+    __tablename__ = "record_usage"
+
+    redis_user: Mapped[str] = mapped_column(primary_key=True)
+    #: Bytes of the limit that were used when the row was written; they run off at the limit's rate.
+    level: Mapped[float]
+    #: Of all times: bytes on disk, about; entries; and entries that were refused.
+    bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    entries: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    refused: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())

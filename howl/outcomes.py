@@ -52,6 +52,8 @@ PART_STATUS = "howl_status"
 
 #: Longest id or name in characters; Celery's own ids have 36.
 NAME_LIMIT = 255
+#: Most parts of one chord.
+PARTS_LIMIT = 100_000
 HEX = re.compile(r"[0-9a-f]+")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}")
@@ -206,6 +208,8 @@ def _check(entry: Entry) -> None:
             raise UnreadableOutcome(f"its field {name} has characters that PostgreSQL cannot hold")
     if not isinstance(entry, ChordCreated):
         _check_numbers(entry)
+    elif len(entry.parts) > PARTS_LIMIT:
+        raise UnreadableOutcome(f"it has {len(entry.parts):,} parts, and {PARTS_LIMIT:,} are allowed")
     elif not all(map(is_id, entry.parts)):
         raise UnreadableOutcome("its parts are not all ids of tasks")
     if isinstance(entry, ArtifactKept):

@@ -28,6 +28,7 @@ from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWo
 from howl.idempotency import require_same
 from howl.models import Chord, Task, Worker
 from howl.outcomes import FINAL_RANK, NAME_LIMIT, UNSTORABLE, failure
+from howl.server.reach import Reach
 from howl.tls import reason
 
 #: Most bytes of a task's arguments, as JSON.
@@ -48,6 +49,7 @@ AS_NEW: dict[str, Any] = {
     "status": "queued", "rank": 0, "attempts": 0, "worker_id": None, "pushed_at": None, "started_at": None,
     "finished_at": None, "runtime": None, "result": None, "error": None, "error_type": None, "error_message": None,
     "traceback": None, "children": None, "expires_at": None, "target_worker_id": None,
+    "redis_user": None,
 }  # fmt: skip
 
 
@@ -138,8 +140,11 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
 def _cancel_parts(task_id: str, session: Session, app: Celery) -> None:
     """Of a task that a chord has replaced: no worker holds it, so its end is told here."""
     waiting = select(Chord).where(Chord.body_submitted_at.is_(None), Chord.body.contains(task_id, autoescape=True))
+    reach = Reach(app.backend.redis, settings_of(app))
     for chord in session.scalars(waiting):
-        if _id_of_body(chord) == task_id:
+        # A worker wrote it, and may have named tasks that are none of its own.
+        named = [task_id, *chord.parts]
+        if _id_of_body(chord) == task_id and not reach.foreign(session, chord.redis_user, named):
             app.backend.append(failure(task_id, "REVOKED", TaskRevokedError("cancelled")))
             app.control.revoke(chord.parts, terminate=True, signal="SIGTERM")
 

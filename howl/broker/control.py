@@ -7,6 +7,7 @@ from celery.app import control
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from howl.broker.transport import is_for_a_worker
 from howl.celery import settings_of
 from howl.tls import reason
 
@@ -20,7 +21,13 @@ class Control(control.Control):
     def revoke(
         self, task_id: str | Sequence[str], destination: Sequence[str] | None = None, *args: Any, **options: Any
     ) -> Any:
-        """Tell all workers, or those named, never to run a task, or several; as Celery's own, it may stop a run."""
+        """Tell all workers, or those named, never to run a task, or several; as Celery's own, it may stop a run.
+
+        Nothing happens where the server does what a worker wrote, who may name anybody's: Celery revokes the tasks of
+        a group that is the body of a failing chord, although it has told by then that they failed.
+        """
+        if is_for_a_worker():
+            return None
         if not destination:
             for each in [task_id] if isinstance(task_id, str) else task_id:
                 self.revoke_for_good(each)

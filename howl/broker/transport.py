@@ -74,6 +74,11 @@ def publishing_for(user: str | None) -> Iterator[None]:
         _for.reset(token)
 
 
+def is_for_a_worker() -> bool:
+    """Whether this thread publishes what a worker wrote."""
+    return _for.get() is not None
+
+
 class Claims(Protocol):
     """Who holds a channel's messages: howl.worker.claims in a booted worker."""
 
@@ -187,6 +192,16 @@ class Channel(kombu_redis.Channel):
             self.subclient.connection.disconnect()
 
     # --- bindings: shared by all who publish, so no worker's credential may write them --------------------------------
+
+    def queue_bind(self, queue: str, exchange: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Its rights are asked for before anything is written, or remembered, that outlives a message refused."""
+        try:
+            self._check_rights(queue)
+        except NotGranted:
+            if exchange and not self.state.exchanges.get(exchange, {}).get("table"):
+                self.state.exchanges.pop(exchange, None)  # declared a moment ago, for this queue
+            raise
+        super().queue_bind(queue, exchange, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         if self.typeof(exchange).type == "fanout":

@@ -22,6 +22,7 @@ from howl.server import events, presence, sight
 from howl.server.event_stream import BATCH, WAIT, EventStream, letter_of, still_unread
 from howl.server.events import Heard, Letter
 from howl.server.rebroadcast import Rebroadcast
+from howl.server.usage import Budget
 from howl.tls import reason
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Bridge:
         self.redis: Any = redis_client(settings, timeout=ANSWER_TIMEOUT)
         self.rebroadcast = Rebroadcast(self.redis, settings)
         self.complain = events.Complaints()
+        self.budget = Budget(settings)
         self.stream: EventStream | None = None
         #: Monotonic second since which NATS is heard without a gap; None while it is not.
         self.hearing_since: float | None = None
@@ -102,8 +104,8 @@ class Bridge:
     def _record(self, heard: Heard) -> None:
         if heard.sightings or heard.happenings:
             with session(self.settings.database()) as opened:
-                presence.record(opened, heard.sightings)
-                sight.record(opened, heard.happenings)
+                presence.record(opened, heard.sightings, self.budget)
+                sight.record(opened, heard.happenings, self.budget)
 
     def _record_or_drop(self, letter: Letter) -> None:
         try:

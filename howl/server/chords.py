@@ -1,35 +1,41 @@
-"""Chords: the parts are counted in the record, and the body is submitted when the last of them has ended."""
+"""Chords: the parts are counted in the record, and the body is submitted when the last of them has ended.
+
+Each chord waits for the first of its parts that has not ended, and nobody looks at it before that one has. So it costs
+what its own size is, once, however many outcomes are recorded meanwhile.
+"""
 
 import json
 import logging
+import time
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any
 
-from celery import Celery, group
-from celery.canvas import maybe_signature
-from celery.exceptions import ChordError
-from celery.result import result_from_tuple
-from kombu.exceptions import EncodeError, OperationalError
+from celery import Celery
+from kombu.exceptions import OperationalError
 from redis.exceptions import DataError, RedisError
-from sqlalchemy import Cast, Select, Text, any_, bindparam, cast, exists, func, select, text, update
+from sqlalchemy import ColumnElement, Select, Text, any_, cast, delete, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import InterfaceError
 from sqlalchemy.exc import OperationalError as DatabaseError
 from sqlalchemy.orm import Session
 
-from howl.backend import leaves
-from howl.broker.transport import publishing_for, publishing_once
-from howl.celery import worker_queue
 from howl.config import Settings
 from howl.db import session
+from howl.errors import ChordExpired
 from howl.models import Chord, Task
-from howl.outcomes import FINAL_RANK, JOIN_ALL, PART_STATUS, ChordCreated
+from howl.outcomes import FINAL_RANK, ChordCreated
+from howl.server import bodies
 
 logger = logging.getLogger(__name__)
 
-#: Most bodies submitted in one go.
-AT_ONCE = 100
+#: Most chords looked at in one go, and seconds after which none is begun.
+AT_ONCE, LONGEST = 100, 1.0
+#: Parts that are looked at first, and at most at once: mostly the next one runs still.
+FIRST_PORTION, PORTION = 100, 10_000
+#: Chords of one credential that may wait, and parts of all of them.
+WAITING_CHORDS, WAITING_PARTS = 10_000, 1_000_000
+#: Most rows that one statement deletes.
+DELETED_AT_ONCE = 1000
 #: Text, because SQLAlchemy takes longer to put a statement together than PostgreSQL to answer this one.
 ANY_WAIT = text("SELECT EXISTS (SELECT FROM chords WHERE body_submitted_at IS NULL)")
 #: Characters of a reason that is logged: it may quote what a worker wrote.
@@ -42,6 +48,7 @@ def record(opened: Session, created: Iterable[tuple[ChordCreated, str | None]]) 
         {
             "group_id": chord.group_id,
             "parts": chord.parts,
+            "size": len(chord.parts),
             "header": json.dumps(chord.header),
             "body": json.dumps(chord.body),
             "redis_user": user,
@@ -52,45 +59,147 @@ def record(opened: Session, created: Iterable[tuple[ChordCreated, str | None]]) 
         opened.execute(insert(Chord).values(rows).on_conflict_do_nothing())
 
 
+def too_many(opened: Session, user: str, created: list[ChordCreated]) -> list[ChordCreated]:
+    """Those of the new ones, in their order, for which the user has too many chords or parts that wait."""
+    of_user = select(func.count(), func.coalesce(func.sum(Chord.size), 0)).where(_waits(), Chord.redis_user == user)
+    chords, parts = opened.execute(of_user).one()
+    refused = []
+    for chord in created:
+        if chords + 1 > WAITING_CHORDS or parts + len(chord.parts) > WAITING_PARTS:
+            refused.append(chord)
+        else:
+            chords, parts = chords + 1, parts + len(chord.parts)
+    return refused
+
+
 def any_wait(opened: Session) -> bool:
     """Whether there is a chord whose body is not submitted: mostly there is none, and a look is cheap."""
     return bool(opened.scalar(ANY_WAIT))
 
 
-def submit_due(settings: Settings, app: Celery, ended: set[str] | None = None) -> None:
-    """Submit the bodies whose parts have all ended: of chords that `ended` tasks are part of, or of any.
+def wake(settings: Settings, ended: set[str]) -> None:
+    """Have chords looked at that wait for these tasks; raises DatabaseUnavailable."""
+    if ended:
+        with session(settings.database()) as opened:
+            _wake(opened, Chord.waits_for == any_(_texts(ended)))
+
+
+def submit_due(settings: Settings, app: Celery) -> bool:
+    """Look at chords, and submit the bodies whose parts have all ended; whether there are more to be looked at.
 
     Raises DatabaseUnavailable, and kombu's OperationalError when Redis is away; the keeper's next round tries again.
     """
-    if ended is not None and not ended:
-        return
+    until = time.monotonic() + LONGEST
     with session(settings.database()) as opened:
-        for chord in opened.scalars(_due(ended)).all():
-            if _take(chord, opened):
-                _submit_or_drop(chord, opened, app)
-                done = update(Chord).where(Chord.group_id == chord.group_id)
-                opened.execute(done.values(body_submitted_at=func.now()))
+        for chord_id in opened.scalars(_awake()).all():
+            if time.monotonic() > until:
+                break
+            _look_at(chord_id, opened, settings, app, until)
+            # A part may have ended, and nobody have been found to wait for it, before that it is waited for was there.
+            _wake(opened, (Chord.chord_id == chord_id) & _waits_in_vain())
+        return opened.scalar(_awake()) is not None
+
+
+def wake_all(settings: Settings) -> None:
+    """Have chords looked at that wait for a task that has ended: whoever should have said so died before it could."""
+    with session(settings.database()) as opened:
+        _wake(opened, _waits_in_vain())
+
+
+def expire(settings: Settings, app: Celery) -> None:
+    """Have chords wait no longer whose time is over, and forget those that have been dealt with for as long."""
+    over = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, settings.chord_retention)
+    old = select(Chord.chord_id).where(Chord.created_at < over)
+    with session(settings.database()) as opened:
+        for chord_id in opened.scalars(old.where(_waits()).limit(AT_ONCE)).all():
+            if chord := _taken(chord_id, opened):
+                limit = f"its parts had not all ended within {settings.chord_retention / 86_400:g} days"
+                _deal_with(chord, opened, settings, app, ChordExpired(limit))
+                opened.execute(_row(chord).values(expired=True, parts=[], header="null", body="null"))
+                logger.warning("Chord %s has expired: %s.", chord.group_id, limit)
             opened.commit()
+        gone = old.where(Chord.body_submitted_at < over).limit(DELETED_AT_ONCE)
+        opened.execute(delete(Chord).where(Chord.chord_id.in_(gone)))
 
 
-def _take(chord: Chord, opened: Session) -> bool:
-    """Whether it is ours to submit: the recorder and the keeper may have found it due at the same moment."""
-    still_due = select(Chord.group_id).where(Chord.group_id == chord.group_id, Chord.body_submitted_at.is_(None))
-    return opened.scalar(still_due.with_for_update(skip_locked=True)) is not None
+def _wake(opened: Session, condition: ColumnElement[bool]) -> None:
+    """But one that somebody looks at just now: he sees for himself what has ended meanwhile."""
+    found = select(Chord.chord_id).where(_waits(), condition).order_by(Chord.chord_id).with_for_update(skip_locked=True)
+    opened.execute(
+        update(Chord).where(Chord.chord_id.in_(found)).values(waits_for=None),
+        execution_options={"synchronize_session": False},
+    )
+    opened.commit()
 
 
-def _submit_or_drop(chord: Chord, opened: Session, app: Celery) -> None:
+def _awake() -> Select[Any]:
+    """One of each user's after the other: nobody's thousands hold up another's one."""
+    place = func.row_number().over(partition_by=Chord.redis_user, order_by=Chord.chord_id)
+    return select(Chord.chord_id).where(_waits(), Chord.waits_for.is_(None)).order_by(place).limit(AT_ONCE)
+
+
+def _waits() -> ColumnElement[bool]:
+    return Chord.body_submitted_at.is_(None)
+
+
+def _waits_in_vain() -> ColumnElement[bool]:
+    return exists().where(Task.task_id == Chord.waits_for, Task.rank == FINAL_RANK)
+
+
+def _look_at(chord_id: int, opened: Session, settings: Settings, app: Celery, until: float) -> None:
+    chord = _taken(chord_id, opened)
+    if chord is not None and _all_ended(chord, opened, until):
+        _deal_with(chord, opened, settings, app)
+    opened.commit()
+
+
+def _taken(chord_id: int, opened: Session) -> Chord | None:
+    """Without its documents, if it is ours to look at: the recorder and the keeper may have found it together."""
+    still = select(Chord.chord_id, Chord.group_id, Chord.size, Chord.ended, Chord.redis_user)
+    found = opened.execute(still.where(Chord.chord_id == chord_id, _waits()).with_for_update(skip_locked=True))
+    row = found.one_or_none()
+    return row and Chord(**row._mapping)  # noqa: SLF001  # the documented way
+
+
+def _all_ended(chord: Chord, opened: Session, until: float) -> bool:
+    """Go on from where the last look ended; note the first part that has not ended, or how far this look has come."""
+    portion, open_part = FIRST_PORTION, None
+    while open_part is None and chord.ended < chord.size and time.monotonic() < until:
+        parts = opened.scalar(select(Chord.parts[chord.ended + 1 : chord.ended + portion]).where(_is(chord))) or []
+        ended = set(opened.scalars(select(Task.task_id).where(Task.task_id == any_(_texts(parts)), _has_ended())))
+        open_part = next((part for part in parts if part not in ended), None)
+        chord.ended += len(parts) if open_part is None else parts.index(open_part)
+        portion = PORTION
+    opened.execute(_row(chord).values(ended=chord.ended, waits_for=open_part))
+    return chord.ended == chord.size
+
+
+def _has_ended() -> ColumnElement[bool]:
+    return Task.rank == FINAL_RANK
+
+
+def _is(chord: Chord) -> ColumnElement[bool]:
+    return Chord.chord_id == chord.chord_id
+
+
+def _row(chord: Chord) -> Any:
+    return update(Chord).where(_is(chord)).execution_options(synchronize_session=False)
+
+
+def _deal_with(
+    chord: Chord, opened: Session, settings: Settings, app: Celery, expired: ChordExpired | None = None
+) -> None:
     """Its documents come from a worker, who may have written anything: what cannot be submitted is dropped."""
     try:
-        # What a worker wrote is published with no more rights than its own.
-        with opened.begin_nested(), publishing_for(chord.redis_user):
-            _submit_body(chord, opened, app)
+        with opened.begin_nested():
+            bodies.submit(chord.chord_id, opened, settings, app, expired)
     except Exception as error:
         if _passes(error):
             raise
         reason = " ".join(repr(error)[:REASON_LIMIT].split())
         # One line: a traceback of somebody else's garbage tells nothing.
         logger.error("Chord %s has no body that could be submitted: %s.", chord.group_id, reason)  # noqa: TRY400
+    opened.execute(_row(chord).values(body_submitted_at=func.now()))
 
 
 def _passes(error: Exception) -> bool:
@@ -100,93 +209,6 @@ def _passes(error: Exception) -> bool:
     return away and not unfit and "WRONGTYPE" not in str(error)
 
 
-def _due(ended: set[str] | None) -> Select[Any]:
-    part = func.unnest(Chord.parts).table_valued("task_id").render_derived()
-    open_parts = (
-        select(part.c.task_id)
-        .select_from(part.outerjoin(Task, Task.task_id == part.c.task_id))
-        .where(Task.rank.is_distinct_from(FINAL_RANK))
-        .correlate(Chord)
-    )
-    due = select(Chord).where(Chord.body_submitted_at.is_(None), ~exists(open_parts)).limit(AT_ONCE)
-    if ended is None:
-        return due
-    return due.where(Chord.parts.overlap(_texts(ended)))
-
-
-def _texts(ids: Iterable[str]) -> Cast[Any]:
+def _texts(ids: Iterable[str]) -> Any:
     """One parameter, however many they are: PostgreSQL takes 65,535."""
-    return cast(bindparam(None, sorted(set(ids)), unique=True), ARRAY(Text))
-
-
-def _submit_body(chord: Chord, opened: Session, app: Celery) -> None:
-    document = json.loads(chord.body)
-    body = maybe_signature(document, app=app)
-    header = result_from_tuple(json.loads(chord.header), app=app)
-    tasks = {
-        task.task_id: task for task in opened.scalars(select(Task).where(Task.task_id == any_(_texts(leaves(header)))))
-    }
-    row = opened.get(Task, body.id) if body.id else None
-    replaces = row is not None and _replaces(document, row, tasks.values())
-    if row is not None and (row.rank == FINAL_RANK or not replaces):
-        return  # submitted by an earlier life of this server, which ended before it could say so; or cancelled
-    failed = next((task for task in tasks.values() if task.status != "succeeded"), None)
-    if failed is not None and not _joins_all(document):
-        _fail(document, f"Dependency {failed.task_id} raised {failed.error_type}: {failed.error_message}", app)
-        return
-    try:
-        # The mark of a task in flight stays with its replacement, which would not be pushed for it.
-        with nullcontext() if replaces else publishing_once():
-            body.apply_async((_values(header, tasks),), **_own_queue(body))
-    except (EncodeError, TypeError, ValueError) as error:
-        _fail(document, f"Callback error: {error!r}", app)
-
-
-def _own_queue(body: Any) -> dict[str, Any]:
-    """A name alone would be given an exchange, whose binding outlives the worker."""
-    kind, _, worker_id = str(body.options.get("queue")).partition(".")
-    return {"queue": worker_queue(worker_id)} if kind == "worker" and worker_id else {}
-
-
-def _replaces(document: dict[str, Any], row: Task, parts: Iterable[Task]) -> bool:
-    """Whether what is on record is the task that this chord replaces, whose id its body has, and not the body's run."""
-    name = str(document.get("task"))
-    is_named_otherwise = row.name != name and not name.startswith("celery.")  # a chain is recorded as its last task
-    return is_named_otherwise or any(part.parent_id == row.task_id for part in parts)
-
-
-def _joins_all(document: dict[str, Any]) -> bool:
-    headers = document.get("options", {}).get("headers") or {}
-    return all(headers.get(name) == value for name, value in JOIN_ALL.items())
-
-
-def _values(header: Any, tasks: dict[str, Task]) -> Any:
-    """The parts' values in the header's shape: a list for a group, lists within for groups within."""
-    members = getattr(header, "results", None)
-    return _value(tasks[header.id]) if members is None else [_values(member, tasks) for member in members]
-
-
-def _value(part: Task) -> Any:
-    if part.status == "succeeded":
-        return part.result
-    names = ("worker_id", "error_type", "error_message")
-    return {PART_STATUS: part.status} | {name: getattr(part, name) for name in names}
-
-
-def _fail(document: dict[str, Any], reason: str, app: Celery) -> None:
-    """Celery would run some error callbacks here and now; a worker wrote them, and this process knows the database."""
-    body = maybe_signature(_without_errbacks(document), app=app)
-    logger.warning("Chord body %s fails: %s.", body.id, reason)
-    try:
-        raise ChordError(reason)  # noqa: TRY301  # Celery takes the traceback from the stack
-    except ChordError as error:
-        app.backend.chord_error_from_stack(body, exc=error)
-    errbacks = [maybe_signature(given, app=app) for given in document.get("options", {}).get("link_error") or []]
-    if errbacks:
-        group(errbacks, app=app).apply_async((body.id,), parent_id=body.id, root_id=body.id)
-
-
-def _without_errbacks(document: Any) -> Any:
-    if isinstance(document, dict):
-        return {name: _without_errbacks(value) for name, value in document.items() if name != "link_error"}
-    return [_without_errbacks(value) for value in document] if isinstance(document, list) else document
+    return cast(sorted(set(ids)), ARRAY(Text))

@@ -1,6 +1,7 @@
 """What `howl doctor` asks of PostgreSQL."""
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,23 @@ from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import name_is_known, port_is_open
 from howl.doctor.redis import judge_round_trip, round_trip
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
-from howl.server import migrate
+from howl.server import migrate, usage
 
 DEFAULT_PORT = 5432
+#: From this part of HOWL_RECORD_LIMIT on a credential is shown with a warning; and most that are shown.
+NEAR, SHOWN = 0.8, 5
+
+USAGE = """
+SELECT redis_user, greatest(level - %(rate)s * extract(epoch FROM now() - updated_at), 0)::float AS used, refused
+FROM record_usage ORDER BY used DESC, redis_user LIMIT 100
+"""
+HAS_USAGE = "SELECT to_regclass('record_usage') IS NOT NULL"
+CHORDS = """
+SELECT count(*) FILTER (WHERE body_submitted_at IS NULL),
+       coalesce(sum(size) FILTER (WHERE body_submitted_at IS NULL), 0),
+       count(*) FILTER (WHERE expired AND body_submitted_at > now() - interval '7 days')
+FROM chords
+"""
 
 
 async def login_succeeds(visit: Visit) -> Answer:
@@ -79,6 +94,53 @@ def _sums(settings: Settings) -> dict[str, Any]:
         return budget.sums(opened, settings)
 
 
+async def credentials_are_within_bounds(visit: Visit) -> Answer | None:
+    """How much of HOWL_RECORD_LIMIT each credential's workers use; None where none has told anything."""
+    if not await _scalar(visit, HAS_USAGE):
+        return None  # an older version's tables: that has been said
+    limit = visit.settings.record_limit
+    cursor = await visit.client.execute(USAGE, {"rate": limit / usage.HOUR})
+    return judge_usage(await cursor.fetchall(), limit)
+
+
+def judge_usage(rows: Sequence[tuple[str, float, int]], limit: int) -> Answer | None:
+    """Of each credential, the greediest first: its name, the bytes it uses of the limit, the entries refused."""
+    if not rows:
+        return None
+    greedy = [user for user, level, _ in rows if level > NEAR * limit]
+    told = "; ".join(_used(*row, limit) for row in rows[: max(len(greedy), 1)][:SHOWN])
+    if not greedy:
+        return well(told)
+    return beware(
+        told,
+        "its outcomes wait in Redis once it is above: raise HOWL_RECORD_LIMIT if that is honest work, else take the "
+        "credential away (`howl init rotate`)",
+    )
+
+
+def _used(user: str, level: float, refused: int, limit: int) -> str:
+    told = f"{user} uses {level / limit:.0%} of the {limit >> 20:,} MB an hour that a credential may have recorded"
+    return f"{told}; {refused:,} of its entries were refused" if refused else told
+
+
+async def chords_come_to_an_end(visit: Visit) -> Answer | None:
+    """How many wait, and whether any has waited in vain."""
+    if not await _scalar(visit, HAS_USAGE):
+        return None
+    cursor = await visit.client.execute(CHORDS)
+    return judge_chords(*await cursor.fetchone())
+
+
+def judge_chords(waiting: int, parts: int, expired: int) -> Answer:
+    told = f"{waiting:,} wait for {parts:,} parts"
+    if not expired:
+        return well(told)
+    return beware(
+        f"{told}; {expired:,} expired within a week",
+        "see 'has expired' in the log of `howl server`: their parts were lost, or HOWL_CHORD_RETENTION is too short",
+    )
+
+
 async def version_is_told(visit: Visit) -> Answer:
     return well(f"PostgreSQL {await _scalar(visit, 'SHOW server_version')}")
 
@@ -98,5 +160,7 @@ STEPS = (
     Step("rights", role_is_modest, "look at the log of PostgreSQL"),
     Step("migrations", tables_are_current, "run `alembic upgrade head`"),
     Step("budget", budget_is_left, "run `howl burst budget`"),
+    Step("record", credentials_are_within_bounds, "look at the log of PostgreSQL"),
+    Step("chords", chords_come_to_an_end, "look at the log of PostgreSQL"),
     Step("version", version_is_told, "look at the log of PostgreSQL"),
 )

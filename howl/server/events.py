@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from howl.celery import worker_id_of
 from howl.messaging import subject_token
-from howl.server.presence import Described, Sighting
+from howl.server.presence import EVERYBODY, Described, Sighting
 from howl.server.storable import storable
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ class Happening(NamedTuple):
     sequence: int
     #: Its place in the message.
     place: int
+    #: Whose HOWL_RECORD_LIMIT it counts against.
+    credential: str = EVERYBODY
 
 
 class Heard(NamedTuple):
@@ -137,7 +139,9 @@ def _sort(event: Any, letter: Letter, index: int, token: str, when: Callable[[An
     worker_id = _sender(event.get("hostname"), token)
     at = when(event.get("timestamp"))
     clean = _clean(event, kind, at) | {"uuid": _id(event.get("uuid"), "uuid")}
-    heard.happenings.append(Happening(clean, worker_id, at, letter.nanoseconds, letter.sequence, index))
+    heard.happenings.append(
+        Happening(clean, worker_id, at, letter.nanoseconds, letter.sequence, index, credential_of(letter.subject))
+    )
 
 
 def _sighting(event: dict[str, Any], letter: Letter, token: str, when: Callable[[Any], float]) -> Sighting:
@@ -146,7 +150,7 @@ def _sighting(event: dict[str, Any], letter: Letter, token: str, when: Callable[
     if _sender(node_name, token) != described.worker_id:
         raise ValueError("worker.worker_id: not the worker whose node name this is")
     clean = _clean(event | {"hostname": node_name}, event["type"], when(event.get("timestamp")))
-    return Sighting(described, letter.taken_at, clean)
+    return Sighting(described, letter.taken_at, clean, credential_of(letter.subject))
 
 
 def _clean(event: dict[str, Any], kind: str, at: float) -> dict[str, Any]:
@@ -160,6 +164,15 @@ def _clean(event: dict[str, Any], kind: str, at: float) -> dict[str, Any]:
     if not NEEDED.get(kind, NOTHING) <= clean.keys():
         raise ValueError(f"{min(NEEDED[kind] - clean.keys())}: missing")
     return clean
+
+
+def credential_of(subject: str) -> str:
+    """The credential that NATS let publish it, in `<prefix>.events.<credential>.<worker>.<type>`.
+
+    A subject without one tells nothing of who it was: all such count as one.
+    """
+    parts = subject.split(".")
+    return parts[2] if len(parts) == 5 else EVERYBODY
 
 
 def _token(subject: str) -> str:

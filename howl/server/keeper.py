@@ -55,8 +55,9 @@ class Keeper:
             await asyncio.sleep(self._pause())
 
     def _duties(self) -> tuple[Callable[[], None], ...]:
-        told = (self.load_scripts, self.put_back, self.push_what_is_missing)
-        return (*told, self.fail_what_nobody_can_start, self.expire, self.submit_bodies, self.forget_events)
+        messages = (self.load_scripts, self.put_back, self.push_what_is_missing)
+        tasks = (self.fail_what_nobody_can_start, self.expire, self.submit_bodies)
+        return (*messages, *tasks, self.expire_chords, self.forget_events)
 
     def _pause(self) -> float:
         """Seconds to the next round: often enough to notice a lease that ran out."""
@@ -104,7 +105,12 @@ class Keeper:
 
     def submit_bodies(self) -> None:
         """Submit the bodies of finished chords that the recorder could not submit at once."""
+        chords.wake_all(self.settings)
         chords.submit_due(self.settings, self.app)
+
+    def expire_chords(self) -> None:
+        """Have chords wait no longer than HOWL_CHORD_RETENTION, and forget what has been dealt with for as long."""
+        chords.expire(self.settings, self.app)
 
     def forget_events(self) -> None:
         """Delete what tasks did more than a week ago; their rows and results stay."""

@@ -1,14 +1,19 @@
 """The workers table: who is there, who left, who fell silent."""
 
 import json
+from collections import defaultdict
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, Field
-from sqlalchemy import or_, text, update
+from sqlalchemy import or_, select, text, update
 from sqlalchemy.orm import Session
 
 from howl.models import Worker
+from howl.server.usage import OVERHEAD, Budget
+
+#: No name of a credential: who spoke is not known.
+EVERYBODY = "(events)"
 
 
 class Described(BaseModel):
@@ -35,6 +40,8 @@ class Sighting(NamedTuple):
     at: datetime
     #: Celery's event, for who listens there.
     event: dict[str, Any]
+    #: Whose HOWL_RECORD_LIMIT a new row counts against.
+    credential: str = EVERYBODY
 
     def row(self) -> dict[str, Any]:
         row: dict[str, Any] = self.described.model_dump(mode="json")
@@ -42,17 +49,34 @@ class Sighting(NamedTuple):
         return row | {"last_heartbeat_at": self.at.isoformat(), "offline_at": self.at.isoformat() if left else None}
 
 
-def record(opened: Session, sightings: list[Sighting]) -> None:
-    """Bring the table up to date; repeating it, or an older life's word, changes nothing."""
+def record(opened: Session, sightings: list[Sighting], budget: Budget) -> None:
+    """Bring the table up to date; repeating it, or an older life's word, changes nothing.
+
+    Workers that were never seen before are not taken in from a credential that is above HOWL_RECORD_LIMIT.
+    """
     newest: dict[str, Sighting] = {}
     for sighting in sightings:
         known = newest.get(sighting.described.worker_id)
         if known is None or _supersedes(sighting, known):
             newest[sighting.described.worker_id] = sighting
+    for worker_id in _newcomers_above_the_limit(opened, newest, budget):
+        del newest[worker_id]
     if newest:
         # One order for all, so that no two transactions deadlock.
         rows = [newest[worker_id].row() for worker_id in sorted(newest)]
         opened.execute(text(_UPSERT), {"rows": json.dumps(rows)})
+
+
+def _newcomers_above_the_limit(opened: Session, newest: dict[str, Sighting], budget: Budget) -> list[str]:
+    known = set(opened.scalars(select(Worker.worker_id).where(Worker.worker_id.in_(newest))))
+    of_each = defaultdict(list)
+    for worker_id in newest.keys() - known:
+        of_each[newest[worker_id].credential].append(worker_id)
+    refused = []
+    for credential, workers in sorted(of_each.items()):
+        if not budget.allows(opened, credential, [OVERHEAD] * len(workers)):
+            refused += workers
+    return refused
 
 
 def mark_lost(opened: Session, since: datetime) -> list[str]:

@@ -4,6 +4,7 @@ How a task stands is the recorder's to say, from outcomes; nothing here changes 
 """
 
 import json
+from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from howl.broker.scripts import PROGRESS
 from howl.config import Settings
 from howl.server.events import Happening
 from howl.server.storable import as_json
+from howl.server.usage import Budget
 
 #: Kinds of rows, by the types of events that become some, and what each holds.
 KINDS = {"task-received": "received", "task-progress": "progress", "task-log": "log"}
@@ -47,11 +49,16 @@ DELETE FROM task_events WHERE event_id IN (
 """
 
 
-def record(opened: Session, happenings: list[Happening]) -> None:
-    """Append what is kept of them; repeating it changes nothing."""
-    rows = [_row(happening) for happening in happenings if happening.event["type"] in KINDS]
-    if rows:
-        opened.execute(text(APPEND), {"rows": as_json(rows)})
+def record(opened: Session, happenings: list[Happening], budget: Budget) -> None:
+    """Append what is kept of them, but for credentials above HOWL_RECORD_LIMIT; repeating it changes nothing."""
+    of_each = defaultdict(list)
+    for happening in happenings:
+        if happening.event["type"] in KINDS:
+            of_each[happening.credential].append(_row(happening))
+    # In one order: no two transactions deadlock.
+    for credential, rows in sorted(of_each.items()):
+        if budget.allows(opened, credential, [len(str(row["data"])) for row in rows]):
+            opened.execute(text(APPEND), {"rows": as_json(rows)})
 
 
 def forget(opened: Session) -> bool:

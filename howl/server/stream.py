@@ -50,6 +50,8 @@ class Received:
     user: str | None = None
     #: Whether it has as many lists and objects as may at most be within each other.
     may_be_deep: bool = False
+    #: Bytes of its document.
+    size: int = 0
 
     @cached_property
     def at(self) -> datetime:
@@ -90,6 +92,12 @@ class OutcomeStream:
         self._after: dict[str, str] = {}
         self._users: dict[str, str | None] = {}
         self._count = FIRST_BATCH
+        #: By stream: the monotonic second until which it is not read.
+        self._paused: dict[str, float] = {}
+
+    def pause(self, stream: str, seconds: float) -> None:
+        """Read nothing of this stream for a while: what is written to it waits, and other streams do not."""
+        self._paused[stream] = time.monotonic() + seconds
 
     async def batches(self) -> AsyncIterator[Batch]:
         """First what an earlier life read and did not confirm, then what comes; one stream's entries at a time."""
@@ -130,9 +138,13 @@ class OutcomeStream:
 
     async def _read_next(self) -> list[tuple[str, list[tuple[bytes, dict[bytes, bytes]]]]]:
         """Of each stream some entries, if it has any."""
-        wait = WAIT if all(after == ">" for after in self._after.values()) else None
+        now = time.monotonic()
+        self._paused = {stream: until for stream, until in self._paused.items() if until > now}
+        asked = {stream: after for stream, after in self._after.items() if stream not in self._paused}
+        soonest = min([until - now for until in self._paused.values()], default=WAIT / 1000)
+        wait = max(1, min(WAIT, round(soonest * 1000))) if all(after == ">" for after in asked.values()) else None
         try:
-            answer = await self.redis.xreadgroup(GROUP, CONSUMER, self._after, count=self._count, block=wait)
+            answer = await self.redis.xreadgroup(GROUP, CONSUMER, asked, count=self._count, block=wait)
         except ResponseError as error:
             if takes_nothing_new(error):
                 raise
@@ -142,7 +154,7 @@ class OutcomeStream:
             await asyncio.sleep(RECOVERY)
             return []
         found = {stream.decode(): entries for stream, entries in answer or []}
-        for stream, after in self._after.items():
+        for stream, after in asked.items():
             if after != ">":
                 left = found.get(stream)
                 self._after[stream] = left[-1][0].decode() if left else ">"
@@ -171,6 +183,13 @@ class OutcomeStream:
             await self._execute(together, stream)
         # Cut first: what a worker wrote may have megabytes.
         logger.error("Outcome %s set aside in %s: %s.", name, unreadable, " ".join(reason[:REASON_LIMIT].split()))
+
+    async def keep(self, document: bytes) -> None:
+        """Keep what is not recorded for a person to look at."""
+        async with self.redis.pipeline(transaction=True) as together:
+            together.lpush(self.settings.key("unreadable"), document[:UNREADABLE_BYTES])
+            together.ltrim(self.settings.key("unreadable"), 0, UNREADABLE_KEPT - 1)
+            await together.execute()
 
     async def document(self, stream: str, entry_id: str) -> bytes:
         """An entry as it was written: what is nested too deeply to be recorded cannot be written again either."""
@@ -202,8 +221,9 @@ class OutcomeStream:
         for entry_id, fields in entries:
             try:
                 entry = self._parse(fields or {})
-                deep = _may_be_deep(fields[ENTRY_FIELD])
-                received.append(Received(entry_id.decode(), entry, self._users[stream], deep))
+                document = fields[ENTRY_FIELD]
+                deep = _may_be_deep(document)
+                received.append(Received(entry_id.decode(), entry, self._users[stream], deep, len(document)))
             except UnreadableOutcome as error:
                 document = next(iter((fields or {}).values()), b"")
                 await self.set_aside(stream, entry_id, document, error.message)

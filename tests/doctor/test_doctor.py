@@ -65,7 +65,7 @@ def test_a_server_with_all_it_needs_is_well(settings: Settings) -> None:
     findings = run(settings)
     assert verdicts(findings, "redis") == dict.fromkeys([*WAY, "clock", "rights", "version"], OK)
     assert verdicts(findings, "nats") == dict.fromkeys([*WAY, "rights", "jetstream", "version"], OK)
-    assert verdicts(findings, "postgresql") == dict.fromkeys([*WAY, "rights", "migrations", "version"], OK)
+    assert verdicts(findings, "postgresql") == dict.fromkeys([*WAY, "rights", "migrations", "chords", "version"], OK)
 
 
 def test_a_burst_machine_with_one_secret_is_well(tmp_path: Path, start: Callable[..., Process]) -> None:
@@ -361,6 +361,27 @@ def test_a_month_without_minutes_left_is_a_warning(settings: Settings) -> None:
             "VALUES ('b', 'github-actions', 3, 30, 90)"
         )
     assert verdicts(run(configured), "postgresql")["budget"] is WARNING
+
+
+def test_a_credential_that_has_much_recorded_and_a_chord_that_expired_are_told(settings: Settings) -> None:
+    limited = settings.model_copy(update={"record_limit": 1 << 20})
+    with psycopg.connect(settings.database()) as connection:
+        connection.execute("INSERT INTO record_usage (redis_user, level) VALUES ('burst', 1000), ('thief', 10 << 20)")
+        connection.execute("UPDATE record_usage SET refused = 1234 WHERE redis_user = 'thief'")
+    found = {finding.check: finding for finding in run(limited) if finding.server == "postgresql"}
+    assert found["record"].verdict is WARNING
+    assert found["record"].said.startswith("thief uses 1000% of the 1 MB an hour that a credential may have recorded")
+    assert found["record"].said.endswith("; 1,234 of its entries were refused")
+    assert found["chords"].said == "0 wait for 0 parts"
+    with psycopg.connect(settings.database()) as connection:
+        connection.execute("DELETE FROM record_usage WHERE redis_user = 'thief'")
+        connection.execute(
+            "INSERT INTO chords (group_id, parts, header, body, body_submitted_at, expired) "
+            "VALUES ('g', '{}', '', '', now(), true)"
+        )
+    found = {finding.check: finding for finding in run(limited) if finding.server == "postgresql"}
+    assert (found["record"].verdict, found["chords"].verdict) == (OK, WARNING)
+    assert found["chords"].said == "0 wait for 0 parts; 1 expired within a week"
 
 
 # --- judgements, where the thing itself cannot be brought about ----------------------------------------------------

@@ -16,6 +16,7 @@ from howl import db
 from howl.server import event_stream, presence
 from howl.server.bridge import Bridge
 from howl.server.presence import Described, Sighting
+from howl.server.usage import Budget
 from tests.server import wire
 from tests.support import PATIENCE, eventually, taken_away
 
@@ -153,7 +154,8 @@ def test_a_late_word_of_an_earlier_life_changes_nothing(settings, worker_row):
 
     def seen(seconds: float, **given) -> None:
         with db.session(settings.database()) as session:
-            presence.record(session, [Sighting(Described(**life | given), now + timedelta(seconds=seconds), {})])
+            sighting = Sighting(Described(**life | given), now + timedelta(seconds=seconds), {})
+            presence.record(session, [sighting], Budget(settings))
 
     seen(0)
     seen(-5, boot_id="first", status="offline")

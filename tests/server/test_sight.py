@@ -414,3 +414,21 @@ def test_events_are_forgotten_after_a_week_a_portion_at_a_time(settings, bridge,
     keeper.forget_events()
     assert [row.source.rpartition(".")[0].rpartition(".")[2] for row in rows()] == ["4"] * 3
     keeper.redis.close()
+
+
+def test_above_the_limit_logs_are_shown_and_not_kept_and_no_new_worker_is_taken_in(settings, rows, live, worker_row,
+                                                                                   caplog):  # fmt: skip
+    limited = Bridge(settings.model_copy(update={"record_limit": 1 << 20}))
+    limited.take([wire.letter(settings, wire.worker("online", "w1"))])
+    for number in range(2, 40):
+        log = wire.task("log", "t1", lines=["x" * 2000] * 30, number=number)
+        limited.take([wire.letter(settings, log, sequence=number)])
+    assert 10 < len(rows()) < 39
+    now = time.time()
+    progress = wire.task("progress", "t1", done=1, number=99)
+    limited.take([wire.letter(settings, progress, wire.worker("heartbeat", "w1", version="9"), sequence=99, taken=now),
+                  wire.letter(settings, wire.worker("online", "w2"), worker_id="w2", sequence=100)])  # fmt: skip
+    assert live("t1")["done"] == 1
+    assert (worker_row("w1").version, worker_row("w2")) == ("9", None)
+    assert caplog.text.count("had 1 MB recorded within an hour") == 1
+    limited.redis.close()

@@ -1,0 +1,192 @@
+"""A chord's body is submitted with its parts' values, or fails with the reason why there are none.
+
+A worker wrote it. So it is published, and told of, with no more rights than that worker's own, and made of nothing
+that he may not see: a part that ran in a queue out of his reach is another's, and its id is no proof of anything.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+from celery import Celery, group
+from celery.canvas import maybe_signature
+from celery.exceptions import ChordError
+from kombu.exceptions import EncodeError
+from sqlalchemy import ColumnElement, Row, Text, cast, func, select
+from sqlalchemy.orm import Session
+
+from howl.backend import telling_in
+from howl.broker.areas import Area
+from howl.broker.transport import publishing_for, publishing_once
+from howl.celery import worker_queue
+from howl.config import Settings
+from howl.errors import ChordExpired, ChordRefused
+from howl.models import Chord, Task
+from howl.outcomes import FINAL_RANK, JOIN_ALL, PART_STATUS
+from howl.server.reach import Reach
+
+logger = logging.getLogger(__name__)
+
+#: Bytes that all values of a chord may take in this process's memory, about, and of an empty list among them.
+VALUES_LIMIT, CONTAINER = 64 << 20, 64
+#: Characters of a part's error that its body fails with.
+ERROR_LIMIT = 20_000
+
+
+def submit(
+    chord_id: int, opened: Session, settings: Settings, app: Celery, expired: ChordExpired | None = None
+) -> None:
+    """Publish the body of a chord whose parts have all ended, or have it fail; raises whatever a forged one causes."""
+    chord = opened.execute(select(Chord).where(Chord.chord_id == chord_id)).scalar_one()
+    with _as_told_by(chord.redis_user, settings, app):
+        _submit(chord, opened, app, Reach(app.backend.redis, settings), expired)
+
+
+@contextmanager
+def _as_told_by(user: str | None, settings: Settings, app: Celery) -> Iterator[None]:
+    """Within it, what this process publishes and tells has the user's rights, and leaves nothing behind."""
+    if user is None:
+        yield
+        return
+    known = set(app.amqp.queues)
+    with ExitStack() as stack:
+        stack.enter_context(publishing_for(user))
+        stack.enter_context(telling_in(Area(settings.key_prefix, user).key("outcomes")))
+        try:
+            yield
+        finally:
+            # Celery remembers each name of a queue it meets, and workers have no end of names.
+            for name in set(app.amqp.queues) - known:
+                del app.amqp.queues[name]
+
+
+def _submit(chord: Chord, opened: Session, app: Celery, reach: Reach, expired: ChordExpired | None) -> None:
+    document = json.loads(chord.body)
+    body, shape = maybe_signature(document, app=app), _shape(json.loads(chord.header))
+    if strangers := set(_leaves(shape)).difference(chord.parts):
+        raise ChordRefused(f"Task {min(strangers)} is in its header and none of its parts")
+    row = opened.get(Task, body.id) if body.id else None
+    if row is not None and not reach.sees(chord.redis_user, row):
+        raise ChordRefused(f"its body is task {row.task_id}, which is another's")
+    replaces = row is not None and _replaces(document, row, chord, opened)
+    if row is not None and (row.rank == FINAL_RANK or not replaces):
+        return  # submitted by an earlier life of this server, which ended before it could say so; or cancelled
+    reason = str(expired) if expired else _why_not(chord, document, opened, reach)
+    if reason is None:
+        reason = _publish(body, _values(shape, _values_of(chord, opened)), replaces=replaces)
+    if reason is not None:
+        _fail(document, reason, app)
+
+
+def _publish(body: Any, values: Any, *, replaces: bool) -> str | None:
+    """Why it cannot be; None if it could."""
+    try:
+        # The mark of a task in flight stays with its replacement, which would not be pushed for it.
+        with nullcontext() if replaces else publishing_once():
+            body.apply_async((values,), **_own_queue(body))
+    except (EncodeError, TypeError, ValueError) as error:
+        return f"Callback error: {error!r}"
+    return None
+
+
+def _why_not(chord: Chord, document: dict[str, Any], opened: Session, reach: Reach) -> str | None:
+    """Why there are no values for the body."""
+    # One pass, and not its rows: there may be a hundred thousand.
+    failures = func.min(Task.task_id).filter(Task.status != "succeeded")
+    whose = select(Task.redis_user, Task.queue, func.min(Task.task_id), failures, func.sum(_size()))
+    found = opened.execute(whose.where(_is_part_of(chord)).group_by(Task.redis_user, Task.queue)).all()
+    for owner in found:
+        if not reach.sees(chord.redis_user, owner):
+            return f"Task {owner[2]} ran where Redis user {chord.redis_user} may not see its result"
+    failed = min((owner[3] for owner in found if owner[3] is not None), default=None)
+    if failed is not None and not _joins_all(document):
+        error = select(Task.error_type, func.left(Task.error_message, ERROR_LIMIT)).where(Task.task_id == failed)
+        return "Dependency {} raised {}: {}".format(failed, *opened.execute(error).one())
+    size = int(sum(owner[4] for owner in found))
+    if size > VALUES_LIMIT:
+        return f"The values of its parts take {size >> 20:,} MB together, and {VALUES_LIMIT >> 20} are allowed"
+    return None
+
+
+def _size() -> Any:
+    """Bytes of a part's value in memory, about: where most of it is empty lists, much more than in JSON."""
+    written = func.coalesce(cast(Task.result, Text), "")
+    containers = func.length(written) - func.length(func.translate(written, "[{,", ""))
+    return func.length(written) + CONTAINER * containers + func.length(func.coalesce(Task.error_message, ""))
+
+
+def _is_part_of(chord: Chord) -> ColumnElement[bool]:
+    return Task.task_id.in_(select(func.unnest(Chord.parts)).where(Chord.chord_id == chord.chord_id))
+
+
+def _own_queue(body: Any) -> dict[str, Any]:
+    """A name alone would be given an exchange, whose binding outlives the worker."""
+    kind, _, worker_id = str(body.options.get("queue")).partition(".")
+    return {"queue": worker_queue(worker_id)} if kind == "worker" and worker_id else {}
+
+
+def _replaces(document: dict[str, Any], row: Task, chord: Chord, opened: Session) -> bool:
+    """Whether what is on record is the task that this chord replaces, whose id its body has, and not the body's run."""
+    name = str(document.get("task"))
+    is_named_otherwise = row.name != name and not name.startswith("celery.")  # a chain is recorded as its last task
+    children = select(Task.task_id).where(_is_part_of(chord), Task.parent_id == row.task_id)
+    return is_named_otherwise or opened.scalar(children.limit(1)) is not None
+
+
+def _joins_all(document: dict[str, Any]) -> bool:
+    headers = document.get("options", {}).get("headers") or {}
+    return all(headers.get(name) == value for name, value in JOIN_ALL.items())
+
+
+def _shape(result: Any) -> Any:
+    """Celery's tuple of a header's result as lists of ids: its own objects take kilobytes for each."""
+    task, members = result
+    if members is not None:
+        return [_shape(member) for member in members]
+    return task[0] if isinstance(task, list) else task
+
+
+def _leaves(shape: Any) -> Iterator[str]:
+    if isinstance(shape, list):
+        for member in shape:
+            yield from _leaves(member)
+    else:
+        yield shape
+
+
+def _values(shape: Any, values: dict[str, Any]) -> Any:
+    """The parts' values in the header's shape: a list for a group, lists within for groups within."""
+    return [_values(member, values) for member in shape] if isinstance(shape, list) else values[shape]
+
+
+def _values_of(chord: Chord, opened: Session) -> dict[str, Any]:
+    columns = (Task.task_id, Task.status, Task.result, Task.worker_id, Task.error_type, Task.error_message)
+    return {part.task_id: _value(part) for part in opened.execute(select(*columns).where(_is_part_of(chord)))}
+
+
+def _value(part: Row[Any]) -> Any:
+    if part.status == "succeeded":
+        return part.result
+    names = ("worker_id", "error_type", "error_message")
+    return {PART_STATUS: part.status} | {name: getattr(part, name) for name in names}
+
+
+def _fail(document: dict[str, Any], reason: str, app: Celery) -> None:
+    """Celery would run some error callbacks here and now; a worker wrote them, and this process knows the database."""
+    body = maybe_signature(_without_errbacks(document), app=app)
+    logger.warning("Chord body %s fails: %s.", body.id, " ".join(reason[:ERROR_LIMIT].split()))
+    try:
+        raise ChordError(reason)  # noqa: TRY301  # Celery takes the traceback from the stack
+    except ChordError as error:
+        app.backend.chord_error_from_stack(body, exc=error)
+    errbacks = [maybe_signature(given, app=app) for given in document.get("options", {}).get("link_error") or []]
+    if errbacks:
+        group(errbacks, app=app).apply_async((body.id,), parent_id=body.id, root_id=body.id)
+
+
+def _without_errbacks(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {name: _without_errbacks(value) for name, value in document.items() if name != "link_error"}
+    return [_without_errbacks(value) for value in document] if isinstance(document, list) else document

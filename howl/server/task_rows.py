@@ -1,0 +1,199 @@
+"""Outcomes as rows of tasks and of their events, which end the same in whatever order outcomes arrive."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from howl.outcomes import ArtifactKept, Outcome, error_of
+from howl.server.storable import as_json, storable
+from howl.server.stream import Received
+
+#: Seconds that a run can be believed to have taken.
+LONGEST = 30 * 86_400
+
+
+def write(opened: Session, received: list[Received]) -> None:
+    """Bring tasks up to date, and append what happened to them; repeating it changes nothing."""
+    walk = any(item.may_be_deep for item in received)
+    outcomes = [(item, item.entry) for item in received if isinstance(item.entry, Outcome)]
+    _execute(opened, UPSERT_TASKS, _task_rows(outcomes), walk)
+    _execute(opened, APPEND_EVENTS, [*_event_rows(received)], walk)
+
+
+def _execute(opened: Session, statement: str, rows: list[dict[str, Any]], walk: bool) -> None:
+    """Rows travel as one JSON document: one statement however many they are, and no temporary table."""
+    if rows:
+        opened.execute(text(statement), {"rows": json.dumps(storable(rows)) if walk else as_json(rows)})
+
+
+def _task_rows(outcomes: list[tuple[Received, Outcome]]) -> list[dict[str, Any]]:
+    """One row a task: an upsert may touch a row but once."""
+    rows: dict[str, dict[str, Any]] = {}
+    for item, outcome in outcomes:
+        if outcome.status is not None:
+            rows[outcome.task_id] = _merge(rows.get(outcome.task_id), _task_row(item, outcome))
+    return [rows[task_id] for task_id in sorted(rows)]  # one order for all, so that no two transactions deadlock
+
+
+def _merge(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """What is newer says how it stands; what only the older one knew remains."""
+    if old is None:
+        return new
+    first, last = (old, new) if _supersedes(new, old) else (new, old)
+    known = {name: value for name, value in last.items() if value is not None}
+    begun = min(filter(None, (old["started_at"], new["started_at"])), default=None)
+    queued = min(old["queued_at"], new["queued_at"])
+    ending = {name: last[name] for name in _OF_THE_END}
+    return {**first, **known, **ending, "started_at": begun, "queued_at": queued}
+
+
+#: Columns that speak of how a run ended: nothing of an earlier attempt may shine through.
+_OF_THE_END = ("result", "error", "error_type", "error_message", "traceback", "finished_at", "runtime", "children")
+
+
+def _supersedes(new: dict[str, Any], old: dict[str, Any]) -> bool:
+    """The rule of the upsert below, for two outcomes of one batch."""
+    new_place, old_place = (new["attempts"], new["rank"]), (old["attempts"], old["rank"])
+    return new_place > old_place or (new_place == old_place and new["rank"] < 3)
+
+
+def _task_row(item: Received, outcome: Outcome) -> dict[str, Any]:
+    kind, message = error_of(outcome) or (None, None)
+    at = item.at.isoformat()
+    return {
+        "task_id": outcome.task_id,
+        "name": outcome.name,
+        "args": outcome.args,
+        "kwargs": outcome.kwargs,
+        "queue": outcome.queue,
+        "redis_user": item.user,
+        "status": outcome.status,
+        "rank": outcome.rank,
+        "attempts": outcome.attempt,
+        "worker_id": outcome.worker_id,
+        "parent_id": outcome.parent_id,
+        "root_id": outcome.root_id,
+        "group_id": outcome.group_id,
+        "queued_at": at,
+        "started_at": _began(item, outcome),
+        "finished_at": at if outcome.is_final else None,
+        "runtime": outcome.runtime if outcome.is_final else None,
+        "result": outcome.result if outcome.state == "SUCCESS" else None,
+        "error": outcome.result if kind else None,
+        "error_type": kind,
+        "error_message": message,
+        "traceback": outcome.traceback,
+        "children": outcome.children,
+    }
+
+
+def _began(item: Received, outcome: Outcome) -> str | None:
+    """A short run is told by its end alone: it began its runtime before."""
+    if outcome.state == "STARTED":
+        return item.at.isoformat()
+    if outcome.runtime is None or not math.isfinite(outcome.runtime):
+        return None
+    return (item.at - timedelta(seconds=min(max(outcome.runtime, 0), LONGEST))).isoformat()
+
+
+def _event_rows(received: list[Received]) -> Iterator[dict[str, Any]]:
+    """In the order in which it happened."""
+    for item in received:
+        if isinstance(item.entry, Outcome):
+            yield _event_row(item, item.entry)
+        elif isinstance(item.entry, ArtifactKept):
+            yield _artifact_event(item, item.entry)
+
+
+def _event_row(item: Received, outcome: Outcome) -> dict[str, Any]:
+    data: dict[str, Any] = {"attempt": outcome.attempt}
+    if outcome.status is None:
+        data |= {"state": outcome.state, "result": outcome.result}
+    elif failure := error_of(outcome):
+        data |= {"error_type": failure[0], "error_message": failure[1]}
+    if outcome.pid is not None:
+        data["pid"] = outcome.pid
+    return {
+        "task_id": outcome.task_id,
+        "worker_id": outcome.worker_id,
+        "kind": "ended" if outcome.state == "ENDED" else outcome.status or "progress",
+        "at": item.at.isoformat(),
+        "data": data,
+        "source": _source(item),
+    }
+
+
+def _artifact_event(item: Received, artifact: ArtifactKept) -> dict[str, Any]:
+    return {
+        "task_id": artifact.task_id,
+        "worker_id": artifact.worker_id,
+        "kind": "artifact",
+        "at": item.at.isoformat(),
+        "data": {"attempt": artifact.attempt, "name": artifact.name, "size": artifact.size},
+        "source": _source(item),
+    }
+
+
+def _source(item: Received) -> str:
+    return f"outcome:{item.entry_id}" if item.user is None else f"outcome:{item.user}:{item.entry_id}"
+
+
+def _columns(definition: Iterable[str]) -> str:
+    return ", ".join(definition)
+
+
+_TASK_TYPES = {
+    "task_id": "text", "name": "text", "args": "jsonb", "kwargs": "jsonb", "queue": "text", "redis_user": "text",
+    "status": "text",
+    "rank": "int", "attempts": "int", "worker_id": "text", "parent_id": "text", "root_id": "text",
+    "group_id": "text", "queued_at": "timestamptz", "started_at": "timestamptz", "finished_at": "timestamptz",
+    "runtime": "double precision", "result": "jsonb", "error": "jsonb", "error_type": "text",
+    "error_message": "text", "traceback": "text", "children": "jsonb",
+}  # fmt: skip
+
+#: What says how the task stands, taken from the outcome if it is newer than the row, otherwise left.
+_STANDING = ("status", "rank", "attempts", *_OF_THE_END)
+#: What is told once and remains: the submitter's word comes first.
+_TOLD = ("name", "args", "kwargs", "parent_id", "root_id", "group_id")
+
+_NEWER = "(excluded.attempts, excluded.rank) > (t.attempts, t.rank) OR \
+((excluded.attempts, excluded.rank) = (t.attempts, t.rank) AND t.rank < 3)"
+
+# Of a task that nobody submitted, whoever tells how it stands tells its queue as well: a word that another user's
+# workers said before may have been forged, to make it look like theirs.
+_ANOTHERS = f"t.redis_user IS NOT NULL AND excluded.redis_user IS DISTINCT FROM t.redis_user AND ({_NEWER})"
+
+UPSERT_TASKS = f"""
+INSERT INTO tasks AS t ({_columns(_TASK_TYPES)})
+SELECT {_columns(_TASK_TYPES)}
+FROM json_to_recordset(CAST(:rows AS json)) AS given({_columns(f"{name} {kind}" for name, kind in _TASK_TYPES.items())})
+ON CONFLICT (task_id) DO UPDATE SET
+{_columns(f"{name} = CASE WHEN {_NEWER} THEN excluded.{name} ELSE t.{name} END" for name in _STANDING)},
+{
+    _columns(
+        f"{name} = CASE WHEN {_ANOTHERS} THEN coalesce(excluded.{name}, t.{name}) "
+        f"ELSE coalesce(t.{name}, excluded.{name}) END"
+        for name in _TOLD
+    )
+},
+queue = CASE WHEN {_ANOTHERS} THEN excluded.queue
+             WHEN t.redis_user IS NOT NULL AND ({_NEWER}) THEN coalesce(excluded.queue, t.queue)
+             WHEN t.redis_user IS NULL AND excluded.redis_user IS NOT NULL THEN t.queue
+             ELSE coalesce(t.queue, excluded.queue) END,
+redis_user = CASE WHEN {_ANOTHERS} THEN excluded.redis_user ELSE t.redis_user END,
+worker_id = CASE WHEN {_NEWER} THEN coalesce(excluded.worker_id, t.worker_id) ELSE t.worker_id END,
+started_at = least(t.started_at, excluded.started_at)
+"""  # noqa: S608  # built from the names above alone
+
+APPEND_EVENTS = """
+INSERT INTO task_events (task_id, worker_id, kind, at, data, source)
+SELECT task_id, worker_id, kind, at, data, source
+FROM json_to_recordset(CAST(:rows AS json))
+AS given(task_id text, worker_id text, kind text, at timestamptz, data jsonb, source text)
+ON CONFLICT (source) DO NOTHING
+"""
