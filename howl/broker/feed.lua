@@ -4,12 +4,14 @@
 -- KEYS[1]  parked: messages with their lists, by due time in milliseconds since 1970
 -- ARGV[1]  what all keys begin with
 -- ARGV[2]  seconds before its time at which a message goes back
--- ARGV[3]  most messages to look at
+-- ARGV[3]  most messages to look at; most bytes of them are MOST_BYTES, about
 -- ARGV[4]  '*', or else ARGV[5..] are the lists that messages may go back to, and the others stay
 -- Answer   how many were moved
 --
--- Promise: a message is parked or queued at every instant, and goes back once.
+-- Promise: a message is parked or queued at every instant, and goes back once; what names no list goes to `unreadable`.
+-- A worker wrote them: their number and size are bounded, for nobody else is served meanwhile.
 
+local MOST, MOST_BYTES = 500, 67108864
 local prefix, allowed = ARGV[1], {}
 for at = 5, #ARGV do
   allowed[ARGV[at]] = true
@@ -17,16 +19,30 @@ end
 
 local clock = redis.call('TIME')
 local near = clock[1] * 1000 + tonumber(ARGV[2]) * 1000
-local moved = 0
-for _, claim in ipairs(redis.call('ZRANGE', KEYS[1], '-inf', near, 'BYSCORE', 'LIMIT', 0, ARGV[3])) do
-  local list = string.match(claim, '^[^\n]*')
-  if ARGV[4] == '*' or allowed[list] then
+local moved, stayed, bytes = 0, 0, 0
+-- One by one, for they are as large as their writer liked.
+while moved + stayed < math.min(tonumber(ARGV[3]), MOST) and bytes < MOST_BYTES do
+  local claim = redis.call('ZRANGE', KEYS[1], '-inf', near, 'BYSCORE', 'LIMIT', stayed, 1)[1]
+  if not claim then
+    break
+  end
+  bytes = bytes + #claim
+  local ends = string.find(claim, '\n', 1, true)
+  local list = string.sub(claim, 1, (ends or 1) - 1)
+  if not ends then
+    redis.call('LPUSH', prefix .. 'unreadable', string.sub(claim, 1, 65536))
+    redis.call('LTRIM', prefix .. 'unreadable', 0, 999)
+    redis.call('ZREM', KEYS[1], claim)
+    moved = moved + 1
+  elseif ARGV[4] == '*' or allowed[list] then
     local bell = prefix .. 'doorbell:' .. string.match(string.sub(list, #prefix + 1), '^[^\6]*')
-    redis.call('LPUSH', list, string.sub(claim, #list + 2))
+    redis.call('LPUSH', list, string.sub(claim, ends + 1))
     redis.call('LPUSH', bell, 1)
     redis.call('PEXPIRE', bell, 60000)
     redis.call('ZREM', KEYS[1], claim)
     moved = moved + 1
+  else
+    stayed = stayed + 1
   end
 end
 return moved

@@ -7,12 +7,13 @@
 -- ARGV[3..]   words in the order in which the messages were taken, last taken first: kind, tag, count, values
 --               back    list, counter        to the end the list is taken from, adding one to the counter
 --               dead    task id, outcome     kept for replay, with the outcome appended
---               aside   list of what nobody's rights allow to be put back
+--               aside   list of what nobody's rights allow to be put back, and of the first 64 KB of it
 -- Answer      how many messages were moved; -1 if the owner's lease still runs (it spoke since the keeper looked)
 --
 -- Promise: nothing is moved while the lease runs, and nothing twice; nothing goes to another list than the keeper saw
 -- and said, whatever the owner writes meanwhile. What the owner says later of what it held is stale,
 -- and its next turn is refused until it has said what it holds. Its number stays: what it said before was heard.
+-- What it holds may be as large as it liked: after MOST_BYTES the rest stays for the next round.
 
 local claims, leases, deaths, outcomes, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[6]
 local clock = redis.call('TIME')
@@ -23,28 +24,47 @@ if deadline > now then
 end
 
 local prefix = ARGV[2]
-local moved, at = 0, 3
+local moved, at, bytes, MOST_BYTES = 0, 3, 0, 134217728
 if #ARGV > 2 and redis.call('EXISTS', KEYS[5]) == 1 then
   redis.call('HSET', KEYS[5], 'fenced', 1)
 end
-while at <= #ARGV do
+
+local function set_aside(list, claim)
+  redis.call('LPUSH', list, string.sub(claim, 1, 65536))
+  redis.call('LTRIM', list, 0, 999)
+end
+
+-- First of all: should it not be possible, nothing has been moved. What is no number begins anew.
+local function count_death(counter)
+  if type(redis.pcall('HINCRBY', deaths, counter, 1)) == 'table' then
+    redis.call('HSET', deaths, counter, 1)
+  end
+end
+
+while at <= #ARGV and bytes < MOST_BYTES do
   local kind, tag, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  if not count or count < 0 or count % 1 ~= 0 then
+    error({err = 'ERR keep.lua: a word must say how many values it has'})
+  end
   local claim = redis.call('HGET', claims, tag)
-  local list = claim and string.match(claim, '^[^\n]*')
-  if claim and (kind ~= 'back' or list == ARGV[at + 3]) then
-    if kind == 'dead' then
+  local ends = claim and string.find(claim, '\n', 1, true)
+  local list = ends and string.sub(claim, 1, ends - 1)
+  bytes = bytes + (claim and #claim or 0)
+  if claim and (kind ~= 'back' or not ends or list == ARGV[at + 3]) then
+    if not ends then
+      set_aside(prefix .. 'unreadable', claim)
+    elseif kind == 'dead' then
       redis.call('XADD', outcomes, '*', 'outcome', ARGV[at + 4])
       redis.call('HSET', dead, ARGV[at + 3], claim)
       redis.call('HDEL', deaths, ARGV[at + 3])
     elseif kind == 'aside' then
-      redis.call('LPUSH', ARGV[at + 3], claim)
-      redis.call('LTRIM', ARGV[at + 3], 0, 999)
+      set_aside(ARGV[at + 3], claim)
     else
+      count_death(ARGV[at + 4])
       local bell = prefix .. 'doorbell:' .. string.match(string.sub(list, #prefix + 1), '^[^\6]*')
-      redis.call('RPUSH', list, string.sub(claim, #list + 2))
+      redis.call('RPUSH', list, string.sub(claim, ends + 1))
       redis.call('LPUSH', bell, 1)
       redis.call('PEXPIRE', bell, 60000)
-      redis.call('HINCRBY', deaths, ARGV[at + 4], 1)
     end
     redis.call('HDEL', claims, tag, 'began:' .. tag)
     moved = moved + 1

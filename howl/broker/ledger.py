@@ -35,8 +35,11 @@ LOOK = 1.0
 PACE, LONGEST_PACE = 0.002, 0.02
 #: Words of a turn for which that is the longest: the more there is to say, the more one turn should say.
 MANY = 20
-#: Most messages and bytes of one turn, in either direction.
-MOST, MOST_BYTES = 1000, 8 << 20
+#: Most messages and bytes of one turn, in either direction, about, and values of its words; turn.lua takes no more.
+MOST, MOST_BYTES, MOST_VALUES = 1000, 8 << 20, 4000
+#: Most messages held, those that wait for their time among them: after a gap they are all said in one turn, and that is
+#: how many turn.lua listens to.
+MOST_HELD = 50_000
 #: Seconds after which a run that still goes on is said to have begun.
 BEGINNING = 0.25
 #: Seconds a message may wait here for a free slot before another worker shall have it.
@@ -203,8 +206,10 @@ class Ledger(threading.Thread):
         self._say(Word("loose", "", [outcome]))
 
     def settle(self, tag: str, task_id: str, outcomes: list[bytes]) -> None:
-        """The message ended like this."""
-        self._let_go(tag, Word("settle", tag, [task_id, *outcomes]))
+        """The message ended like this; a chain that failed has as many outcomes as tasks, too many for one turn."""
+        for outcome in outcomes[:-MOST]:
+            self.note(tag, outcome)
+        self._let_go(tag, Word("settle", tag, [task_id, *outcomes[-MOST:]]))
 
     def put_back(self, tag: str) -> None:
         """To the end the queue is taken from."""
@@ -326,7 +331,8 @@ class Ledger(threading.Thread):
         """How many messages there is room for."""
         if not self._claiming or self._closing is not None or not any(self._priorities):
             return 0
-        return max(0, min(MOST, self.room.hold - (len(self._claims) - self._waiting)))
+        held = len(self._claims)
+        return max(0, min(MOST, self.room.hold - (held - self._waiting), MOST_HELD - held))
 
     def _give_up_stale_waits(self) -> None:
         """No message waits here behind a long task while another worker might be idle."""
@@ -352,7 +358,7 @@ class Ledger(threading.Thread):
                 for tag, (task_id, told) in self._beginnings.items():
                     self._words += Word("began", tag, [task_id]), Word("note", tag, [told()])
                 self._beginnings.clear()
-            words = [self._words.popleft() for _ in range(min(MOST, len(self._words)))]
+            words = self._next_words()
             wanted = self._wants()
             self.room.asked()
             self._number += 1
@@ -365,6 +371,16 @@ class Ledger(threading.Thread):
             self._hear(answer, wanted)
         while self._said and self._said[0][0] < time.monotonic() - MEMORY:
             self._said.popleft()
+
+    def _next_words(self) -> list[Word]:
+        """As many as one turn may say: Redis closes the connection of whoever says more than 64 MB at once."""
+        words: list[Word] = []
+        size = values = 0
+        while self._words and len(words) < MOST and size < MOST_BYTES and values < MOST_VALUES:
+            words.append(self._words.popleft())
+            values += len(words[-1].values)
+            size += sum(len(value) for value in words[-1].values if isinstance(value, bytes))
+        return words
 
     def _beginnings_are_old(self) -> bool:
         claim = self._claims.get(next(iter(self._beginnings), ""))
@@ -405,11 +421,12 @@ class Ledger(threading.Thread):
         self._said = deque(said for said in self._said if said[1] <= last)
         with self._lock:
             self._number = max(self._number, last) + 1
-            # What waits to be said next is held too, until it is said.
-            spoken = {word.tag for word in (*again, *self._words)}
-            held = [Word("hold", tag) for tag in (*self._claims, *spoken) if tag]
+            self._words.extendleft(reversed(again))
+            # What waits to be said is held too, until it is said.
+            spoken = (word.tag for word in self._words)
+            held = [Word("hold", tag) for tag in dict.fromkeys((*self._claims, *spoken)) if tag]
             self._known_revoked = b"0-0"
-        words = [Word("hold", ""), *held, *again]
+            words = [Word("hold", ""), *held, *self._next_words()]
         self._said.append((time.monotonic(), self._number, words))
         return words
 

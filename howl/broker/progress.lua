@@ -11,7 +11,7 @@
 local set = 0
 for at, key in ipairs(KEYS) do
   local document = ARGV[at + 1]
-  local known = redis.pcall('GET', key)
+  local known = redis.pcall('GETRANGE', key, 0, 63)
   -- Whoever may write keys may have made it something else, which is replaced.
   local before = type(known) == 'string' and string.match(known, '^{"order": "([%d.]+)"') or ''
   if string.match(document, '^{"order": "([%d.]+)"') > before then

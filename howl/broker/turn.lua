@@ -7,7 +7,7 @@
 -- ARGV[3]     owner
 -- ARGV[4]     number of this turn
 -- ARGV[5]     lease in milliseconds
--- ARGV[6..7]  most messages wanted, most bytes of them (the first may be larger)
+-- ARGV[6..7]  most messages wanted, most bytes of them (the first may be larger); at most MOST and MOST_BYTES
 -- ARGV[8]     last entry of `revoked` that the worker knows
 -- ARGV[9]     how many of KEYS[3..] are lists
 -- ARGV[10]    bytes of `outcomes` above which nothing is given out
@@ -28,11 +28,17 @@
 --             {'old', last number}     a turn that came late: nothing done
 --             {'gap', last number}     Redis has forgotten later turns, or the lease ran out and the keeper put back what
 --                                      was held: nothing done; say `hold` for what is held
+-- Error       something is counted with that makes no sense, or the claims hold more than was said to be held: nothing
+--             done, but that in the second case the lease ends, and the keeper puts all of it back
 --
 -- Promise: a turn happens whole, once, whatever its answer's fate: the same number again gets the same claims and
 -- changes nothing. A message is in a queue, in one owner's claims, parked, dead or ended, at every instant; outcomes are
 -- appended only for claims the owner still holds. Destinations are written before sources are removed. No JSON is read
 -- or written: Lua's loses integers beyond 2^53, empty lists, and what is nested too deeply.
+--
+-- Whoever has the credential may call this with any arguments, and write anything into the keys that it reads, while
+-- nobody else is served. So it takes time in proportion to what it is given and gives: numbers are whole and bounded,
+-- and of what an earlier turn left the size is asked before it is read.
 --
 -- Redis lets a script have the keys it declares only to who may read and write them. Those that a worker may but write
 -- (`outcomes`, say) or but read (`revoked`) are therefore not declared. A Redis Cluster would need them all: none is
@@ -43,19 +49,58 @@ local prefix, own, known = ARGV[1], ARGV[2], ARGV[8]
 local revoked = prefix .. 'revoked'
 local leases, outcomes, deaths = own .. 'leases', own .. 'outcomes', own .. 'deaths'
 local parked, dead, unreadable = own .. 'parked', own .. 'dead', own .. 'unreadable'
-local owner, number, lease = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local wanted, bytes, lists = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[9])
+local owner = ARGV[3]
 local BEGAN = 'began:'
+-- Most messages given out and words but `hold`, as the ledger has them; bytes given out; values of those words; all of
+-- ARGV, where a worker that holds 50,000 messages says so in 150,000.
+local MOST, MOST_BYTES, MOST_VALUES, MOST_SAID = 1000, 8388608, 6000, 200000
+-- Most keys; numbers of a turn; milliseconds of a lease; digits of any number; bytes of a tag.
+local MOST_KEYS, MOST_TURNS, MOST_LEASE, DIGITS, TAG = 10000, 1e12, 1e10, 16, 600
+
+local function refuse(why)
+  error({err = 'ERR turn.lua: ' .. why})
+end
+
+local function whole(value, most, what)
+  local found = tonumber(value)
+  if not found or found < 0 or found > most or found % 1 ~= 0 then
+    refuse(string.format('%s must be a whole number up to %.0f', what, most))
+  end
+  return found
+end
+
+-- A number that an earlier turn, or anybody with the credential, left in `turns`.
+local function left(name, most)
+  if redis.call('HSTRLEN', turns, name) > DIGITS then
+    refuse(name .. ' of the last turn is too long')
+  end
+  return whole(redis.call('HGET', turns, name) or 0, most, name .. ' of the last turn')
+end
+
+local function bound(said, most)
+  if said > most then
+    refuse('more is said in one turn than any worker has to say')
+  end
+end
+
+bound(#ARGV, MOST_SAID)
+bound(#KEYS, MOST_KEYS)
+local number, lease = whole(ARGV[4], MOST_TURNS, 'number'), whole(ARGV[5], MOST_LEASE, 'lease')
+local wanted, bytes = whole(ARGV[6], MOST, 'wanted'), whole(ARGV[7], MOST_BYTES, 'bytes')
+local lists, limit = whole(ARGV[9], #KEYS - 2, 'lists'), whole(ARGV[10], 1e15, 'limit')
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
-local function tag_of(position)
-  return owner .. ':' .. number .. ':' .. position
+local function tag_of(turn, position)
+  return owner .. ':' .. turn .. ':' .. position
 end
 
 local function split(claim)
   local at = string.find(claim, '\n', 1, true)
+  if not at then
+    refuse('a claim names no list')
+  end
   return string.sub(claim, 1, at - 1), string.sub(claim, at + 1)
 end
 
@@ -80,42 +125,89 @@ local function revoked_since(entry)
   return told
 end
 
-local last = tonumber(redis.call('HGET', turns, 'number') or '0')
+local last = left('number', MOST_TURNS)
 if number < last then
   return {'old', last}
 end
 
 if number == last then -- its answer was lost on the way
   local given = {}
-  for position = 1, tonumber(redis.call('HGET', turns, 'given')) do
-    local claim = redis.call('HGET', claims, tag_of(position))
+  for position = 1, left('given', MOST) do
+    local tag = tag_of(number, position)
+    local claim = redis.call('HGET', claims, tag)
     if claim then
+      if #given > 0 and bytes <= 0 then
+        refuse('the claims of the last turn have grown')
+      end
       local list, message = split(claim)
-      given[#given + 1], given[#given + 2], given[#given + 3] = tag_of(position), list, message
+      given[#given + 1], given[#given + 2], given[#given + 3] = tag, list, message
+      bytes = bytes - #message
     end
   end
-  local stale = {}
-  for tag in string.gmatch(redis.call('HGET', turns, 'stale'), '[^\n]+') do
-    stale[#stale + 1] = tag
+  if redis.call('HSTRLEN', turns, 'stale') > TAG * #ARGV then -- no more than were spoken of
+    refuse('stale of the last turn is too long')
+  end
+  local stale, told = {}, redis.call('HGET', turns, 'stale') or ''
+  local from = 1
+  while from <= #told do
+    local to = string.find(told, '\n', from, true) or #told + 1
+    stale[#stale + 1] = string.sub(told, from, to - 1)
+    from = to + 1
+    if #stale > #ARGV then
+      refuse('stale of the last turn is too long')
+    end
   end
   redis.call('ZADD', leases, now + lease, owner)
-  return {'ok', given, stale, revoked_since(known), tonumber(redis.call('HGET', turns, 'full'))}
+  return {'ok', given, stale, revoked_since(known), left('full', 1)}
 end
 
-local words, held = {}, nil
+local words, held, acting, values = {}, nil, 0, 0
 local at = 11
 while at <= #ARGV do
   local kind, tag, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  if not count or count < 0 or count % 1 ~= 0 or at + 2 + count > #ARGV then
+    refuse('a word must have as many values as it says')
+  end
   if kind == 'hold' then
     held = held or {}
     held[tag] = true
+  else
+    acting, values = acting + 1, values + count
   end
   words[#words + 1] = {kind = kind, tag = tag, first = at + 3, count = count}
   at = at + 3 + count
 end
+bound(acting, MOST)
+bound(values, MOST_VALUES)
 local fenced = redis.call('HEXISTS', turns, 'fenced') == 1
 if (number ~= last + 1 or fenced) and not held then
   return {'gap', last}
+end
+
+-- After a gap, what was given out last and this owner does not speak of goes back, the last taken first: so the order is
+-- as it was. There is nothing else: what ended in the last seconds, it says again. Should there be (Redis has gone back
+-- much further), it is not looked for here, where the names of a million fields would take everybody's time.
+local unheard = {}
+if held then
+  local counted = 0
+  local function count(tag)
+    local there = redis.call('HEXISTS', claims, tag)
+    counted = counted + there + redis.call('HEXISTS', claims, BEGAN .. tag)
+    return there == 1
+  end
+  for tag in pairs(held) do
+    held[tag] = count(tag)
+  end
+  for position = left('given', MOST), 1, -1 do
+    local tag = tag_of(last, position)
+    if held[tag] == nil and count(tag) then
+      unheard[#unheard + 1] = tag
+    end
+  end
+  if redis.call('HLEN', claims) ~= counted then
+    redis.call('ZADD', leases, now, owner)
+    refuse('it holds more than it says: all of it goes back first')
+  end
 end
 
 local stale, told_stale = {}, {}
@@ -131,12 +223,17 @@ local function put(side, tag, claim)
   release(tag)
 end
 
+-- Outcomes that were appended, and their bytes with what Redis needs for each, about.
+local appended, size, OVERHEAD = 0, 0, 64
+
 local function append(word, from)
   for value = word.first + from, word.first + word.count - 1 do
     redis.call('XADD', outcomes, '*', 'outcome', ARGV[value])
+    appended, size = appended + 1, size + #ARGV[value] + OVERHEAD
   end
 end
 
+-- What is done about a claim: these need it to be held, and not what it holds, which may be large.
 local act = {
   began = function(word)
     redis.call('HSET', claims, BEGAN .. word.tag, ARGV[word.first])
@@ -149,6 +246,10 @@ local act = {
     redis.call('HDEL', deaths, ARGV[word.first], 'back:' .. ARGV[word.first])
     release(word.tag)
   end,
+}
+
+-- These take the message elsewhere.
+local move = {
   back = function(word, claim)
     put('RPUSH', word.tag, claim)
   end,
@@ -156,8 +257,8 @@ local act = {
     put('LPUSH', word.tag, claim)
   end,
   lost = function(word, claim)
-    local id, limit = ARGV[word.first], tonumber(ARGV[word.first + 1])
-    if redis.call('HINCRBY', deaths, id, 1) > limit then
+    local id, most = ARGV[word.first], whole(ARGV[word.first + 1], MOST_TURNS, 'limit of deaths')
+    if redis.call('HINCRBY', deaths, id, 1) > most then
       append(word, 2)
       redis.call('HSET', dead, id, claim)
       redis.call('HDEL', deaths, id)
@@ -175,7 +276,6 @@ local act = {
     redis.call('LTRIM', unreadable, 0, 999)
     release(word.tag)
   end,
-  hold = function() end,
 }
 
 for _, word in ipairs(words) do
@@ -184,50 +284,55 @@ for _, word in ipairs(words) do
   elseif word.kind == 'ring' then
     wake(ARGV[word.first])
   elseif word.tag ~= '' then
-    local claim = redis.call('HGET', claims, word.tag)
-    if claim then
-      act[word.kind](word, claim)
-    elseif not told_stale[word.tag] then
+    local done = false
+    if word.kind == 'hold' then
+      done = held[word.tag]
+    elseif act[word.kind] then
+      done = redis.call('HEXISTS', claims, word.tag) == 1
+      if done then
+        act[word.kind](word)
+      end
+    elseif move[word.kind] then
+      local claim = redis.call('HGET', claims, word.tag)
+      done = claim
+      if claim then
+        move[word.kind](word, claim)
+      end
+    else
+      refuse('a word is of no known kind')
+    end
+    if not done and not told_stale[word.tag] then
       told_stale[word.tag] = true
       stale[#stale + 1] = word.tag
     end
   end
 end
 
--- After a gap, what this owner does not speak of goes back, the last taken first: so the order is as it was.
-local function order(tag)
-  local turn, place = string.match(tag, ':(%d+):(%d+)$')
-  return tonumber(turn) * 1000000 + tonumber(place)
+for _, tag in ipairs(unheard) do
+  put('RPUSH', tag, redis.call('HGET', claims, tag))
 end
 
-if held then
-  local gone = {}
-  for _, tag in ipairs(redis.call('HKEYS', claims)) do
-    if string.sub(tag, 1, #BEGAN) ~= BEGAN and not held[tag] then
-      gone[#gone + 1] = tag
-    end
-  end
-  table.sort(gone, function(a, b) return order(a) > order(b) end)
-  for _, tag in ipairs(gone) do
-    put('RPUSH', tag, redis.call('HGET', claims, tag))
-  end
-end
-
--- Counted by Redis from what is there, so it cannot drift. 90,000 entries take it up to 40 ms, so then once a second;
--- fewer and larger ones, which fill it sooner, up to 100 times a second.
+-- How many bytes of outcomes wait, about: as many as there are entries, each as large as those on average were that were
+-- appended since there were none. Redis could count them, but not in the same time however many there are.
 local function backlog()
-  local counted = redis.call('GET', outcomes .. ':bytes')
-  if not counted then
-    counted = redis.call('MEMORY', 'USAGE', outcomes, 'SAMPLES', 0) or 0
-    local pause = math.min(1000, math.max(10, math.floor(redis.call('XLEN', outcomes) / 100)))
-    redis.call('SET', outcomes .. ':bytes', counted, 'PX', pause)
+  local waiting, key = redis.call('XLEN', outcomes), outcomes .. ':bytes'
+  local sum, entries = 0, 0
+  if waiting > appended then
+    local told = redis.call('GETRANGE', key, 0, 2 * DIGITS)
+    local first, second = string.match(told, '^(%d+) (%d+)$')
+    sum, entries = tonumber(first) or 0, tonumber(second) or 0
   end
-  return tonumber(counted)
+  sum, entries = sum + size, entries + appended
+  if appended > 0 then
+    redis.call('SET', key, string.format('%.0f %.0f', sum, entries))
+  end
+  return entries > 0 and sum / entries * waiting or 0
 end
 
 local given, position = {}, 0
 local told = revoked_since(known)
-local full = wanted > 0 and backlog() >= tonumber(ARGV[10])
+local waiting = (wanted > 0 or appended > 0) and backlog() or 0
+local full = wanted > 0 and waiting >= limit
 if wanted > 0 and not full and #told <= MOST_REVOKED then -- what is given out may be among the revoked not yet told
   for key = 3, 2 + lists do
     while position < wanted and (position == 0 or bytes > 0) do
@@ -236,9 +341,9 @@ if wanted > 0 and not full and #told <= MOST_REVOKED then -- what is given out m
         break
       end
       position = position + 1
-      redis.call('HSET', claims, tag_of(position), KEYS[key] .. '\n' .. message)
+      redis.call('HSET', claims, tag_of(number, position), KEYS[key] .. '\n' .. message)
       redis.call('RPOP', KEYS[key])
-      given[#given + 1], given[#given + 2], given[#given + 3] = tag_of(position), KEYS[key], message
+      given[#given + 1], given[#given + 2], given[#given + 3] = tag_of(number, position), KEYS[key], message
       bytes = bytes - #message
     end
   end
@@ -250,7 +355,9 @@ if wanted > 0 and not full and #told <= MOST_REVOKED then -- what is given out m
 end
 
 redis.call('HSET', turns, 'number', number, 'given', position, 'stale', table.concat(stale, '\n'), 'full', full and 1 or 0)
-redis.call('HDEL', turns, 'fenced')
+if fenced then
+  redis.call('HDEL', turns, 'fenced')
+end
 redis.call('PEXPIRE', turns, 100 * lease)
 redis.call('ZADD', leases, now + lease, owner)
 return {'ok', given, stale, told, full and 1 or 0}

@@ -169,7 +169,8 @@ def test_nothing_is_given_out_while_the_recorder_has_too_much_to_do(owner: Owner
 def test_outcomes_of_all_sizes_are_counted_wherever_they_are_in_the_stream(owner: Owner, publish: Any) -> None:
     publish()
     owner.backlog = 1 << 20
-    owner.ask(*[("loose", "", OUTCOME)] * 1000, *[("loose", "", b"x" * 500_000)] * 3)
+    owner.ask(*[("loose", "", OUTCOME)] * 1000)
+    owner.ask(*[("loose", "", b"x" * 500_000)] * 3)
     assert owner.ask(wanted=1).held_up
 
 
@@ -228,13 +229,27 @@ def test_a_turn_after_a_gap_is_refused_and_changes_nothing(owner: Owner, publish
     assert everything(owner) == before
 
 
-def test_after_a_gap_what_is_held_stays_and_the_rest_goes_back_in_order(owner: Owner, publish: Any) -> None:
+def test_after_a_gap_what_is_held_stays_and_what_was_given_out_last_goes_back_in_order(
+    owner: Owner, publish: Any
+) -> None:
     publish(b"a", b"b", b"c", b"d", b"e")
-    first, _, _ = owner.take(3)
+    [first] = owner.take(1)
+    second, _, _ = owner.take(3)
+    owner.ask(("began", second, "id"), number=2)  # repeated: nothing is said
+    owner.ask(("hold", ""), ("hold", first), ("hold", second), number=9)
+    assert waiting(owner) == [b"c", b"d", b"e"]
+    assert sorted(owner.claims) == [first.encode(), second.encode()]
+
+
+def test_after_a_gap_of_more_than_is_remembered_everything_goes_back(owner: Owner, publish: Any) -> None:
+    publish(b"a", b"b", b"c")
+    first, _ = owner.take(2)
     owner.take(1)
-    owner.ask(("hold", ""), ("hold", first), number=9)
-    assert waiting(owner) == [b"b", b"c", b"d", b"e"]
-    assert list(owner.claims) == [first.encode()]
+    with pytest.raises(redis.ResponseError, match="it holds more than it says"):
+        owner.turn(("hold", ""), ("hold", first), number=9)
+    keep(owner)
+    assert waiting(owner) == [b"a", b"b", b"c"]
+    assert owner.ask(("hold", ""), ("hold", first), number=9).stale == [first]
 
 
 def test_after_a_gap_a_held_tag_that_is_unknown_is_stale(owner: Owner) -> None:
@@ -459,7 +474,7 @@ def test_what_a_dead_owner_held_goes_back_in_order_and_rings(owner: Owner, publi
 def test_more_than_one_script_can_move_goes_back_in_order(owner: Owner, publish: Any) -> None:
     messages = [b"%d" % number for number in range(keeping.AT_ONCE * 2 + 3)]
     publish(*messages)
-    owner.take(len(messages))
+    owner.take(1000), owner.take(3)
     die(owner)
     keep(owner)
     assert waiting(owner) == messages
