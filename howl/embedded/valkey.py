@@ -22,6 +22,7 @@ appendonly yes
 appendfsync everysec
 save ""
 maxmemory-policy noeviction
+busy-reply-threshold 500
 """
 
 

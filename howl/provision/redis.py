@@ -34,6 +34,13 @@ client-output-buffer-limit normal 64mb 32mb 30
 client-output-buffer-limit pubsub 32mb 8mb 60
 client-query-buffer-limit 64mb
 maxmemory-clients 192mb
+proto-max-bulk-len 64mb
+# Nobody is served while a script runs: after so many milliseconds `howl server` is told, and stops it. What takes long
+# to free is freed beside the work.
+busy-reply-threshold 500
+lazyfree-lazy-expire yes
+lazyfree-lazy-server-del yes
+lazyfree-lazy-user-del yes
 """
 
 

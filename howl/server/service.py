@@ -1,4 +1,4 @@
-"""`howl server`: recorder, bridge, keeper, porter, curator and starter, side by side until told to stop."""
+"""`howl server`: recorder, bridge, keeper, porter, curator, watchdog and starter, side by side until told to stop."""
 
 import asyncio
 import logging
@@ -22,6 +22,7 @@ from howl.server.leave import Porter
 from howl.server.migrate import require_current
 from howl.server.recorder import Recorder
 from howl.server.starter import starter_of
+from howl.server.watchdog import Watchdog
 from howl.tls import reason
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ async def _serve(settings: Settings, app: Celery) -> None:
         "keeper": Keeper(settings, app).run,
         "porter": Porter(settings).run,
         "curator": Curator(settings).run,
+        "watchdog": Watchdog(settings).run,
     }
     if starter := starter_of(settings):
         parts["starter"] = starter.run

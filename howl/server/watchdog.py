@@ -1,0 +1,102 @@
+"""The watchdog stops scripts that hold up Redis, which serves nobody else meanwhile, and says whose they were.
+
+The server's own scripts take time in proportion to what they are given; this is for what was overlooked.
+"""
+
+import asyncio
+import logging
+import random
+import re
+import time
+from typing import Any
+
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.utils import str_if_bytes
+
+from howl.backend import redis_client
+from howl.config import Settings
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks.
+PAUSE = 0.75
+#: Seconds to wait for an answer: a Redis that was not told otherwise says nothing at all for the first 5.
+PATIENCE = 15.0
+#: Seconds that a script may take to end once it is told to, and between two looks whether it has.
+ENDING, LOOK = 5.0, 0.05
+#: Entries of Redis's slow log that are looked at, and microseconds that one of them must have taken.
+ENTRIES, SLOW = 20, 100_000
+
+
+class Watchdog:
+    """A part of `howl server`, on a connection of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.redis: Any = redis_client(settings, timeout=PATIENCE)
+        #: What was said of the present script, so as to say it once.
+        self._said = ""
+
+    async def run(self) -> None:
+        """Until cancelled; raises Redis's errors."""
+        while True:
+            await asyncio.to_thread(self.look)
+            await asyncio.sleep(PAUSE * random.uniform(0.7, 1.3))  # noqa: S311  # jitter, no secret
+
+    def look(self) -> None:
+        """Stop a script that Redis is busy with; raises Redis's errors."""
+        if not self._is_busy():
+            self._said = ""
+            return
+        try:
+            self.redis.script_kill()
+        except ResponseError as error:
+            self._say_why_not(error)
+            return
+        deadline = time.monotonic() + ENDING
+        while self._is_busy() and time.monotonic() < deadline:
+            time.sleep(LOOK)
+        logger.error("A script held up Redis and was stopped. %s", self._whose())
+
+    def _is_busy(self) -> bool:
+        try:
+            self.redis.ping()
+        except ResponseError as error:
+            if not str(error).startswith("BUSY "):
+                raise
+            return True
+        return False
+
+    def _say_why_not(self, error: ResponseError) -> None:
+        if "NOTBUSY" in str(error):
+            return  # it has ended
+        why = "it has written already, so only Redis's owner can" if "UNKILLABLE" in str(error) else str(error)
+        if why != self._said:
+            logger.error("A script holds up Redis and cannot be stopped: %s.", why)
+        self._said = why
+
+    def _whose(self) -> str:
+        """Redis answers no question while a script runs; afterwards its slow log knows the address it came from."""
+        try:
+            slow = next(entry for entry in self.redis.slowlog_get(ENTRIES) if _is_slow_script(entry))
+            address = str_if_bytes(slow["client_address"])
+            user = self._user_at(address) or _user_in(slow["command"])
+        except NoPermissionError:
+            return "Whose it was, Redis tells once `howl init` has brought its users up to date."
+        except (RedisError, StopIteration):
+            return "Whose it was, Redis does not tell."
+        return f"Redis user {user} ran it, from {address}." if user else f"It came from {address}."
+
+    def _user_at(self, address: str) -> str | None:
+        clients = self.redis.client_list()
+        return next((client["user"] for client in clients if client["addr"] == address), None)
+
+
+def _is_slow_script(entry: Any) -> bool:
+    return bool(entry["duration"] >= SLOW and entry["command"].upper().startswith((b"EVAL", b"FCALL")))
+
+
+def _user_in(command: bytes) -> str | None:
+    """By the keys it named: its connection may be gone."""
+    found = re.search(rb"_by:([A-Za-z0-9_%-]{1,64}):", command)
+    return found and found[1].decode()
