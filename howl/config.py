@@ -26,6 +26,7 @@ from howl import env_file
 from howl.durations import parse_duration
 from howl.errors import NotConfigured, SettingsError
 from howl.join import Join, decode
+from howl.queue_names import fault_of
 
 #: Names of which any one, when set, means "this person has chosen a server": no falling back to `howl up`.
 LOCATION_FIELDS = (
@@ -53,6 +54,16 @@ def _seconds(value: Any) -> Any:
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
+
+
+def _queues(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if fault := fault_of(name):
+            raise ValueError(f"no queue can be called so: {fault}")
+    return names
+
+
+Queues = Annotated[CommaSeparated, AfterValidator(_queues)]
 
 
 def _of(*schemes: str) -> Callable[[str | None], str | None]:
@@ -153,7 +164,7 @@ class Settings(env_file.FileSettings):
     #: Every NATS subject begins with this, and a dot.
     subject_prefix: str = Field("howl", pattern=r"^[A-Za-z0-9_-]+$")
     #: Queues a worker takes tasks from when its command line names none.
-    queues: CommaSeparated = ()
+    queues: Queues = ()
     #: Modules with tasks, beside those in workers/.
     task_modules: CommaSeparated = ()
 

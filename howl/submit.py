@@ -28,6 +28,7 @@ from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWo
 from howl.idempotency import require_same
 from howl.models import Chord, Task, Worker
 from howl.outcomes import FINAL_RANK, NAME_LIMIT, UNSTORABLE, failure
+from howl.queue_names import fault_of, require_queue
 from howl.server.reach import Reach
 from howl.tls import reason
 
@@ -175,13 +176,14 @@ def retry(task_id: str, session: Session, app: Celery) -> None:
         )
     request = TaskRequest(name=task.name or "", args=task.args or [], kwargs=task.kwargs or {})
     check(request, app)
+    queue = task.queue or _queue_name(request, app)
+    require_queue(queue)  # a worker may have named it
     try:
         _forget_the_past(task_id, app)
     except RedisError as error:
         raise QueueUnavailable(
             f"Task {task_id} is not retried: Redis does not answer ({reason(error)}). Try again."
         ) from error
-    queue = task.queue or _queue_name(request, app)
     session.execute(update(Task).where(Task.task_id == task_id).values(queue=queue, **AS_NEW))
     session.commit()
     _push_and_note(session.get_one(Task, task_id, populate_existing=True), session, app)
@@ -203,6 +205,8 @@ def take_off_queue(task: Task, app: Celery) -> bool:
     """Remove the message of a task that waits; False if a worker has it, or it waits far down a long queue."""
     settings = settings_of(app)
     client: Any = app.backend.redis
+    if fault_of(task.queue or ""):
+        return False
     sought = task.task_id.encode()
     for suffix in PRIORITY_SUFFIXES:
         key = settings.key(f"{task.queue}{suffix}")
@@ -266,6 +270,8 @@ def _check_texts(request: TaskRequest) -> None:
             raise InvalidRequest(f"{name} must be a text that is not empty.")
         if len(value) > limit or UNSTORABLE.search(value):
             raise InvalidRequest(f"{name} may have {limit:,} characters, and no NUL or half of one among them.")
+    if request.queue is not None:
+        require_queue(request.queue)
 
 
 def _check_numbers(request: TaskRequest) -> None:
@@ -374,8 +380,12 @@ def _record(request: TaskRequest, session: Session, app: Celery) -> tuple[Task, 
 
 
 def _queue_name(request: TaskRequest, app: Celery) -> str:
-    if request.worker_id is not None:
-        return str(worker_queue(request.worker_id).name)
+    name = str(worker_queue(request.worker_id).name) if request.worker_id is not None else _routed(request, app)
+    require_queue(name)
+    return name
+
+
+def _routed(request: TaskRequest, app: Celery) -> str:
     options = {"queue": request.queue} if request.queue else {}
     route = app.amqp.router.route(options, request.name, request.args, request.kwargs)
     return str(getattr(route["queue"], "name", route["queue"]))

@@ -51,15 +51,16 @@ def area_of(settings: Settings) -> Area:
 
 
 def all_areas(client: Any, settings: Settings) -> list[Area]:
-    """Every user's, one's own first; raises redis's errors.
+    """Every user's, one's own first; raises redis's errors."""
+    return areas_of(settings, users_of(client))
 
-    A Redis that does not say who its users are (a rented one) has one user for everything.
-    """
+
+def users_of(client: Any) -> list[str]:
+    """Redis's users; none where it does not say who they are: a rented one has one user for everything."""
     try:
-        users = [str_if_bytes(name) for name in client.acl_users()]
+        return [str_if_bytes(name) for name in client.acl_users()]
     except redis.exceptions.NoPermissionError:
-        users = []
-    return areas_of(settings, users)
+        return []
 
 
 def areas_of(settings: Settings, users: Iterable[str]) -> list[Area]:

@@ -1,17 +1,23 @@
 """Purging a queue: its messages are gone for good, and their tasks are recorded as cancelled."""
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from celery.exceptions import TaskRevokedError
+from redis.exceptions import RedisError
 
+from howl.broker.areas import DEFAULT_USER, Area, may_push, users_of
 from howl.broker.message import NO_TASK, task_headers
 from howl.broker.queues import literal
 from howl.broker.scripts import PURGE
 from howl.outcomes import encode, failure, is_id
+from howl.tls import reason
+
+logger = logging.getLogger(__name__)
 
 #: Messages of a list's first batch, most of any, and bytes that one shall have, about; and parked messages of a batch.
 FIRST, MOST, MOST_BYTES = 8, 500, 8 << 20
@@ -28,19 +34,36 @@ Batch = list[tuple[bytes, bytes]]
 def purge(client: Any, prefix: str, lists: list[str]) -> int:
     """Empty a queue, given as its lists by priority, of what it held at the call; answers how many messages it was.
 
-    What waits for its time in `parked` goes too: a stock client's purge takes such tasks, and if they came back an
-    hour later nobody would believe in the purge. What workers hold is theirs. Raises redis's errors; then a part is
-    purged, and recorded.
+    What waits for its time in `parked` goes too, whichever user's workers parked it: a stock client's purge takes such
+    tasks, and if they came back an hour later nobody would believe in the purge. What workers hold is theirs. Raises
+    redis's errors; then a part is purged, and recorded.
     """
     keys = [f"{prefix}{name}" for name in lists]
-    gone = _remove(client, prefix, f"{prefix}parked", _parked(client, prefix, keys))
+    login = client.connection_pool.connection_kwargs.get("username") or DEFAULT_USER
+    gone = sum(_purge_parked(client, Area(prefix, user), keys) for user in dict.fromkeys((DEFAULT_USER, login)))
+    for user in sorted({*users_of(client)} - {DEFAULT_USER, login}):
+        gone += _purge_parked_of(client, Area(prefix, user), keys)
     return gone + sum(_remove(client, prefix, key, _waiting(client, key)) for key in keys)
 
 
-def _parked(client: Any, prefix: str, keys: list[str]) -> Iterator[Batch]:
+def _purge_parked_of(client: Any, area: Area, keys: list[str]) -> int:
+    """The same of workers that may write anything there: where they reach the queue, and hindering no other."""
+    try:
+        reached = [key for key in keys if may_push(client, area.user, key)]
+        return _purge_parked(client, area, reached) if reached else 0
+    except RedisError as error:
+        logger.error("What workers of Redis user %s parked cannot be purged: %s.", area.user, reason(error))  # noqa: TRY400
+        return 0
+
+
+def _purge_parked(client: Any, area: Area, keys: list[str]) -> int:
+    return _remove(client, area.prefix, area.key("parked"), _parked(client, area, keys))
+
+
+def _parked(client: Any, area: Area, keys: list[str]) -> Iterator[Batch]:
     """What is parked of these lists."""
     wanted = {key.encode() for key in keys}
-    every = client.zscan_iter(f"{prefix}parked", match=f"{literal(keys[0])}*", count=PARKED)
+    every = client.zscan_iter(area.key("parked"), match=f"{literal(keys[0])}*", count=PARKED)
     split = ((claim, *claim.partition(b"\n")[::2]) for claim, _ in every)
     ours = ((claim, message) for claim, key, message in split if key in wanted)
     while batch := list(islice(ours, PARKED)):

@@ -12,13 +12,8 @@ from howl.backend import redis_client
 from howl.broker.areas import Area, all_areas
 from howl.config import Settings
 from howl.errors import QueueUnavailable
+from howl.queue_names import ITS_OWN, NO_QUEUES, PRIORITY_MARK
 from howl.tls import reason
-
-#: What kombu puts between a queue's name and its priority.
-PRIORITY_MARK = "\x06\x16"
-#: Names of HOWL's and kombu's own keys, which are no queues.
-NO_QUEUES = ("_by:", "claims:", "turns:", "doorbell:", "_kombu.", "unacked", "group:", "progress:")
-ITS_OWN = ("leases", "outcomes", "inflight", "deaths", "parked", "revoked", "dead", "unreadable")
 
 #: Unix time that a lease is shown to run to at most: a worker may write any.
 LATEST = 2**33

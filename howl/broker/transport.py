@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol
 
 import redis
@@ -27,6 +28,7 @@ from howl.broker.bell import doorbell
 from howl.broker.purge import purge
 from howl.broker.scripts import PUSH
 from howl.errors import NotGranted
+from howl.queue_names import fault_of, require_queue
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +118,13 @@ class QoS(kombu_redis.QoS):
         return self.channel.claims is not None and isinstance(tag, str) and tag.startswith(self.channel.claims.mark)
 
 
+class Client(kombu_redis.PrefixedStrictRedis):
+    """Says several things at once without MULTI: no worker's credential has it, and nothing here needs it."""
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:  # noqa: ARG002
+        return super().pipeline(transaction=False, shard_hint=shard_hint)  # type: ignore[no-untyped-call]
+
+
 class Channel(kombu_redis.Channel):
     """Queues, message format and fanout are kombu's own."""
 
@@ -191,6 +200,17 @@ class Channel(kombu_redis.Channel):
         if self.subclient.connection is not None:
             self.subclient.connection.disconnect()
 
+    # --- queues: none may be one of our own keys ----------------------------------------------------------------------
+
+    def _new_queue(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        self._require_queue(queue)
+        super()._new_queue(queue, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _require_queue(self, queue: str) -> None:
+        """Raises InvalidRequest; kombu's own for remote control and events may be called as they are."""
+        if fault_of(queue):
+            require_queue(queue)
+
     # --- bindings: shared by all who publish, so no worker's credential may write them --------------------------------
 
     def queue_bind(self, queue: str, exchange: str | None = None, *args: Any, **kwargs: Any) -> None:
@@ -223,6 +243,7 @@ class Channel(kombu_redis.Channel):
         if self.typeof(exchange).type == "fanout":
             self.auto_delete_queues.discard(queue)  # and there is no list
             return
+        self._require_queue(queue)
         super()._delete(queue, exchange, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def maybe_refresh_binding_expiry(self) -> None:
@@ -235,6 +256,11 @@ class Channel(kombu_redis.Channel):
     def _table(self, exchange: str) -> str:
         return f"{self.global_keyprefix}{exchange}"
 
+    def _get_client(self) -> Any:
+        if not self._has_credential:
+            return super()._get_client()  # type: ignore[no-untyped-call]
+        return partial(Client, global_keyprefix=self.global_keyprefix)
+
     @property
     def _has_credential(self) -> bool:
         """Whether a user of its own is named, whose rights may be narrow."""
@@ -243,6 +269,7 @@ class Channel(kombu_redis.Channel):
     # --- publishing -------------------------------------------------------------------------------------------------
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        self._require_queue(queue)
         self._check_rights(queue)
         task_id = (message.get("headers") or {}).get("id")
         if task_id and _once.get():
@@ -288,6 +315,7 @@ class Channel(kombu_redis.Channel):
 
     def _purge(self, queue: str) -> int:
         """What is purged is recorded as cancelled: else `howl server` would miss it, and push it again."""
+        self._require_queue(queue)
         lists = [self._q_for_pri(queue, step) for step in self.priority_steps]
         with self.conn_or_acquire() as client:
             return purge(redis.Redis(connection_pool=client.connection_pool), self.global_keyprefix, lists)

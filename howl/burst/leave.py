@@ -6,12 +6,13 @@ import random
 from typing import Annotated, Any
 
 from nats.errors import NoRespondersError
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from howl.broker.areas import DEFAULT_USER, user_of
 from howl.config import Settings
 from howl.errors import InvalidRequest, ServerUnavailable
 from howl.messaging import TROUBLE, Connection
+from howl.queue_names import require_queue
 from howl.tls import reason
 
 #: Seconds for an answer; times the question is asked, which changes nothing the second time.
@@ -21,6 +22,17 @@ Word = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
 #: A line that a person reads in a job's log and summary, where it can be neither HTML nor a link.
 Sentence = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f<\[]{1,1000}$")]
 BURST_ID = r"^[0-9a-f]{32}$"
+
+
+def _is_queue(name: str) -> str:
+    try:
+        require_queue(name)
+    except InvalidRequest as error:
+        raise ValueError(error.message) from None
+    return name
+
+
+QueueName = Annotated[Word, AfterValidator(_is_queue)]
 
 
 class LeaveRequest(BaseModel):
@@ -36,7 +48,7 @@ class LeaveRequest(BaseModel):
     runtime: float = Field(gt=0, le=1e6)
     concurrency: int | None = Field(None, ge=1, le=10_000)
     tags: list[Word] = Field(default=[], max_length=50)
-    queues: list[Word] = Field(default=[], max_length=50)
+    queues: list[QueueName] = Field(default=[], max_length=50)
     #: The burst that was granted before its run was started, if one was.
     burst_id: str | None = Field(None, pattern=BURST_ID)
     requested_by: Word | None = None

@@ -3,6 +3,8 @@
 import uuid
 from dataclasses import dataclass, field
 
+from howl.queue_names import require_queue
+
 #: Seconds before its deadline at which a worker stops taking tasks: at most this, and a quarter of a short runtime.
 DEFAULT_GRACE = 90.0
 
@@ -20,6 +22,11 @@ class BurstRequest:
     queues: tuple[str, ...] = ()
     requested_by: str | None = None
     burst_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequest for what is no queue."""
+        for name in self.queues:
+            require_queue(name)
 
     @property
     def names(self) -> list[str]:

@@ -10,6 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, NoScriptError
 
+from howl.broker.areas import area_of
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import WAY
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
@@ -109,7 +110,9 @@ async def rights_suffice(visit: Visit) -> Answer:
     refused = [queue for queue in queues if await _is_refused(visit, "LLEN", visit.settings.key(queue))]
     if refused:
         return wrong(f"the queue {', '.join(refused)} is not granted", "grant it: `howl init join --queues …`")
-    if await _is_refused(visit, "EVALSHA", NO_SUCH_SCRIPT, "0"):
+    # The second is what turn.lua says of all turns, and users of an earlier version may not.
+    said = ("EVALSHA", NO_SUCH_SCRIPT, "0"), ("GETRANGE", area_of(visit.settings).key("outcomes:bytes"), "0", "0")
+    if any([await _is_refused(visit, *command) for command in said]):
         return wrong("scripts are not granted", "bring Redis's users up to date: run `howl init` on the server")
     return well(f"may use {', '.join(queues)}")
 

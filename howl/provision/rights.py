@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from howl import objects
 from howl.broker.areas import DEFAULT_USER, Area
-from howl.broker.queues import ITS_OWN, NO_QUEUES, PRIORITY_MARK
-from howl.errors import SettingsError
+from howl.errors import InvalidRequest, SettingsError
+from howl.queue_names import ITS_OWN, NO_QUEUES, PRIORITY_MARK, require_queue
 
 #: A name of nothing else than itself in an ACL file, where spaces separate and these characters match others.
 LITERAL = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]*")
@@ -19,10 +19,12 @@ USER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NOTHING = ("resetkeys", "resetchannels", "clearselectors", "-@all")
 #: What turn.lua says, since scripts run with their caller's rights, and what kombu and redis-py say beside it. No EVAL
 #: and no SCRIPT LOAD: the only scripts are the server's. No DEL, no PUBLISH, and nothing that names keys or clients.
+#: Redis serves one command at a time, however long it takes: none here takes long, asks for little, and answers little.
+#: So no MULTI, in which a thousand long answers are made before any is counted, no HKEYS and no MEMORY USAGE.
 WORKER_COMMANDS = (
-    "hello", "ping", "client|setname", "time", "multi", "exec", "evalsha",
-    "get", "set", "memory|usage", "llen", "lindex", "lpush", "rpush", "rpop", "brpop", "ltrim", "pexpire",
-    "hget", "hset", "hdel", "hexists", "hincrby", "hkeys", "zadd", "xadd", "xlen", "xrange", "smembers",
+    "hello", "ping", "client|setname", "time", "evalsha",
+    "getrange", "set", "llen", "lindex", "lpush", "rpush", "rpop", "brpop", "ltrim", "pexpire",
+    "hget", "hset", "hdel", "hexists", "hincrby", "hlen", "hstrlen", "zadd", "xadd", "xlen", "xrange", "smembers",
     "psubscribe", "punsubscribe", "subscribe", "unsubscribe",
 )  # fmt: skip
 
@@ -44,7 +46,8 @@ def worker_rules(prefix: str, grant: Grant) -> list[str]:
     _require_literal("The key prefix", prefix)
     queues = _every_queue(prefix) if grant.queues is None else _queues(prefix, grant)
     return [
-        *NOTHING, *queues, *_own(Area(prefix, grant.name)),
+        # Its own first: Redis looks for a key's pattern from the first to the last.
+        *NOTHING, *_own(Area(prefix, grant.name)), *queues,
         # Whose tasks shall not run, and who is bound to which exchange.
         f"%R~{prefix}revoked", f"%R~{prefix}_kombu.binding.*",
         # Answers to remote control, which a worker hears and cannot give.
@@ -59,8 +62,8 @@ def server_rules(prefix: str) -> list[str]:
     # What subscribes by pattern must be granted the pattern to the letter.
     channels = (f"{prefix}*", *(f"{prefix}/0.{name}" for name in ("celery.pidbox", "celeryev/*", "celeryev/worker.*")))
     may = ["+@all", "-@admin", "-@dangerous", "-select", "+info"]
-    # It asks what its workers may, before it moves anything for them.
-    may += ["+acl|whoami", "+acl|users", "+acl|dryrun"]
+    # It asks what its workers may, before it moves anything for them; and whose script it was that it has stopped.
+    may += ["+acl|whoami", "+acl|users", "+acl|dryrun", "+slowlog|get", "+client|list"]
     return [*NOTHING, f"~{prefix}*", *(f"&{name}" for name in channels), *may]
 
 
@@ -91,8 +94,21 @@ def _own(area: Area) -> list[str]:
 
 
 def _every_queue(prefix: str) -> list[str]:
-    # Areas and kombu's tables begin with an underscore, and no queue that may be granted does.
-    return [f"~{prefix}[^_]*"]
+    """All names but those of HOWL's and kombu's own keys, and bells: Redis's rules can only allow, and know no "but".
+
+    So: what goes another way than every such name, letter by letter from the first, and what ends before it does.
+    """
+    forbidden = [name for name in NO_QUEUES if name != "doorbell:"] + [f"{name}\0" for name in ITS_OWN]
+    beginnings = sorted(
+        {name[:end] for name in forbidden for end in range(len(name))}, key=lambda name: (len(name), name)
+    )
+    rules = []
+    for begin in beginnings:
+        following = {name[len(begin)] for name in forbidden if name.startswith(begin) and name != begin}
+        goes_on = "".join(sorted(following - {"\0"}))
+        rules.append(f"~{prefix}{begin}[^{goes_on}]*" if goes_on else f"~{prefix}{begin}?*")
+    ends = [f"~{prefix}{begin}" for begin in beginnings if begin and begin not in ITS_OWN]
+    return [*rules, *ends]
 
 
 def _queues(prefix: str, grant: Grant) -> list[str]:
@@ -106,10 +122,10 @@ def _queues(prefix: str, grant: Grant) -> list[str]:
 
 def _require_queue(name: str) -> None:
     _require_literal("The queue", name)
-    if not name or name in ITS_OWN or name.startswith((*NO_QUEUES, "_")) or name.endswith(".pidbox"):
-        raise SettingsError(
-            f"{name!r} cannot be granted: it is no queue's name, but one of HOWL's or kombu's own keys."
-        )
+    try:
+        require_queue(name)
+    except InvalidRequest as error:
+        raise SettingsError(error.message) from None
 
 
 def _require_literal(what: str, name: str) -> None:

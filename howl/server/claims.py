@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import groupby
 from typing import Any
 
@@ -21,6 +21,7 @@ from howl.celery import worker_id_of
 from howl.config import Settings
 from howl.errors import TaskDied
 from howl.outcomes import encode, failure
+from howl.queue_names import fault_of, queue_of
 from howl.tls import takes_nothing_new
 
 logger = logging.getLogger(__name__)
@@ -51,11 +52,24 @@ def grant_one_more_lease(client: Any, settings: Settings) -> None:
     _in_every_area(client, settings, grant)
 
 
-def living_workers(client: Any, settings: Settings) -> list[str]:
-    """Ids of workers whose leases run; raises redis's errors."""
+def living_workers(client: Any, settings: Settings, among: Collection[str]) -> list[str]:
+    """Ids of those of these workers whose leases run; raises redis's errors.
+
+    A lease counts where its user may be assigned that worker's tasks: any worker may write down any.
+    """
     seconds, _ = client.time()
-    owners = client.zrange(settings.key("leases"), seconds * 1000, "+inf", byscore=True)
-    return sorted({worker_id_of(owner.decode(errors="replace").rpartition(".")[0]) for owner in owners})
+    alive: set[str] = set()
+
+    def look(area: Area) -> None:
+        owners = client.zrange(area.key("leases"), seconds * 1000, "+inf", byscore=True, offset=0, num=OWNERS)
+        named = {worker_id_of(owner.decode(errors="replace").rpartition(".")[0]) for owner in owners}
+        for worker_id in named.intersection(among) - alive:
+            if _may(client, settings, area, settings.key(f"worker.{worker_id}").encode()):
+                alive.add(worker_id)
+
+    if among:
+        _in_every_area(client, settings, look)
+    return sorted(alive)
 
 
 class SharedNames:
@@ -124,14 +138,12 @@ def _feed(client: Any, settings: Settings, area: Area) -> None:
     keys = [area.key("parked")]
     for _ in range(FEEDINGS):
         lists = _lists_let_through(client, settings, area)
-        if FEED.run(client, keys, [settings.key_prefix, AHEAD, AT_ONCE, *lists]) < AT_ONCE:
+        if not FEED.run(client, keys, [settings.key_prefix, AHEAD, AT_ONCE, *lists]):
             return
 
 
 def _lists_let_through(client: Any, settings: Settings, area: Area) -> list[str | bytes]:
-    """For feed.lua: all lists, or those of what is due that the area's user may push to; the rest is set aside."""
-    if _is_trusted(area, settings):
-        return ["*"]
+    """For feed.lua: the lists of what is due that the area's user may push to; the rest is set aside."""
     near = (client.time()[0] + AHEAD) * 1000
     due = client.zrange(area.key("parked"), "-inf", near, byscore=True, offset=0, num=AT_ONCE)
     rights = {name: _may(client, settings, area, name) for name in {_list_of(claim) for claim in due}}
@@ -179,9 +191,11 @@ def _is_trusted(area: Area, settings: Settings) -> bool:
 
 
 def _may(client: Any, settings: Settings, area: Area, name: bytes) -> bool:
-    return name.startswith(settings.key_prefix.encode()) and (
-        _is_trusted(area, settings) or may_push(client, area.user, name)
-    )
+    """Whether what the area's user left may go on this list; none of our own keys is one."""
+    prefix = settings.key_prefix.encode()
+    if not name.startswith(prefix) or fault_of(queue_of(name.removeprefix(prefix).decode(errors="replace"))):
+        return False
+    return _is_trusted(area, settings) or may_push(client, area.user, name)
 
 
 def _list_of(claim: bytes) -> bytes:
@@ -193,10 +207,15 @@ def _words(client: Any, area: Area, tag: bytes, held: dict[bytes, bytes]) -> lis
     task_id = begun or _task_id(held[tag])
     counter = task_id if begun else b"back:" + task_id
     limit = DEATHS if begun else HAND_BACKS
-    if int(client.hget(area.key("deaths"), counter) or 0) < limit:
+    if _number(client.hget(area.key("deaths"), counter)) < limit:
         return ["back", tag, 2, _list_of(held[tag]), counter]
     reason = f"Its worker died with it more than {DEATHS} times." if begun else "No worker could ever begin it."
     return ["dead", tag, 2, task_id, encode(failure(task_id.decode(errors="replace"), "DEAD", TaskDied(reason)))]
+
+
+def _number(written: bytes | None) -> int:
+    """A worker may have written anything, and as much of it as it liked."""
+    return int(written) if written and len(written) < 10 and written.isdigit() else 0
 
 
 def _order(tag: bytes) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from howl.backend import redis_client
 from howl.broker import scripts
 from howl.config import Settings
 from howl.db import session
-from howl.errors import WorkerGone
+from howl.errors import InvalidRequest, WorkerGone
 from howl.models import Task, Worker
 from howl.outcomes import FINAL_RANK, failure
 from howl.server import chords, claims, sight
@@ -74,18 +74,30 @@ class Keeper:
         # before, and a worker's word is not enough to start it anew.
         for task in self._unmarked(self._open((Task.attempts <= 1) & or_(never_pushed, pushed_long_ago))):
             if self._still_open(task):
-                push(task, self.app)
-                self._note_push(task)
-                logger.warning("Task %s (%s) was not on its queue: pushed again.", task.task_id, task.name)
+                self._push_again(task)
+
+    def _push_again(self, task: Task) -> None:
+        try:
+            push(task, self.app)
+        except InvalidRequest as error:  # a row of an earlier version, or of what a worker has told
+            logger.error("Task %s cannot be pushed: %s", task.task_id, error.message)  # noqa: TRY400
+            self._end(task, "FAILURE", error)
+            return
+        self._note_push(task)
+        logger.warning("Task %s (%s) was not on its queue: pushed again.", task.task_id, task.name)
 
     def fail_what_nobody_can_start(self) -> None:
         """End tasks assigned to one worker that is gone without having started them."""
         since = func.greatest(Worker.offline_at, Worker.last_heartbeat_at)
         gone = Worker.status.in_(("offline", "lost")) & (since < func.now() - timedelta(seconds=PATIENCE))
+        waited_for = Worker.worker_id.in_(select(Task.target_worker_id).where(Task.rank == 0))
+        with session(self.settings.database()) as opened:
+            found = opened.execute(select(Worker.worker_id, Worker.status).where(gone, waited_for).limit(AT_ONCE)).all()
         # A lease is better news than a heartbeat, which may be lost on its way; a worker that said goodbye is believed.
-        only_silent = (Worker.status == "lost") & Worker.worker_id.in_(claims.living_workers(self.redis, self.settings))
-        workers = select(Worker.worker_id).where(gone, ~only_silent)
-        for task in self._queued(Task.target_worker_id.in_(workers)):
+        silent = [worker_id for worker_id, status in found if status == "lost"]
+        living = claims.living_workers(self.redis, self.settings, silent)
+        workers = {worker_id for worker_id, _ in found}.difference(living)
+        for task in self._queued(Task.target_worker_id.in_(workers)) if workers else ():
             self._end(task, "FAILURE", WorkerGone("worker gone"))
 
     def expire(self) -> None:

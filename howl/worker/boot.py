@@ -12,6 +12,7 @@ from howl.celery import settings_of, worker_id_of, worker_queue
 from howl.config import Settings
 from howl.env_file import require_chosen_servers
 from howl.errors import NotGranted
+from howl.queue_names import require_queue
 from howl.worker import environment, remote
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ class Preflight(bootsteps.Step):
         require_chosen_servers()
         settings = settings_of(parent.app)
         environment.withdraw(settings)  # `howl worker` has done so; `celery -A howl worker` comes here first
+        for name in parent.app.amqp.queues.consume_from:
+            require_queue(name)
         require_redis(settings)
         remote.install()
         if user_of(settings) != DEFAULT_USER:

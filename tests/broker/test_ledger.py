@@ -1,8 +1,11 @@
-"""The ledger's own failure, which must not be silent."""
+"""What the ledger says and holds at most, and its own failure, which must not be silent."""
 
 import signal
 import subprocess
 import sys
+
+from howl.broker import ledger
+from howl.broker.room import Room
 
 FAILS = """
 import logging, time
@@ -25,3 +28,33 @@ def test_a_worker_whose_ledger_fails_says_so_and_ends(env):
     assert ended.returncode == -signal.SIGTERM
     assert "The ledger has failed: this worker ends" in ended.stderr
     assert "ZeroDivisionError" in ended.stderr
+
+
+def test_what_is_said_in_one_turn_is_bounded_in_words_values_and_bytes(settings):
+    talker = ledger.Ledger(settings, "w1.life", Room(lambda: 1, 1), print, print)
+    for number in range(1500):
+        talker.append(b"%d" % number)
+    for _ in range(20):
+        talker.append(b"x" * (1 << 20))
+    talker._claims["tag"] = ledger.Claim("tag", b"q", b"", 0.0)
+    talker.settle("tag", "id", [b"%d" % number for number in range(9500)])
+    turns = []
+    while words := talker._next_words():
+        turns.append(words)
+    assert max(map(len, turns)) == ledger.MOST
+    assert max(sum(len(word.values) for word in words) for words in turns) <= ledger.MOST_VALUES + ledger.MOST + 1
+    assert max(sum(len(value) for word in words for value in word.values if isinstance(value, bytes))
+               for words in turns) <= ledger.MOST_BYTES + (1 << 20)  # fmt: skip
+    said = [value for words in turns for word in words for value in word.values]
+    assert [value for value in said[1520:] if value != "id"] == [b"%d" % number for number in range(9500)]
+    assert turns[-1][-1].kind == "settle"
+
+
+def test_a_worker_holds_no_more_messages_than_it_could_say_in_one_turn(settings):
+    greedy = ledger.Ledger(settings, "w1.life", Room(lambda: 10**6, 10**6), print, print)
+    greedy.listen([["celery"]])
+    assert greedy._wants() > 0
+    for number in range(ledger.MOST_HELD):
+        greedy._claims[str(number)] = ledger.Claim(str(number), b"q", b"", 0.0, waiting=True)
+        greedy._waiting += 1
+    assert greedy._wants() == 0

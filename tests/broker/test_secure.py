@@ -165,7 +165,7 @@ def test_a_worker_that_spoils_its_outcomes_keeps_no_other_from_being_recorded(cr
     key = area(crew, "outcomes")
     task_id = str(uuid.uuid4())
     with crew.secured.client(WORKER) as thief:
-        with thief.pipeline(transaction=True) as pipe:
+        with thief.pipeline(transaction=False) as pipe:
             pipe.pexpire(key, 0).lpush(key, "nonsense").execute()
         crew.app.backend.append(failure(task_id, "FAILURE", ValueError("told by somebody else")))
         assert crew.finished(task_id).error_message == "told by somebody else"
@@ -283,3 +283,21 @@ def test_after_all_this_redis_has_refused_nothing(crew: SecuredCrew) -> None:
     assert not [line for log in logs for line in log.splitlines() if "NOPERM" in line or "ermission" in line]
     # Celery logs with its traceback what a task raises.
     assert [log for log in logs if log.count("Traceback") != log.count("\nValueError: as told")] == []
+
+
+def test_a_worker_whose_credential_is_for_every_queue_is_refused_nothing(stack: Stack) -> None:
+    name = f"secured{next(_numbers)}"
+    folder = Path(tempfile.mkdtemp(prefix="secured-", dir=stack.home))
+    secured = Secured(folder, f"{name}:", name, [Grant(WORKER)])
+    secured.start()
+    made = SecuredCrew(stack, secured, name, "prefork", folder)
+    try:
+        made.start()
+        assert made.ended(made.send("echo", 7)).result == 7
+        assert made.finished(made.send("make_chord", 4)).result
+        made.worker.signal(signal.SIGTERM)
+        assert made.worker.wait() == 0
+        assert secured.denied() == []
+    finally:
+        made.end()
+        secured.stop()

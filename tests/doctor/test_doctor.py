@@ -17,6 +17,7 @@ import pytest
 from nats.js.api import StreamConfig
 
 from howl import objects
+from howl.backend import redis_client
 from howl.config import Settings
 from howl.doctor.examine import run
 from howl.doctor.finding import Finding, Verdict
@@ -289,6 +290,17 @@ def test_a_queue_that_is_not_granted_is_told(tmp_path: Path) -> None:
         findings = run(strange, as_worker=True)
     assert only_failure(findings, "redis")[1].startswith("the queue celery is not granted")
     assert only_failure(findings, "nats")[1].startswith("may not publish other.events")
+
+
+def test_a_credential_of_before_the_scripts_asked_for_sizes_is_told_how_to_get_the_right(tmp_path: Path) -> None:
+    with secured.serve(tmp_path) as made:
+        with redis_client(made.settings("admin")) as admin:
+            admin.execute_command("ACL", "SETUSER", "worker", "-getrange")
+        findings = run(made.settings("worker"), as_worker=True)
+    assert only_failure(findings, "redis") == (
+        "rights",
+        "scripts are not granted: bring Redis's users up to date: run `howl init` on the server",
+    )
 
 
 def test_a_credential_of_before_there_were_files_is_told_how_to_get_the_right(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Redis and NATS are real,
 """
 
 import asyncio
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -19,7 +20,8 @@ from celery import Celery
 from nats.js.api import ObjectInfo, StreamConfig
 
 from howl import messaging, objects
-from howl.broker.areas import Area
+from howl.broker.areas import Area, may_push
+from howl.broker.purge import purge
 from howl.broker.scripts import FEED, KEEP, PUSH, TURN, load_all
 from howl.broker.transport import publishing_for
 from howl.burst.leave import LeaveAnswer, LeaveRequest, ask
@@ -27,6 +29,7 @@ from howl.celery import create_app
 from howl.config import Settings, load_settings
 from howl.errors import ArtifactRefused, NotGranted, ServerUnavailable, SettingsError
 from howl.provision.rights import Grant, server_rules, worker_rules, worker_subjects
+from howl.queue_names import ITS_OWN, fault_of
 from howl.server import claims as keeping
 from howl.server.curator import Curator
 from howl.worker import uploads
@@ -100,6 +103,7 @@ def refused(thief: Any, *command: Any) -> None:
         "FLUSHALL", "FLUSHDB", "KEYS *", "SCAN 0", "RANDOMKEY", "DBSIZE", "INFO", "MONITOR", "CLIENT LIST",
         "CLIENT KILL ID 1", "CLIENT PAUSE 1000", "SHUTDOWN", "REPLICAOF NO ONE", "SLAVEOF NO ONE", "SAVE",
         "BGREWRITEAOF", "SELECT 1", "SWAPDB 0 1", "PUBSUB CHANNELS", "SLOWLOG GET", "LATENCY LATEST", "COMMAND COUNT",
+        "MULTI", "EXEC", "MEMORY USAGE t:mine SAMPLES 0", "HKEYS t:_by:worker:claims:x", "GET t:mine", "HGETALL t:mine",
         "MODULE LIST", "FUNCTION LIST", "FUNCTION FLUSH", "SCRIPT FLUSH", "SCRIPT KILL", "MEMORY DOCTOR", "WAIT 0 0",
         "SYNC", "PSYNC ? -1", "LASTSAVE", "CLUSTER INFO", "FAILOVER",
     ],
@@ -437,7 +441,8 @@ def test_valkey_takes_the_same_rules(tmp_path: Path, stack: Any) -> None:
 
 @pytest.mark.parametrize("command", ["ACL LIST", "ACL SETUSER worker +@all", "CONFIG GET *", "FLUSHALL", "FLUSHDB",
                                      "KEYS *",
-                                     "SHUTDOWN", "MONITOR", "CLIENT LIST", "GET other:mine", "SELECT 1"])  # fmt: skip
+                                     "SHUTDOWN", "MONITOR", "CLIENT KILL ID 1", "SLOWLOG RESET", "CLIENT PAUSE 1",
+                                     "GET other:mine", "SELECT 1"])  # fmt: skip
 def test_the_servers_credential_does_not_run_redis_either(server: Any, command: str) -> None:
     refused(server, *command.split())
 
@@ -684,3 +689,74 @@ def test_a_worker_answers_nobody_who_asks_for_leave(secured: Secured) -> None:
 
 def test_no_list_of_subjects_is_empty_which_would_mean_all() -> None:
     assert all(worker_subjects("t", "worker").values())
+
+
+# --- what the server does for all users' workers ----------------------------------------------------------------------
+
+
+def test_a_silent_worker_of_any_user_lives_while_its_lease_runs_and_its_name_is_its_users(
+    server: Any, admin: Any, settings: Settings
+) -> None:
+    soon = (admin.time()[0] + 30) * 1000
+    admin.delete(MINE.key("leases"), THEIRS.key("leases"))
+    admin.zadd(MINE.key("leases"), {"celery@worker-1.boot": soon, "celery@worker-2.boot": 1})
+    admin.zadd(THEIRS.key("leases"), {"celery@worker-3.boot": soon, "celery@permanent.boot": soon})
+    admin.zadd(Area(PREFIX).key("leases"), {"celery@permanent-2.boot": soon})
+    named = ["worker-1", "worker-2", "worker-3", "permanent", "permanent-2", "nobody"]
+    assert keeping.living_workers(server, settings, named) == ["permanent-2", "worker-1"]
+    assert keeping.living_workers(server, settings, ["worker-2"]) == []
+
+
+def test_a_purge_with_the_servers_credential_takes_what_workers_of_every_user_parked(server: Any, admin: Any) -> None:
+    admin.delete(MINE.key("parked"), THEIRS.key("parked"))
+    for area in (MINE, THEIRS, Area(PREFIX), Area(PREFIX, SERVER)):
+        admin.zadd(area.key("parked"), {b't:mine\n{"headers": {"id": "%s"}}' % area.user.encode(): 1e15})
+    admin.zadd(MINE.key("parked"), {b"t:mines\n" + MESSAGE: 1e15})
+    admin.delete("t:outcomes")
+    assert purge(server, PREFIX, ["mine", "mine\x06\x163"]) == 3
+    ended = [json.loads(fields[b"outcome"])["task_id"] for _, fields in admin.xrange("t:outcomes")]
+    assert sorted(ended) == ["default", SERVER, "worker"]
+    assert admin.zrange(MINE.key("parked"), 0, -1) == [b"t:mines\n" + MESSAGE]
+    assert admin.zcard(THEIRS.key("parked")) == 1, "who may not push to the queue has parked nothing of it"
+
+
+def test_what_one_user_has_spoilt_keeps_no_other_from_being_purged(
+    server: Any, admin: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    admin.delete(MINE.key("parked"), THEIRS.key("parked"))
+    admin.lpush(Area(PREFIX, "everywhere").key("parked"), "nonsense")
+    admin.zadd(MINE.key("parked"), {b"t:mine\n" + MESSAGE: 1e15})
+    assert purge(server, PREFIX, ["mine"]) == 1
+    assert "What workers of Redis user everywhere parked cannot be purged" in caplog.text
+
+
+# --- every queue ------------------------------------------------------------------------------------------------------
+
+OWN_KEYS = [*ITS_OWN, "outcomes:bytes", "claims:celery@w1.boot", "turns:x", "group:1", "progress:task-1", "unacked",
+            "unacked_index", "unacked_mutex", "_by:worker:leases", "_by:everywher:leases", "_kombu.binding.celery",
+            "_x", "_"]  # fmt: skip
+BESIDE = sorted({name[:end] for name in OWN_KEYS for end in range(1, len(name))} - {*OWN_KEYS} | {
+    "outcomes2", "outcome", "dead-letters", "dead.x", "deaths2", "out", "revoked.x", "Revoked",
+    "claim", "claims", "claims-x", "turns", "group", "groups", "progress", "unackx", "leases2", "parked ", "x",
+    "celery", "celery\x06\x169", "worker.w1", "doorbell:celery", "doorbell:outcomes", "doorbell", "ünicode", "0", "~",
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["LPUSH", "RPOP", "LINDEX", "GETRANGE", "HGET", "XADD", "ZADD", "SET"])
+def test_a_credential_for_every_queue_reaches_none_of_our_own_keys(admin: Any, command: str) -> None:
+    said = {"RPOP": [], "GETRANGE": [0, 1], "XADD": ["*", "a", "b"], "ZADD": [1, "x"]}.get(command, [0])
+    ask = ("ACL DRYRUN", "everywhere", command)
+    all_workers_read = {"revoked", "_kombu.binding.celery"} if command in {"LINDEX", "GETRANGE", "HGET"} else set()
+    assert {key for key in OWN_KEYS if admin.execute_command(*ask, f"t:{key}", *said) == b"OK"} == all_workers_read
+
+
+def test_a_credential_for_every_queue_reaches_every_name_beside_our_own(admin: Any) -> None:
+    expected = [key for key in BESIDE if not fault_of(key.partition("\x06")[0]) or key.startswith("doorbell:")]
+    assert len(expected) > 60
+    refused_ = [key for key in expected if not may_push(admin, "everywhere", f"t:{key}")]
+    assert refused_ == []
+
+
+def test_what_no_queue_can_be_called_no_credential_for_every_queue_reaches(admin: Any) -> None:
+    faulty = [key for key in BESIDE if fault_of(key.partition("\x06")[0]) and not key.startswith("doorbell:")]
+    assert [key for key in faulty if may_push(admin, "everywhere", f"t:{key}")] == []
