@@ -72,6 +72,8 @@ class Worker(Base):
     last_heartbeat_at: Mapped[datetime | None]
     deadline_at: Mapped[datetime | None]
     offline_at: Mapped[datetime | None]
+    #: The NATS user that it speaks as.
+    credential: Mapped[str | None]
 
 
 class Task(Base):

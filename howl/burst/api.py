@@ -92,9 +92,10 @@ class GitHub:
         path = f"/workflows/{self.workflow}/runs?event=workflow_dispatch&per_page={RUNS_SEEN}"
         return [_run(told) for told in _json(self._ask("GET", path)).get("workflow_runs", [])]
 
-    def run(self, run_id: str) -> WorkflowRun:
-        """One run, its latest attempt."""
-        return _run(_json(self._ask("GET", f"/runs/{run_id}")))
+    def run(self, run_id: str) -> WorkflowRun | None:
+        """One run, its latest attempt; None if GitHub knows none of that id."""
+        answer = self._ask("GET", f"/runs/{run_id}", accepted=(httpx.codes.NOT_FOUND,))
+        return None if answer.status_code == httpx.codes.NOT_FOUND else _run(_json(answer))
 
     def cancel(self, run_id: str) -> bool:
         """End a run; False if it had ended already."""

@@ -27,6 +27,8 @@ MOST_WORKERS, LONGEST_MINUTES = 256, 350
 LATEST = timedelta(minutes=60)
 #: How long a worker must have been silent to be gone for good.
 SILENCE = timedelta(minutes=5)
+#: Answers to runs' questions that are recorded in a day for one credential.
+A_DAY = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,13 @@ class Run:
     repository: str
     run_id: str
     attempt: str = "1"
+    #: Whose word it is that there is such a run: a worker's credential; None for the server's own, and GitHub's.
+    credential: str | None = None
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What is recorded of it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +93,12 @@ def _one_at_a_time(session: Session) -> None:
 
 def _answered(session: Session, run: Run | None) -> Leave | None:
     """What this run, and this attempt of it, was told before."""
-    row = run and session.scalar(select(Burst).where(Burst.run.contains(asdict(run))))
+    if run is None:
+        return None
+    same = Burst.run.contains(replace(run, credential=None).known)
+    # What another credential was told is no answer to this one.
+    whose = Burst.run["credential"].astext
+    row = session.scalar(select(Burst).where(same, whose.is_(None) | (whose == run.credential)).limit(1))
     return _leave(row) if row else None
 
 
@@ -103,7 +117,7 @@ def _begun(session: Session, settings: Settings, request: BurstRequest, run: Run
         )
     if row.ended_at is not None:
         return _no(request, run, f"Burst {row.burst_id} was given up before this run began: start another.")
-    row.run = row.run | asdict(run)
+    row.run = row.run | run.known
     granted = BurstRequest(workers=row.num_workers, runtime=row.runtime_minutes * 60)
     if refused := _refusal(session, settings, granted, but=row.burst_id):
         _refuse(session, row, refused)
@@ -113,7 +127,11 @@ def _begun(session: Session, settings: Settings, request: BurstRequest, run: Run
 def _new(session: Session, settings: Settings, request: BurstRequest, run: Run | None) -> Leave:
     if run is not None:
         request = replace(request, burst_id=uuid.uuid4().hex)  # what a run calls itself may be another's id
+    if run is not None and (often := _too_often(session, run.credential)):
+        return _no(request, run, often)
     refused = _nonsense(request) or _refusal(session, settings, request)
+    if run is not None and run.credential is not None:
+        refused = refused or _too_much(session, settings, request, run.credential)
     if refused and run is None:
         return _no(request, run, refused)
     row = _row(request, run)
@@ -133,7 +151,7 @@ def _row(request: BurstRequest, run: Run | None) -> Burst:
         runtime_minutes=request.runtime / 60,
         minutes_planned=planned(request),
         request={"tags": request.tags, "queues": request.queues, "concurrency": request.concurrency},
-        run=asdict(run) if run else {},
+        run=run.known if run else {},
     )
 
 
@@ -191,6 +209,29 @@ def _refusal(session: Session, settings: Settings, request: BurstRequest, but: s
     return None
 
 
+def _too_often(session: Session, credential: str | None) -> str | None:
+    """Each answer is a row."""
+    asked = Burst.run["credential"].astext == credential
+    number = session.scalar(select(func.count()).where(asked, Burst.started_at > _now(session) - timedelta(days=1)))
+    if credential is None or (number or 0) < A_DAY:
+        return None
+    return f"Runs have asked for leave {A_DAY} times within a day with the credential {credential}: ask tomorrow."
+
+
+def _too_much(session: Session, settings: Settings, request: BurstRequest, credential: str) -> str | None:
+    """What a credential may take on its own word: whoever has it can ask for runs that never were."""
+    found = sums(session, settings, whose=credential)
+    minutes, workers = (int(settings.budget_share * found[name]) for name in ("budget", "concurrency"))
+    if found["used"] + found["planned"] + planned(request) <= minutes and found["workers"] + request.workers <= workers:
+        return None
+    taken = found["used"] + found["planned"]
+    return (
+        f"Runs that HOWL did not start itself may take {minutes:,} minutes of a month and {workers} workers at once "
+        f"with the credential {credential}, of which {taken:,g} minutes and {found['workers']} "
+        "workers are taken: ask for fewer or shorter, start bursts with `howl burst start`, or raise HOWL_BUDGET_SHARE."
+    )
+
+
 def look(session: Session, settings: Settings) -> dict[str, Any]:
     """This month's minutes (`budget`, `used`, `planned`, `left`), and workers under way (`workers`, `concurrency`)."""
     _one_at_a_time(session)
@@ -198,10 +239,15 @@ def look(session: Session, settings: Settings) -> dict[str, Any]:
     return sums(session, settings)
 
 
-def sums(session: Session, settings: Settings, but: str = "") -> dict[str, Any]:
-    """The same as they stand, without one burst; changes nothing: such as just ended may still count in full."""
+def sums(session: Session, settings: Settings, but: str = "", whose: str | None = None) -> dict[str, Any]:
+    """The same as they stand, without one burst, or of those alone that a credential asked for by itself.
+
+    Changes nothing: such as just ended may still count in full.
+    """
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     ours, ended = Burst.origin == ON_GITHUB, Burst.ended_at.is_not(None)
+    if whose is not None:
+        ours &= (Burst.run["credential"].astext == whose) & ~Burst.run.has_key("url")
     used = session.scalars(select(Burst.minutes_used).where(ours, ended, Burst.started_at >= month)).all()
     others = select(Burst.minutes_planned, Burst.num_workers).where(ours, ~ended, Burst.burst_id != but)
     going = session.execute(others).all()
@@ -227,11 +273,13 @@ def settle(session: Session) -> None:
 
 
 def became(session: Session, burst_id: str, run: Run, url: str) -> None:
-    """Note which run a burst has become, unless the run has said so itself and is another."""
+    """Note which run a burst has become: GitHub's word, whatever a run has said of itself."""
     _one_at_a_time(session)
     row = session.get_one(Burst, burst_id, populate_existing=True, with_for_update=True)
-    if row.run.get("run_id") in (None, run.run_id):
-        row.run = asdict(run) | {"url": url} | row.run
+    said = row.run if row.run.get("run_id") == run.run_id else {}
+    row.run = {name: value for name, value in said.items() if name != "credential"} | {
+        "repository": run.repository, "run_id": run.run_id, "attempt": said.get("attempt", run.attempt), "url": url,
+    }  # fmt: skip
 
 
 def give_up(session: Session, burst_id: str, why: str) -> None:
@@ -240,6 +288,15 @@ def give_up(session: Session, burst_id: str, why: str) -> None:
     row = session.get_one(Burst, burst_id, populate_existing=True, with_for_update=True)
     if row.ended_at is None and "run_id" not in row.run:
         row.request = row.request | {"failed": why}
+        row.ended_at, row.minutes_used = _now(session), 0
+
+
+def disown(session: Session, burst_id: str) -> None:
+    """A burst whose run GitHub does not know takes no minutes."""
+    _one_at_a_time(session)
+    row = session.get_one(Burst, burst_id, populate_existing=True, with_for_update=True)
+    if row.ended_at is None:
+        row.request = row.request | {"failed": "GitHub knows no such run."}
         row.ended_at, row.minutes_used = _now(session), 0
 
 

@@ -22,6 +22,8 @@ from howl.models import Burst
 DISPATCHES = 2
 #: Seconds that a run may take to show in GitHub's list, and between two looks.
 FIND_TIMEOUT, FIND_POLL = 20.0, 2.0
+#: Most runs that GitHub is asked about in one round: it answers some thousand questions an hour.
+AT_ONCE = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +68,29 @@ def conclude(settings: Settings) -> None:
     """Note how runs of the last day ended; raises GitHubFailed, DatabaseUnavailable or NotConfigured."""
     with db.session(settings.database()) as session:
         rows = session.scalars(select(Burst).where(Burst.origin == ON_GITHUB, Burst.started_at > _yesterday())).all()
-    wanted = [row for row in rows if "run_id" in row.run and "conclusion" not in row.run]
-    random.shuffle(wanted)  # one that GitHub has forgotten must not keep the others from being heard of for ever
+    granted = [row for row in rows if not row.request.keys() & {"refused", "failed"}]
+    wanted = [row for row in granted if "run_id" in row.run and "conclusion" not in row.run]
+    random.shuffle(wanted)  # what cannot be asked now is asked in a later round
     with GitHub(settings) as github:
-        for row in wanted:
+        for row in wanted[:AT_ONCE]:
             if row.run["repository"] == github.repository:
                 _conclude(github, row, settings)
 
 
 def _conclude(github: GitHub, row: Burst, settings: Settings) -> None:
     run = github.run(row.run["run_id"])
-    if run.attempt == row.run["attempt"] and run.conclusion:
+    if run is None:
+        _disown(github, row, settings)
+    elif run.attempt == row.run["attempt"] and run.conclusion:
         with db.session(settings.database()) as session:
             record.conclude(session, row.burst_id, run.conclusion)
+
+
+def _disown(github: GitHub, row: Burst, settings: Settings) -> None:
+    """Somebody has asked for leave for a run that is none."""
+    github.runs()  # raises if it is all of the workflow that GitHub does not show us
+    with db.session(settings.database()) as session:
+        budget.disown(session, row.burst_id)
 
 
 def _yesterday() -> datetime:

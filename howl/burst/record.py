@@ -123,6 +123,9 @@ def crew(session: Session, row: Burst) -> list[Worker]:
     elif "run_id" in row.run:
         run = {name: row.run[name] for name in ("repository", "run_id", "attempt")}
         ours = Worker.run.contains(run)
+        if whose := row.run.get("credential"):
+            # Another's workers may say of themselves what they like.
+            ours &= func.coalesce(Worker.credential, whose) == whose
     else:
         return []
     return list(session.scalars(select(Worker).where(ours).order_by(Worker.worker_id)))
