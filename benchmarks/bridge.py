@@ -183,14 +183,14 @@ class Crew:
         now = time.time()
         if now >= self.next_heartbeat[name]:
             self.next_heartbeat[name] = now + HEARTBEAT
-            await self._publish(name, "worker-heartbeat", [_heartbeat(name, now)], now)
+            await self._publish([_heartbeat(name, now)], now)
         first, self.told[name] = int(self.told[name]), self.told[name] + self.of_a_message
         events = [_event(name, number, now) for number in range(first, int(self.told[name]))]
-        await self._publish(name, "task-multi", events, now)
+        await self._publish(events, now)
         return len(events)
 
-    async def _publish(self, name: str, kind: str, events: list[dict[str, Any]], now: float) -> None:
-        subject = f"{self.prefix}.events.{name}.{kind}"
+    async def _publish(self, events: list[dict[str, Any]], now: float) -> None:
+        subject = f"{self.prefix}.events.crew"
         await self.client.publish(subject, json.dumps(events).encode(), headers={"Howl-Sent": repr(now)})
 
 

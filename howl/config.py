@@ -185,6 +185,8 @@ class Settings(env_file.FileSettings):
     #: Minutes of GitHub's runners that bursts may take in a calendar month (UTC), and most of their workers at once.
     budget_minutes: int = Field(2000, ge=0)
     burst_concurrency: int = Field(20, ge=0)
+    #: What part of both the runs that ask with a worker's credential may take, but for those that HOWL started.
+    budget_share: float = Field(0.5, ge=0, le=1)
 
     #: When the server starts bursts by itself: cron expressions (UTC), and a threshold such as `waiting > 100`.
     burst_schedule: str | None = None
@@ -225,8 +227,11 @@ class Settings(env_file.FileSettings):
     artifact_limit: int = Field(100 << 20, ge=1)
     artifact_run_limit: int = Field(250 << 20, ge=1)
     artifact_run_count: int = Field(1000, ge=1)
-    #: Bytes that all files on the server may have together, and seconds they are kept.
+    #: Bytes that all files on the server may have together, how many there may be, what part of both a worker's
+    #: credential may take, and seconds they are kept.
     artifact_room: int = Field(1 << 30, ge=1 << 20)
+    artifact_count: int = Field(20_000, ge=1)
+    artifact_share: float = Field(0.5, gt=0, le=1)
     artifact_retention: Duration = 30 * 86_400.0
     #: Shell-like template of a headless coding agent, e.g. `cursor-agent -p {prompt} --force`.
     agent_command: str | None = None

@@ -49,6 +49,10 @@ class UnreadableOutcome(HowlError):
     """An entry of the outcomes stream is not an outcome."""
 
 
+class UnreadableQuestion(HowlError):
+    """What a worker asked over NATS makes no sense."""
+
+
 class EmbeddedServerError(HowlError):
     """An embedded Redis, NATS or PostgreSQL could not be started, or stopped by itself."""
 

@@ -1,6 +1,7 @@
 """Connections to NATS: nothing that a network or a stranger does to one is waited for without end."""
 
 import asyncio
+import json
 import logging
 import random
 import re
@@ -8,7 +9,11 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.js.api import Header
+from nats.js.client import NO_RESPONDERS_STATUS
+from nats.js.errors import APIError, NoStreamResponseError
 
 from howl.config import Settings
 from howl.tls import nats_options
@@ -31,6 +36,29 @@ def user_token(settings: Settings) -> str:
     return subject_token(urlsplit(settings.nats()).username or "anyone")
 
 
+def inbox_prefix(settings: Settings) -> str:
+    """What the subjects begin with on which we hear answers: those of our own user, and nobody else's."""
+    return f"{settings.subject_prefix}.inbox.{user_token(settings)}"
+
+
+def receipt_fault(message: Msg, stream: str) -> NatsError | None:
+    """What JetStream's word on a message for `stream` says against it; None for a receipt, which names the stream.
+
+    Others may have NATS write to an inbox that they know, also in words that they chose; so nothing else counts.
+    """
+    if (message.headers or {}).get(Header.STATUS) == NO_RESPONDERS_STATUS:
+        return NoStreamResponseError()
+    try:
+        told = json.loads(message.data)
+        if error := told.get("error"):
+            return APIError(**{name: error.get(name) for name in ("code", "description", "err_code")})
+        if told["stream"] == stream and told["seq"] > 0:
+            return None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        pass
+    return NatsError("JetStream's answer cannot be read")
+
+
 class Connection(Client):
     """nats-py's client, made for servers that go away at any moment and for messages from strangers."""
 
@@ -50,7 +78,8 @@ class Connection(Client):
             # They mean the first connection as well, which would be tried for two minutes.
             else {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0.05}
         )
-        options = {"connect_timeout": CONNECT_TIMEOUT} | patience | nats_options(settings) | options
+        standard: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT, "inbox_prefix": inbox_prefix(settings)}
+        options = standard | patience | nats_options(settings) | options
         options["error_cb"] = self._hear_then(options.get("error_cb"))
         try:
             await self.connect(settings.nats(), name=name, **options)

@@ -14,23 +14,25 @@ from typing import Any, TypeVar
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, Header, ObjectInfo
-from nats.js.client import NO_RESPONDERS_STATUS
-from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
+from nats.js.api import AckPolicy, ConsumerConfig, ObjectInfo
+from nats.js.errors import NotFoundError
+
+from howl.messaging import receipt_fault
 
 T = TypeVar("T")
 
 #: JetStream's name for the stream of a bucket.
 STREAM = "OBJ_"
-#: Bytes of a piece, a little less than NATS takes in one message, and pieces under way at once over one connection: at
-#: a round trip of 50 ms that is room for 640 MB a second.
-PIECE, WINDOW = 1000 << 10, 32
+#: Bytes of a piece, a little less than NATS takes in one message, and messages under way at once on a connection: at
+#: a round trip of 50 ms that is room for 320 MB a second, and what is asked meanwhile is not stuck behind more.
+PIECE, WINDOW = 1000 << 10, 16
 #: Seconds without any acknowledgement after which NATS does not store what it is sent, and between two looks.
 SILENCE, LOOK = 20.0, 1.0
 #: Pieces asked for at once, and seconds to wait for the next one.
 READ_AHEAD, READ_TIMEOUT = 16, 10.0
+#: Pieces measured at once, and subjects that JetStream names at once.
+MEASURED, PAGE = 100, 100_000
 
 
 def bucket(subject_prefix: str) -> str:
@@ -50,10 +52,6 @@ def pieces_subject(bucket: str, nuid: str) -> str:
 def meta_subject(bucket: str, name: str) -> str:
     """Where an object's description is."""
     return f"$O.{bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
-
-
-def any_meta_subject(bucket: str) -> str:
-    return f"$O.{bucket}.M.*"
 
 
 def name_in_meta(token: str) -> str:
@@ -88,36 +86,38 @@ class Flight:
         self._heard = 0.0
         self._inbox: str | None = None
         self._numbers = count(1)
-        #: By the last part of the subject that the answer comes to.
-        self._under_way: dict[str, asyncio.Future[None]] = {}
+        #: By the last part of the subject that the answer comes to, and the stream that it must come from.
+        self._under_way: dict[str, tuple[asyncio.Future[None], str]] = {}
 
-    async def send(self, subject: str, payload: bytes) -> asyncio.Future[None]:
-        """Send when there is room, and return what becomes of it; raises as `patiently`, or NATS's errors."""
+    async def send(
+        self, subject: str, payload: bytes, stream: str, headers: dict[str, str] | None = None
+    ) -> asyncio.Future[None]:
+        """Send to `stream` when there is room; returns what becomes of it. Raises as `patiently`, or NATS's errors."""
         await self._find_room()
         if not self._under_way:
-            self._hear()
+            self.hear()
         number, sent = str(next(self._numbers)), asyncio.get_running_loop().create_future()
-        self._under_way[number] = sent
+        self._under_way[number] = sent, stream
         sent.add_done_callback(partial(self._landed, number))
         try:
-            await self.patiently(self._publish(subject, payload, number))
+            await self.patiently(self._publish(subject, payload, number, headers))
         except BaseException:
             sent.cancel()
             raise
         return sent
 
-    async def _publish(self, subject: str, payload: bytes, number: str) -> None:
+    async def _publish(self, subject: str, payload: bytes, number: str, headers: dict[str, str] | None) -> None:
         if self._inbox is None:
             self._inbox = self.client.new_inbox()
             await self.client.subscribe(f"{self._inbox}.*", cb=self._answered)
-        await self.client.publish(subject, payload, reply=f"{self._inbox}.{number}")
+        await self.client.publish(subject, payload, f"{self._inbox}.{number}", headers)
 
     async def _answered(self, message: Msg) -> None:
-        sent = self._under_way.get(message.subject.rpartition(".")[2])
+        sent, stream = self._under_way.get(message.subject.rpartition(".")[2], (None, ""))
         if sent is None or sent.done():
             return
-        if refusal := _refusal(message):
-            sent.set_exception(refusal)
+        if fault := receipt_fault(message, stream):
+            sent.set_exception(fault)
         else:
             sent.set_result(None)
 
@@ -135,9 +135,10 @@ class Flight:
         self._room.release()
         if not sent.cancelled():
             sent.exception()  # seen: whoever has an error in store for him finds it in the future
-            self._hear()
+            self.hear()
 
-    def _hear(self) -> None:
+    def hear(self) -> None:
+        """Be patient for longer: the far side is there."""
         self._heard = asyncio.get_running_loop().time()
 
     async def patiently(self, awaited: Awaitable[T]) -> T:
@@ -157,42 +158,45 @@ class Flight:
             future.cancel()  # does nothing to what is done
 
 
-def _refusal(message: Msg) -> NatsError | None:
-    if (message.headers or {}).get(Header.STATUS) == NO_RESPONDERS_STATUS:
-        return NoStreamResponseError()
-    try:
-        error = json.loads(message.data).get("error")
-        if error:
-            APIError.from_error(error)  # which raises it
-    except APIError as refusal:
-        return refusal
-    except (ValueError, TypeError, LookupError, AttributeError):
-        return NatsError("JetStream's answer cannot be read")
-    return None
-
-
 async def put(flight: Flight, info: ObjectInfo, read: Callable[[int], bytes]) -> ObjectInfo:
     """Write an object that `read` gives piece by piece, in a thread; returns `info` with size, pieces and digest.
 
     Its description is sent when NATS has all the rest. It does not replace an earlier object of the name, as other
     clients' does, with a right that would also let its holder delete the bucket. Raises as `Flight.send`.
     """
-    digest, subject = hashlib.sha256(), pieces_subject(info.bucket, info.nuid)
+
+    async def place() -> str:
+        return pieces_subject(info.bucket, info.nuid)
+
+    await put_pieces(flight, info, read, place)
+    described = flight.send(meta_subject(info.bucket, info.name), description(info), stream_name(info.bucket))
+    await flight.patiently(await described)
+    return info
+
+
+async def put_pieces(
+    flight: Flight, info: ObjectInfo, read: Callable[[int], bytes], place: Callable[[], Awaitable[str]]
+) -> None:
+    """Write an object's content, each piece to the subject that `place` names, and complete `info`; raises as `put`."""
+    digest, stream = hashlib.sha256(), stream_name(info.bucket)
     info.size, info.chunks = 0, 0
     landing: deque[asyncio.Future[None]] = deque()
     size = (info.options and info.options.max_chunk_size) or PIECE
     async with aclosing(_read_ahead(read, size, digest)) as whole:
         async for piece in whole:
-            landing.append(await flight.send(subject, piece))
+            landing.append(await flight.send(await place(), piece, stream))
             info.size, info.chunks = info.size + len(piece), info.chunks + 1
             while landing and landing[0].done():
                 landing.popleft().result()
     while landing:
         await flight.patiently(landing.popleft())
-    info.digest, info.mtime = digest_of(digest.digest()), datetime.now(UTC).isoformat()
-    described = json.dumps(info.as_dict()).encode()
-    await flight.patiently(await flight.send(meta_subject(info.bucket, info.name), described))
-    return info
+    info.digest = digest_of(digest.digest())
+
+
+def description(info: ObjectInfo) -> bytes:
+    """As NATS's own clients write it, of this moment."""
+    info.mtime = datetime.now(UTC).isoformat()
+    return json.dumps(info.as_dict()).encode()
 
 
 async def _read_ahead(read: Callable[[int], bytes], size: int, digest: Any) -> AsyncGenerator[bytes]:
@@ -230,6 +234,24 @@ async def pieces(stream: JetStreamContext, info: ObjectInfo) -> AsyncIterator[by
         await consumer.unsubscribe()
 
 
+async def measure(stream: JetStreamContext, bucket: str, nuid: str, most: int) -> tuple[int, int]:
+    """How many pieces of an object are there, and their bytes, without reading them; looks at `most` pieces at most."""
+    config = ConsumerConfig(
+        ack_policy=AckPolicy.NONE, mem_storage=True, inactive_threshold=READ_TIMEOUT, headers_only=True
+    )
+    consumer = await stream.pull_subscribe(pieces_subject(bucket, nuid), stream=stream_name(bucket), config=config)
+    number, size, told = 0, 0, await consumer.consumer_info()
+    try:
+        left = told.num_pending or 0
+        while left and number < most:
+            for message in await consumer.fetch(min(left, MEASURED), timeout=READ_TIMEOUT):
+                number, size, left = number + 1, size + int((message.headers or {})["Nats-Msg-Size"]), left - 1
+    finally:
+        await consumer.unsubscribe()
+        await stream.delete_consumer(stream_name(bucket), told.name)
+    return number, size
+
+
 async def describe(stream: JetStreamContext, bucket: str, name: str) -> ObjectInfo | None:
     """What is known of an object; None if there is none, or its description makes no sense."""
     try:
@@ -238,6 +260,15 @@ async def describe(stream: JetStreamContext, bucket: str, name: str) -> ObjectIn
     except (NotFoundError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
     return None if info.deleted or info.name != name or info.bucket != bucket else info
+
+
+async def subjects(stream: JetStreamContext, bucket: str, which: str, offset: int) -> dict[str, int]:
+    """How many messages there are by subject, PAGE subjects at most, after so many others."""
+    asked = json.dumps({"subjects_filter": which, "offset": offset}).encode()
+    # nats-py's own question has no offset.
+    subject = f"$JS.API.STREAM.INFO.{stream_name(bucket)}"
+    told = await stream._api_request(subject, asked, timeout=READ_TIMEOUT)  # noqa: SLF001
+    return dict(told["state"].get("subjects") or {})
 
 
 async def remove(stream: JetStreamContext, bucket: str, name: str) -> None:

@@ -16,7 +16,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from howl.embedded import binaries
-from howl.provision.rights import Grant, server_rules, server_subjects, worker_rules, worker_subjects
+from howl.provision import nats
+from howl.provision.rights import Grant, server_rules, worker_rules
 from tests.support import eventually
 
 #: Nobody's in particular: these servers live on loopback for the length of a test.
@@ -96,18 +97,13 @@ class Secured:
         return ["user default off", *(f"user {name} on >{PASSWORD} {' '.join(told)}" for name, told in rules.items())]
 
     def _nats_configuration(self) -> str:
-        permissions = {
-            SERVER: server_subjects(self.subject_prefix),
-            **{grant.name: worker_subjects(self.subject_prefix, grant.name) for grant in self.grants},
-        }
-        users = [{"user": name, "password": PASSWORD, "permissions": may} for name, may in permissions.items()]
-        system = [{"user": ADMIN, "password": PASSWORD}]
-        accounts = {"HOWL": {"jetstream": "enabled", "users": users}, "SYS": {"users": system}}
+        workers = [grant.name for grant in self.grants]
+        accounts = nats.told(self.subject_prefix, SERVER, workers, dict.fromkeys((SERVER, *workers), PASSWORD))
         told = {
             "listen": f"127.0.0.1:{self.nats_port}",
             "jetstream": {"store_dir": str(self.folder / "nats"), "max_file_store": 2 << 30},
             "system_account": "SYS",
-            "accounts": accounts,
+            "accounts": accounts | {"SYS": {"users": [{"user": ADMIN, "password": PASSWORD}]}},
         }
         return json.dumps(told)
 

@@ -3,15 +3,17 @@
 import asyncio
 import os
 import random
-from typing import Annotated, Any
+from typing import Annotated
 
-from nats.errors import NoRespondersError
+from nats.js.errors import NoStreamResponseError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from howl.broker.areas import DEFAULT_USER, user_of
 from howl.config import Settings
 from howl.errors import InvalidRequest, ServerUnavailable
 from howl.messaging import TROUBLE, Connection
+from howl.objects import Flight
+from howl.questions import Asker, TooManyQuestions, answer_in
 from howl.queue_names import require_queue
 from howl.tls import reason
 
@@ -105,14 +107,11 @@ def ask(request: LeaveRequest, settings: Settings) -> LeaveAnswer:
 class _Asker:
     def __init__(self, request: LeaveRequest, settings: Settings) -> None:
         self.request, self.settings = request, settings
-        self.subject = f"{settings.subject_prefix}.leave"
-        #: Set when NATS says that this credential may not ask.
-        self.refused: asyncio.Future[Any]
+        self.flight: Flight | None = None
         #: What nats-py complained of last: that no server is left to try says nothing.
         self.complaint: Exception | None = None
 
     async def ask(self) -> LeaveAnswer:
-        self.refused = asyncio.get_running_loop().create_future()
         for tried in range(1, TRIES + 1):
             try:
                 return await self._ask_once()
@@ -123,29 +122,27 @@ class _Asker:
         raise AssertionError("the last try returns or raises")
 
     async def _ask_once(self) -> LeaveAnswer:
-        # The inbox's are the only subjects that a worker's credential may hear.
-        inbox = f"{self.settings.subject_prefix}.inbox"
-        client = await Connection().open(self.settings, "howl leave", inbox_prefix=inbox, error_cb=self._hear)
+        client = await Connection().open(self.settings, "howl leave", error_cb=self._hear)
+        self.flight = Flight(client)
         try:
-            asked = client.request(self.subject, self.request.model_dump_json().encode(), timeout=ANSWER_TIMEOUT)
-            asking: asyncio.Future[Any] = asyncio.ensure_future(asked)
-            watched: list[asyncio.Future[Any]] = [asking, self.refused]
-            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done():
-                asking.cancel()
-                raise ServerUnavailable(str(self.refused.result()))
-            return _read(asking.result().data)
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                answers = await Asker(self.flight, self.settings).ask("leave", self.request.model_dump_json().encode())
+                return _read((await self.flight.patiently(answer_in(answers))).data)
         finally:
             await client.close()
 
     async def _hear(self, error: Exception) -> None:
         self.complaint = error
-        if "permissions violation" in str(error).lower() and not self.refused.done():
-            self.refused.set_result("This credential may not ask for leave: run `howl init` on the server once more.")
+        if "permissions violation" in str(error).lower() and self.flight and not self.flight.lost.done():
+            self.flight.lost.set_exception(
+                ServerUnavailable("This credential may not ask for leave: run `howl init` on the server once more.")
+            )
 
     def _why(self, error: Exception) -> str:
-        if isinstance(error, NoRespondersError):
+        if isinstance(error, NoStreamResponseError):
             return "No `howl server` listens at NATS: see on the server whether it runs, and is as new as this one."
+        if isinstance(error, TooManyQuestions):
+            return f"NATS does not take the question ({error}): try again in a minute."
         if isinstance(error, TimeoutError):
             return f"`howl server` did not answer within {ANSWER_TIMEOUT:g} s: see its log."
         return f"NATS cannot be used ({reason(self.complaint or error)}): `howl doctor --as worker` says more."

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy
 
-from howl import objects
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import WAY
 from howl.doctor.redis import judge_round_trip, round_trip
@@ -47,9 +46,8 @@ async def round_trip_is_short(visit: Visit) -> Answer:
 async def rights_suffice(visit: Visit) -> Answer:
     """To say what goes on and leave files; for the server, to hear it."""
     prefix = visit.settings.subject_prefix
-    files = objects.pieces_subject(objects.bucket(prefix), f"{user_token(visit.settings)}.doctor")
-    for subject, what in ((f"{prefix}.events.doctor.looks", f"publish {prefix}.events"), (files, "leave files")):
-        if await _publishing_is_refused(visit, subject):
+    for kind, what in (("events", f"publish {prefix}.events"), ("upload", "leave files"), ("leave", "ask for leave")):
+        if await _publishing_is_refused(visit, f"{prefix}.{kind}.{user_token(visit.settings)}"):
             return wrong(f"may not {what}", "bring NATS's users up to date: run `howl init` on the server")
     if not visit.as_worker and await _subscribing_is_refused(visit, f"{prefix}.events.>"):
         return wrong(f"may not hear {prefix}.events", "use the server's credential here: `.env` holds it")
@@ -61,7 +59,8 @@ async def rights_end_somewhere(visit: Visit) -> Answer | None:
     if not visit.as_worker:
         return None
     heard = f"{visit.settings.subject_prefix}.events.>"
-    granted = [] if await _subscribing_is_refused(visit, heard) else [f"hearing {heard}"]
+    inboxes = f"{visit.settings.subject_prefix}.inbox.>"
+    granted = [f"hearing {each}" for each in (heard, inboxes) if not await _subscribing_is_refused(visit, each)]
     granted += [] if await _publishing_is_refused(visit, "not-howl.doctor.looks") else ["publishing anything"]
     if not granted:
         return well("refused, as it should be: other subjects, in and out")

@@ -22,6 +22,8 @@ PATIENCE = 5
 DONE = "has the new users"
 #: What NATS is told who we are.
 NAME = "howl init"
+#: Below which the operator hears answers.
+INBOX = "_INBOX"
 
 
 def tell(folder: Folder, before: State, now: State) -> list[str]:
@@ -56,7 +58,7 @@ def _tell_redis(settings: Settings) -> str:
 
 async def _tell_nats(old: Settings, new: Settings) -> str:
     try:
-        client = await Connection().open(old, NAME)
+        client = await Connection().open(old, NAME, inbox_prefix=INBOX)
         try:
             if old.nats() == new.nats():
                 return await _reload(client)

@@ -1,10 +1,12 @@
 """NATS's configuration, and its users."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from howl.provision import rights
 from howl.provision.state import OPERATOR, SERVER, State
+from howl.questions import PIECE_TIME
 
 CONFIGURATION = """\
 # Made by `howl init`, which from then on leaves this file as it is. Files are named relative to the folder that the
@@ -30,17 +32,43 @@ RELOADING = {"publish": ["$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.*.RELOAD"], "s
 
 
 def users(state: State, subject_prefix: str) -> str:
-    """One account for HOWL, with JetStream; the system's, for reloading alone."""
-    grants = ((grant.name, rights.worker_subjects(subject_prefix, grant.name)) for grant in state.worker_grants)
-    workers = [_user(state, name, subjects) for name, subjects in grants]
-    server = _user(state, SERVER, rights.server_subjects(subject_prefix))
-    accounts = {
-        "HOWL": {"jetstream": "enabled", "users": [server, *workers]},
-        "SYS": {"users": [_user(state, OPERATOR, RELOADING)]},
-    }
+    """What users.conf holds."""
+    accounts = told(subject_prefix, SERVER, [grant.name for grant in state.worker_grants], state.passwords)
+    system = {"users": [_user(OPERATOR, state.passwords, RELOADING)]}
     # JSON is a form that NATS reads.
-    return f"# Made by `howl init`.\nsystem_account: SYS\naccounts: {json.dumps(accounts, indent=1)}\n"
+    document = json.dumps(accounts | {"SYS": system}, indent=1)
+    return f"# Made by `howl init`.\nsystem_account: SYS\naccounts: {document}\n"
 
 
-def _user(state: State, name: str, permissions: dict[str, list[str]]) -> dict[str, Any]:
-    return {"user": name, "password": state.passwords[name], "permissions": permissions}
+def told(prefix: str, server: str, workers: Sequence[str], passwords: Mapping[str, str]) -> dict[str, Any]:
+    """NATS's accounts: HOWL's own, with JetStream, and one for each of the `workers`' credentials.
+
+    NATS answers a message wherever its sender wishes, with rights of its own: JetStream's receipts would reach other
+    people's inboxes, streams and the API. Accounts have no subject in common but those that one exports and another
+    imports, so what a worker causes comes back to its own credential alone.
+    """
+    exports = [{"service": f"{prefix}.{kind}.*"} for kind in rights.TOLD]
+    imports = [{"service": {"account": _account(name), "subject": rights.inbox(prefix, name)}} for name in workers]
+    own = _user(server, passwords, rights.server_subjects(prefix))
+    accounts: dict[str, Any] = {
+        "HOWL": {"jetstream": "enabled", "users": [own], "exports": exports, "imports": imports}
+    }
+    return accounts | {_account(name): _worker(prefix, name, passwords) for name in workers}
+
+
+def _worker(prefix: str, name: str, passwords: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "users": [_user(name, passwords, rights.worker_subjects(prefix, name))],
+        "exports": [
+            {"service": rights.inbox(prefix, name), "accounts": ["HOWL"], "response_threshold": f"{PIECE_TIME}s"}
+        ],
+        "imports": [{"service": {"account": "HOWL", "subject": f"{prefix}.{kind}.{name}"}} for kind in rights.TOLD],
+    }
+
+
+def _account(name: str) -> str:
+    return f"worker-{name}"
+
+
+def _user(name: str, passwords: Mapping[str, str], permissions: dict[str, list[str]]) -> dict[str, Any]:
+    return {"user": name, "password": passwords[name], "permissions": permissions}

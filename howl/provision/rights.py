@@ -6,7 +6,6 @@ Redis 7 or Valkey is needed: older ones cannot tell reading a key from writing i
 import re
 from dataclasses import dataclass
 
-from howl import objects
 from howl.broker.areas import DEFAULT_USER, Area
 from howl.errors import InvalidRequest, SettingsError
 from howl.queue_names import ITS_OWN, NO_QUEUES, PRIORITY_MARK, require_queue
@@ -27,6 +26,10 @@ WORKER_COMMANDS = (
     "hget", "hset", "hdel", "hexists", "hincrby", "hlen", "hstrlen", "zadd", "xadd", "xlen", "xrange", "smembers",
     "psubscribe", "punsubscribe", "subscribe", "unsubscribe",
 )  # fmt: skip
+
+
+#: What a worker's credential may tell the server over NATS, each on `<prefix>.<kind>.<credential>`.
+TOLD = ("events", "leave", "upload")
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,17 @@ def server_rules(prefix: str) -> list[str]:
 def worker_subjects(subject_prefix: str, name: str) -> dict[str, list[str]]:
     """NATS's permissions: `publish` and `subscribe`. Neither list is ever empty, which NATS would take for "all".
 
-    Artifacts' pieces go to subjects of the credential `name`; their descriptions, where NATS's own clients look for
-    them: under ids that only their makers know.
+    Each subject is the credential's own, so that the server knows who speaks, and one credential makes few of them. A
+    piece of a file goes where the server's answer may be answered: once, below `_R_`, in this credential's account.
     """
     _require_user(name)
-    bucket = objects.bucket(subject_prefix)
-    artifacts = [objects.pieces_subject(bucket, f"{name}.*"), objects.any_meta_subject(bucket)]
-    publish = [f"{subject_prefix}.events.*.*", f"{subject_prefix}.leave", *artifacts]
-    return {"publish": publish, "subscribe": [f"{subject_prefix}.inbox.>"]}
+    publish = [*(f"{subject_prefix}.{kind}.{name}" for kind in TOLD), "_R_.>"]
+    return {"publish": publish, "subscribe": [inbox(subject_prefix, name)]}
+
+
+def inbox(subject_prefix: str, name: str) -> str:
+    """All subjects on which a credential hears answers."""
+    return f"{subject_prefix}.inbox.{name}.>"
 
 
 def server_subjects(subject_prefix: str) -> dict[str, list[str]]:

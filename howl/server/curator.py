@@ -7,7 +7,7 @@ import re
 import time
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, ObjectInfo, RetentionPolicy, StreamConfig
@@ -18,7 +18,11 @@ from howl.config import Settings
 from howl.db import session
 from howl.messaging import Connection
 from howl.models import Artifact
+from howl.questions import pieces_of
 from howl.server import artifacts
+from howl.server.questions import REPETITION, Questions
+from howl.server.room import LATEST, Held, Room
+from howl.server.uploads import Uploads
 from howl.tls import reason
 
 logger = logging.getLogger(__name__)
@@ -28,8 +32,11 @@ ROUND, AT_ONCE = 1.0, 200
 #: Seconds between two looks for objects that no row speaks of. The first is as long after the curator began: until
 #: then, what workers told while PostgreSQL was away is recorded.
 SWEEP = 600.0
-#: Seconds after its last piece that such an object remains: its upload may be under way, its row on its way.
-STRAY_AGE = 3600.0
+#: Seconds after its last piece that such an object remains, for its row may be on its way; and one that is not whole,
+#: to which by then no piece may be added.
+STRAY_AGE, ABANDONED = 3600.0, 2 * LATEST
+#: Most lists of subjects that are read, one after another.
+PAGES = 20
 #: Seconds for which JetStream keeps an object longer than its row, if nobody deletes it.
 SLACK = 86_400.0
 #: JetStream's number for "there is a stream of that name, made differently".
@@ -43,6 +50,7 @@ class Curator:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.bucket = objects.bucket(settings.subject_prefix)
+        self.room = Room(settings)
 
     async def run(self) -> None:
         """Until cancelled; raises NATS's errors or DatabaseUnavailable, and loses nothing by being run again."""
@@ -50,13 +58,18 @@ class Curator:
         try:
             stream = client.jetstream()
             await self.make_bucket(stream)
+            await self.count(stream)
+            uploads = Uploads(client, self.settings, self.room)
+            questions = Questions(client, self.settings, "upload", uploads.answer)
+            await questions.begin()
             next_sweep = time.monotonic() + SWEEP
             while True:
+                await questions.be_there()
                 await self.look_for_arrivals(stream)
                 await self.let_go(stream)
                 if time.monotonic() >= next_sweep:
-                    await self.sweep(stream)
-                    next_sweep = time.monotonic() + SWEEP
+                    is_all = await self.sweep(stream)
+                    next_sweep = time.monotonic() + (SWEEP if is_all else 0)
                 await asyncio.sleep(ROUND * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, no secret
         finally:
             await client.close()
@@ -76,6 +89,7 @@ class Curator:
             max_age=self.settings.artifact_retention + SLACK,
             allow_rollup_hdrs=False,
             allow_direct=True,
+            duplicate_window=REPETITION,
         )
         try:
             await stream.add_stream(config)
@@ -104,24 +118,61 @@ class Curator:
         return sum((await self._subjects(stream, subject)).values())
 
     async def _subjects(self, stream: JetStreamContext, subject: str) -> dict[str, int]:
-        """How many messages there are, by subject; JetStream names 100,000 subjects at most."""
-        return (await stream.stream_info(objects.stream_name(self.bucket), subject)).state.subjects or {}
+        """How many messages there are, by subject; JetStream names so many at once."""
+        found: dict[str, int] = {}
+        for _ in range(PAGES):
+            page = await objects.subjects(stream, self.bucket, subject, len(found))
+            found |= page
+            if len(page) < objects.PAGE:
+                break
+        return found
 
     async def let_go(self, stream: JetStreamContext) -> None:
         """Delete files whose time is over: first their rows, so that what is listed can be had."""
         for artifact_id in await asyncio.to_thread(self._ask, partial(artifacts.take_expired, limit=AT_ONCE)):
-            await objects.remove(stream, self.bucket, artifact_id)
+            await self._remove(stream, artifact_id)
 
-    async def sweep(self, stream: JetStreamContext, age: float = STRAY_AGE) -> None:
-        """Delete what no row speaks of: interrupted uploads, replaced files, those of tasks that were forgotten."""
-        by_name: dict[str, str] = {}
-        for subject in await self._subjects(stream, f"$O.{self.bucket}.>"):
-            if (name := _name_in(subject, self.bucket)) is not None:
-                by_name[name] = subject
-        strays = await asyncio.to_thread(self._ask, partial(artifacts.unknown, names=sorted(by_name)))
-        for name in strays[:AT_ONCE]:
-            if await self._age(stream, by_name[name]) > age:
-                await objects.remove(stream, self.bucket, name)
+    async def count(self, stream: JetStreamContext) -> dict[str, list[str]]:
+        """See what each credential has in the bucket; returns subjects by file, by subject what belongs to none."""
+        found = await self._subjects(stream, f"$O.{self.bucket}.>")
+        parts = {subject: _part(subject, self.bucket) for subject in found}
+        names = sorted({part.name for part in parts.values() if part})
+        sizes = await asyncio.to_thread(self._ask, partial(artifacts.sizes, names=names))
+        whole = {part.name for part in parts.values() if part and part.is_description}
+        held = {
+            (part.user, part.name): Held(_size(sizes.get(part.name), found[subject]), is_whole=part.name in whole)
+            for subject, part in parts.items() if part and not part.is_description
+        }  # fmt: skip
+        self.room.load(held)
+        strays: dict[str, list[str]] = {}
+        for subject, part in parts.items():
+            name = part.name if part else ""
+            if name not in sizes:
+                strays.setdefault(name or subject, []).append(subject)
+        return strays
+
+    async def sweep(self, stream: JetStreamContext, age: float = STRAY_AGE) -> bool:
+        """Delete what no row speaks of: interrupted uploads, replaced files, those of tasks that were forgotten.
+
+        Returns whether that was all there is to delete now.
+        """
+        strays, deleted = await self.count(stream), 0
+        for name, subjects in strays.items():
+            is_whole = any(_is_description(subject, self.bucket) for subject in subjects)
+            if await self._age(stream, subjects[0]) <= (age if is_whole else min(age, ABANDONED)):
+                continue
+            if deleted == AT_ONCE:
+                return False
+            deleted += 1
+            if name in subjects:  # as another's tool left it
+                await stream.purge_stream(objects.stream_name(self.bucket), subject=name)
+            else:
+                await self._remove(stream, name)
+        return True
+
+    async def _remove(self, stream: JetStreamContext, artifact_id: str) -> None:
+        await objects.remove(stream, self.bucket, artifact_id)
+        self.room.remove(artifact_id)
 
     async def _age(self, stream: JetStreamContext, subject: str) -> float:
         """Seconds since something was last written there; none for what is gone."""
@@ -136,11 +187,35 @@ class Curator:
             return question(opened)
 
 
-def _name_in(subject: str, bucket: str) -> str | None:
-    """The artifact that something under this subject belongs to."""
+class Part(NamedTuple):
+    """What a subject of the bucket holds: a file's description, or its pieces and whose they are."""
+
+    name: str
+    user: str
+    is_description: bool
+
+
+def _part(subject: str, bucket: str) -> Part | None:
+    """None for what is no part of a file that HOWL stores."""
     kind, *rest = subject.removeprefix(f"$O.{bucket}.").split(".")
-    name = objects.name_in_meta(rest[-1]) if kind == "M" and rest else rest[-1] if rest else ""
-    return name if ARTIFACT_ID.fullmatch(name) else None
+    is_description = kind == "M" and len(rest) == 1
+    if not is_description and not (kind == "C" and 1 <= len(rest) <= 2):
+        return None
+    name = objects.name_in_meta(rest[0]) if is_description else rest[-1]
+    user = rest[0] if len(rest) == 2 else ""
+    return Part(name, user, is_description) if ARTIFACT_ID.fullmatch(name) else None
+
+
+def _is_description(subject: str, bucket: str) -> bool:
+    part = _part(subject, bucket)
+    return part is not None and part.is_description
+
+
+def _size(recorded: int | None, pieces: int) -> int:
+    """Of a file as it counts: what its row says, if so many pieces can be no more."""
+    if recorded is not None and pieces <= pieces_of(recorded):
+        return recorded
+    return pieces * objects.PIECE
 
 
 async def _complain(error: Exception) -> None:

@@ -10,13 +10,18 @@ from typing import Any
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig
-from nats.js.errors import BadRequestError
+from nats.js.errors import BadRequestError, ServerError
 
 from howl.errors import EventsNotKept
 from howl.server.events import Letter
 
 #: What was not read is kept a day, within so many bytes, the newest.
 KEPT_SECONDS, KEPT_BYTES = 86_400.0, 256 << 20
+#: Most messages that wait of one credential, and the bytes of one with its headers.
+KEPT_EACH, LARGEST = 100_000, 600 << 10
+#: Seconds within which the same message id counts as a repetition: NATS keeps every id in memory for as long, however
+#: long it is. What is sent once more later, the record knows by its id.
+REPETITION = 0.1
 #: Most messages and bytes of a batch, and seconds to wait for the first and then for its company.
 BATCH, BATCH_BYTES, WAIT, LINGER = 2000, 4 << 20, 1.0, 0.03
 #: Seconds that one asking lasts, and after which its end counts as lost on its way.
@@ -107,7 +112,7 @@ class EventStream:
     async def _keeps(self) -> bool:
         stream = self.client.jetstream()
         try:
-            await stream.publish(f"{self.prefix}.events.server.none", NO_EVENTS, timeout=KEEP_TIMEOUT)
+            await stream.publish(f"{self.prefix}.events.server", NO_EVENTS, timeout=KEEP_TIMEOUT)
         except TimeoutError:
             return False
         return True
@@ -116,18 +121,29 @@ class EventStream:
         stream = self.client.jetstream()
         wanted = StreamConfig(
             name=self.name,
-            subjects=[f"{self.prefix}.events.>"],
+            subjects=[f"{self.prefix}.events.*"],
             retention=RetentionPolicy.WORK_QUEUE,
             max_age=KEPT_SECONDS,
             max_bytes=KEPT_BYTES,
+            max_msgs_per_subject=KEPT_EACH,
+            max_msg_size=LARGEST,
             discard=DiscardPolicy.OLD,
+            duplicate_window=REPETITION,
         )
         try:
             await stream.add_stream(wanted)
         except BadRequestError as error:
             if error.err_code != OTHERWISE:
                 raise
-            # An older version's, which kept what had been read; NATS changes no stream into a work queue.
+            await self._remake(wanted)
+
+    async def _remake(self, wanted: StreamConfig) -> None:
+        """One of an older version's."""
+        stream = self.client.jetstream()
+        try:
+            await stream.update_stream(wanted)
+        except (BadRequestError, ServerError):
+            # It kept what had been read; NATS changes no stream into a work queue.
             await stream.delete_stream(self.name)
             await stream.add_stream(wanted)
 
@@ -148,7 +164,7 @@ class EventStream:
 
     async def _take(self, message: Msg) -> None:
         # A worker may give its message a header such as NATS's own words have; those alone have nobody to answer.
-        if message.reply:
+        if message.reply.startswith("$JS.ACK."):
             self._arrived.append(message)
             self._due -= 1
         else:
@@ -160,8 +176,11 @@ class EventStream:
 
 def letter_of(message: Msg) -> Letter:
     """What a message says, and what NATS says of it: `$JS.ACK.…` names its place and its time in nanoseconds."""
-    told = _told(message)
-    return Letter(message.subject, message.data, (message.headers or {}).get("Howl-Sent"), int(told[3]), int(told[1]))
+    told, headers = _told(message), message.headers or {}
+    return Letter(
+        message.subject, message.data, headers.get("Howl-Sent"), int(told[3]), int(told[1]),
+        headers.get("Nats-Msg-Id", ""),
+    )  # fmt: skip
 
 
 def still_unread(message: Msg) -> int:

@@ -6,17 +6,16 @@ Times are corrected to NATS's clock: what the worker's clock said when it sent, 
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from howl.celery import worker_id_of
-from howl.messaging import subject_token
-from howl.server.presence import EVERYBODY, Described, Sighting
+from howl.server.presence import Described, Sighting
 from howl.server.storable import storable
 
 logger = logging.getLogger(__name__)
@@ -29,6 +28,8 @@ ID_LIMIT, TEXT_LIMIT, LINE_LIMIT, LINES_LIMIT = 255, 20_000, 2_000, 65_536
 NUMBER_LIMIT = 2**53
 #: Characters of a reason that is logged: it may quote what a worker wrote.
 REASON_LIMIT = 200
+#: A worker's life and the number of its message.
+MESSAGE_ID = re.compile(r"[A-Za-z0-9]{1,32}\.[0-9]{1,12}")
 #: Lines in the log about bad messages in so many seconds.
 LINES, PERIOD = 20, 60.0
 
@@ -43,6 +44,15 @@ class Letter(NamedTuple):
     #: When NATS took it, and its place in the stream.
     nanoseconds: int
     sequence: int
+    #: What its sender calls it: the same when it is sent once more.
+    message_id: str = ""
+
+    @property
+    def source(self) -> str:
+        """What the record knows it by, also when NATS was given it twice."""
+        if MESSAGE_ID.fullmatch(self.message_id):
+            return f"nats:{self.subject.rpartition('.')[2]}:{self.message_id}"
+        return f"nats:{self.nanoseconds}.{self.sequence}"
 
     @property
     def taken_at(self) -> datetime:
@@ -56,12 +66,11 @@ class Happening(NamedTuple):
     worker_id: str
     #: Unix seconds.
     at: float
-    nanoseconds: int
-    sequence: int
+    letter: Letter
     #: Its place in the message.
     place: int
     #: Whose HOWL_RECORD_LIMIT it counts against.
-    credential: str = EVERYBODY
+    credential: str
 
 
 class Heard(NamedTuple):
@@ -108,7 +117,7 @@ def read(
 def _read(letter: Letter, heard: Heard, unwanted: frozenset[str]) -> str | None:
     """Add what one message says; what is wrong with it, if anything is."""
     try:
-        events, token = json.loads(letter.data), _token(letter.subject)
+        events, credential = json.loads(letter.data), _credential(letter.subject)
     except (ValueError, RecursionError) as error:
         return _why(error)
     problem, when = None, _clock(letter)
@@ -116,7 +125,7 @@ def _read(letter: Letter, heard: Heard, unwanted: frozenset[str]) -> str | None:
         if unwanted and _is_of(event, unwanted):
             continue
         try:
-            _sort(event, letter, index, token, when, heard)
+            _sort(event, letter, index, credential, when, heard)
         except (ValueError, RecursionError) as error:  # pydantic's ValidationError is one
             problem = problem or _why(error)
     return problem
@@ -127,30 +136,28 @@ def _is_of(event: Any, types: frozenset[str]) -> bool:
     return isinstance(kind, str) and kind in types
 
 
-def _sort(event: Any, letter: Letter, index: int, token: str, when: Callable[[Any], float], heard: Heard) -> None:
+def _sort(event: Any, letter: Letter, index: int, credential: str, when: Callable[[Any], float], heard: Heard) -> None:
     if not isinstance(event, dict):
         raise ValueError("an event is no JSON object")  # noqa: TRY004  # bad input, no bug
     kind = event.get("type")
     if not isinstance(kind, str) or kind not in FIELDS:
         raise ValueError("no type of event that is known")
     if kind.startswith("worker-"):
-        heard.sightings.append(_sighting(event, letter, token, when))
+        heard.sightings.append(_sighting(event, letter, credential, when))
         return
-    worker_id = _sender(event.get("hostname"), token)
+    worker_id = _sender(event.get("hostname"))
     at = when(event.get("timestamp"))
     clean = _clean(event, kind, at) | {"uuid": _id(event.get("uuid"), "uuid")}
-    heard.happenings.append(
-        Happening(clean, worker_id, at, letter.nanoseconds, letter.sequence, index, credential_of(letter.subject))
-    )
+    heard.happenings.append(Happening(clean, worker_id, at, letter, index, credential))
 
 
-def _sighting(event: dict[str, Any], letter: Letter, token: str, when: Callable[[Any], float]) -> Sighting:
+def _sighting(event: dict[str, Any], letter: Letter, credential: str, when: Callable[[Any], float]) -> Sighting:
     described = Described.model_validate(storable(event.get("worker")))
     node_name = event.get("hostname", f"celery@{described.worker_id}")
-    if _sender(node_name, token) != described.worker_id:
+    if _sender(node_name) != described.worker_id:
         raise ValueError("worker.worker_id: not the worker whose node name this is")
     clean = _clean(event | {"hostname": node_name}, event["type"], when(event.get("timestamp")))
-    return Sighting(described, letter.taken_at, clean, credential_of(letter.subject))
+    return Sighting(described, letter.taken_at, clean, credential)
 
 
 def _clean(event: dict[str, Any], kind: str, at: float) -> dict[str, Any]:
@@ -166,33 +173,16 @@ def _clean(event: dict[str, Any], kind: str, at: float) -> dict[str, Any]:
     return clean
 
 
-def credential_of(subject: str) -> str:
-    """The credential that NATS let publish it, in `<prefix>.events.<credential>.<worker>.<type>`.
-
-    A subject without one tells nothing of who it was: all such count as one.
-    """
+def _credential(subject: str) -> str:
+    """Whose, in `<prefix>.events.<credential>`: NATS lets nobody say another's."""
     parts = subject.split(".")
-    return parts[2] if len(parts) == 5 else EVERYBODY
-
-
-def _token(subject: str) -> str:
-    """The worker's, in `<prefix>.events.<worker>.<type>`."""
-    parts = subject.split(".")
-    if len(parts) != 4:
+    if len(parts) != 3:
         raise ValueError("its subject has not the form of a worker's event")
     return parts[2]
 
 
-def _sender(node_name: Any, token: str) -> str:
-    return _checked_sender(_id(node_name, "hostname"), token)
-
-
-@lru_cache(maxsize=4096)
-def _checked_sender(node_name: str, token: str) -> str:
-    worker_id = worker_id_of(node_name)
-    if subject_token(worker_id) != token:
-        raise ValueError("hostname: another worker's than the subject's")
-    return worker_id
+def _sender(node_name: Any) -> str:
+    return worker_id_of(_id(node_name, "hostname"))
 
 
 def _clock(letter: Letter) -> Callable[[Any], float]:

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from dataclasses import replace
 
-from nats.aio.msg import Msg
 from pydantic import ValidationError
 
 from howl.burst import budget, github
@@ -18,17 +17,16 @@ from howl.burst.request import BurstRequest
 from howl.config import Settings
 from howl.db import session
 from howl.errors import DatabaseUnavailable, GitHubFailed
-from howl.messaging import Connection
+from howl.messaging import Connection, user_token
+from howl.server.questions import Question, Questions
 from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at what has ended.
 ROUND = 30.0
-#: Most questions that wait for an answer; whoever asks beyond is not heard, and asks again.
-WAITING = 100
-#: Most questions of a minute that are decided: each leaves a row, and who has a worker's credential can ask for ever.
-A_MINUTE = 60
+#: Most questions of a minute that are decided for one credential, of which anybody may have one who asks for ever.
+A_MINUTE = 20
 
 
 class Porter:
@@ -36,49 +34,47 @@ class Porter:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.subject = f"{settings.subject_prefix}.leave"
-        #: The only subjects that are answered: with a reply subject of its own choice, a worker could have this
-        #: server speak to JetStream with its rights.
-        self.inboxes = f"{settings.subject_prefix}.inbox."
-        #: Monotonic seconds at which the last ones were decided.
-        self.recent: deque[float] = deque(maxlen=A_MINUTE)
+        self.own = user_token(settings)
+        #: Monotonic seconds at which the last ones were decided, by credential.
+        self.recent: dict[str, deque[float]] = {}
+        self._turn = asyncio.Lock()
 
     async def run(self) -> None:
         """Until cancelled; raises NATS's errors or DatabaseUnavailable, and loses nothing by being run again."""
         client = await Connection().open(self.settings, "howl leave", lasting=True, error_cb=_complain)
         try:
-            # Of several servers one hears each question; its answers come one after the other.
-            await client.subscribe(self.subject, queue="leave", cb=self.answer, pending_msgs_limit=WAITING)
+            self.client = client
+            questions = Questions(client, self.settings, "leave", self.answer)
+            await questions.begin()
             while True:
+                await questions.be_there()
                 await asyncio.to_thread(self.look_after)
                 await asyncio.sleep(ROUND * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, no secret
         finally:
             await client.close()
 
-    async def answer(self, message: Msg) -> None:
-        """One question; what is none of HOWL's is not answered."""
-        if not message.reply.startswith(self.inboxes):
-            logger.warning("A question for leave wants its answer on %.100s, no inbox: not answered.", message.reply)
-            return
-        answer = await asyncio.to_thread(self.decide, message.data)
-        await message.respond(answer.model_dump_json().encode())
+    async def answer(self, question: Question) -> None:
+        """One question, after the one before it; raises NATS's errors."""
+        async with self._turn:
+            answer = await asyncio.to_thread(self.decide, question.data, question.user)
+        await self.client.publish(question.address, answer.model_dump_json().encode())
 
-    def decide(self, question: bytes) -> LeaveAnswer:
+    def decide(self, question: bytes, credential: str) -> LeaveAnswer:
         """The budget's answer; a question that cannot be decided now is to be asked again."""
+        if self._is_too_often(credential):
+            return LeaveAnswer(failed="Too many runs ask for leave at once: try again in a minute.")
         try:
             asked = LeaveRequest.model_validate_json(question)
         except ValidationError:
-            logger.warning("A question for leave cannot be read.")
+            logger.warning("A question for leave cannot be read, of credential %s.", credential)
             return LeaveAnswer(failed="The server cannot read this question: is it as new as this HOWL?")
-        if self._is_too_often():
-            logger.warning("Run %s is not answered: %d asked within a minute.", asked.run_id, A_MINUTE)
-            return LeaveAnswer(failed="Too many runs ask for leave at once: try again in a minute.")
         try:
-            leave = self._ask(asked)
+            leave = self._ask(asked, credential)
         except DatabaseUnavailable as error:
             logger.warning("Run %s is not answered: %s", asked.run_id, error.message)
             return LeaveAnswer(failed="The server cannot decide now, its database is away: try again.")
-        logger.info("Run %s asks for %d workers: %s.", asked.run_id, asked.workers, leave.refused or "granted")
+        told = leave.refused or "granted"
+        logger.info("Run %s asks for %d workers, as %s: %s.", asked.run_id, asked.workers, credential, told)
         jobs = [Job(**job) for job in leave.matrix(asked.user)]
         return LeaveAnswer(
             granted=leave.refused is None,
@@ -98,14 +94,16 @@ class Porter:
             except GitHubFailed as error:
                 logger.warning("How runs ended is not known yet: %s", error.message)
 
-    def _is_too_often(self) -> bool:
-        now = time.monotonic()
-        if len(self.recent) == A_MINUTE and now - self.recent[0] < 60:
+    def _is_too_often(self, credential: str) -> bool:
+        now, recent = time.monotonic(), self.recent.setdefault(credential, deque(maxlen=A_MINUTE))
+        if len(recent) == A_MINUTE and now - recent[0] < 60:
             return True
-        self.recent.append(now)
+        recent.append(now)
+        if len(recent) == A_MINUTE and now - recent[0] < 60:
+            logger.warning("Credential %s asked for leave %d times within a minute: put off.", credential, A_MINUTE)
         return False
 
-    def _ask(self, asked: LeaveRequest) -> budget.Leave:
+    def _ask(self, asked: LeaveRequest, credential: str) -> budget.Leave:
         told = BurstRequest(
             workers=asked.workers,
             runtime=asked.runtime,
@@ -115,7 +113,9 @@ class Porter:
             requested_by=asked.requested_by,
         )
         request = told if asked.burst_id is None else replace(told, burst_id=asked.burst_id)
-        run = Run(repository=asked.repository, run_id=asked.run_id, attempt=asked.attempt)
+        # Who has the server's own credential needs no leave to start bursts.
+        whose = None if credential == self.own else credential
+        run = Run(repository=asked.repository, run_id=asked.run_id, attempt=asked.attempt, credential=whose)
         with session(self.settings.database()) as opened:
             return budget.ask(opened, self.settings, request, run)
 

@@ -1,7 +1,6 @@
 """The workers table: who is there, who left, who fell silent."""
 
 import json
-from collections import defaultdict
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -11,9 +10,6 @@ from sqlalchemy.orm import Session
 
 from howl.models import Worker
 from howl.server.usage import OVERHEAD, Budget
-
-#: No name of a credential: who spoke is not known.
-EVERYBODY = "(events)"
 
 
 class Described(BaseModel):
@@ -40,43 +36,45 @@ class Sighting(NamedTuple):
     at: datetime
     #: Celery's event, for who listens there.
     event: dict[str, Any]
-    #: Whose HOWL_RECORD_LIMIT a new row counts against.
-    credential: str = EVERYBODY
+    #: Whose worker it is, as NATS knows, and whose HOWL_RECORD_LIMIT a new row counts against.
+    credential: str
 
     def row(self) -> dict[str, Any]:
         row: dict[str, Any] = self.described.model_dump(mode="json")
         left = self.described.status == "offline"
+        row |= {"credential": self.credential}
         return row | {"last_heartbeat_at": self.at.isoformat(), "offline_at": self.at.isoformat() if left else None}
 
 
 def record(opened: Session, sightings: list[Sighting], budget: Budget) -> None:
     """Bring the table up to date; repeating it, or an older life's word, changes nothing.
 
-    Workers that were never seen before are not taken in from a credential that is above HOWL_RECORD_LIMIT.
+    While a worker is there, no other credential's word changes its row: its name is taken. Workers that were never seen
+    before are not taken in from a credential that is above HOWL_RECORD_LIMIT.
     """
-    newest: dict[str, Sighting] = {}
+    by_credential: dict[str, dict[str, Sighting]] = {}
     for sighting in sightings:
+        newest = by_credential.setdefault(sighting.credential, {})
         known = newest.get(sighting.described.worker_id)
         if known is None or _supersedes(sighting, known):
             newest[sighting.described.worker_id] = sighting
-    for worker_id in _newcomers_above_the_limit(opened, newest, budget):
-        del newest[worker_id]
-    if newest:
-        # One order for all, so that no two transactions deadlock.
+    # Two that name the same worker may not be one statement. One order for all, so that no two transactions deadlock.
+    for credential in sorted(by_credential):
+        newest = by_credential[credential]
+        for worker_id in _newcomers_above_the_limit(opened, credential, newest, budget):
+            del newest[worker_id]
         rows = [newest[worker_id].row() for worker_id in sorted(newest)]
         opened.execute(text(_UPSERT), {"rows": json.dumps(rows)})
 
 
-def _newcomers_above_the_limit(opened: Session, newest: dict[str, Sighting], budget: Budget) -> list[str]:
+def _newcomers_above_the_limit(
+    opened: Session, credential: str, newest: dict[str, Sighting], budget: Budget
+) -> list[str]:
     known = set(opened.scalars(select(Worker.worker_id).where(Worker.worker_id.in_(newest))))
-    of_each = defaultdict(list)
-    for worker_id in newest.keys() - known:
-        of_each[newest[worker_id].credential].append(worker_id)
-    refused = []
-    for credential, workers in sorted(of_each.items()):
-        if not budget.allows(opened, credential, [OVERHEAD] * len(workers)):
-            refused += workers
-    return refused
+    newcomers = sorted(newest.keys() - known)
+    if not newcomers or budget.allows(opened, credential, [OVERHEAD] * len(newcomers)):
+        return []
+    return newcomers
 
 
 def mark_lost(opened: Session, since: datetime) -> list[str]:
@@ -100,7 +98,7 @@ def _supersedes(new: Sighting, old: Sighting) -> bool:
 _TYPES = {
     "worker_id": "text", "boot_id": "text", "status": "text", "manager_host": "text", "hostname": "text",
     "tags": "text[]", "queues": "text[]", "origin": "text", "concurrency": "int", "version": "text", "run": "jsonb",
-    "deadline_at": "timestamptz", "last_heartbeat_at": "timestamptz", "offline_at": "timestamptz",
+    "deadline_at": "timestamptz", "credential": "text", "last_heartbeat_at": "timestamptz", "offline_at": "timestamptz",
 }  # fmt: skip
 
 _UPSERT = f"""
@@ -113,4 +111,5 @@ registered_at = CASE WHEN w.boot_id IS DISTINCT FROM excluded.boot_id
                      THEN excluded.registered_at ELSE w.registered_at END
 WHERE coalesce(w.last_heartbeat_at, '-infinity') <= excluded.last_heartbeat_at
   AND NOT (w.status = 'offline' AND w.boot_id IS NOT DISTINCT FROM excluded.boot_id)
+  AND (coalesce(w.credential, excluded.credential) = excluded.credential OR w.status IN ('offline', 'lost'))
 """  # noqa: S608  # built from the names above alone

@@ -85,12 +85,12 @@ def _row(happening: Happening) -> dict[str, Any]:
         "kind": KINDS[event["type"]],
         "at": happening.at,
         "data": data,
-        "source": f"nats:{happening.nanoseconds}.{happening.sequence}.{happening.place}",
+        "source": f"{happening.letter.source}.{happening.place}",
     }
 
 
 def _place(happening: Happening) -> tuple[int, int, int]:
-    return happening.nanoseconds, happening.sequence, happening.place
+    return happening.letter.nanoseconds, happening.letter.sequence, happening.place
 
 
 def _document(happening: Happening) -> str:

@@ -75,7 +75,7 @@ class Announcer(threading.Thread):
 
     async def _announce(self) -> None:
         """From the first connection to the goodbye; a client that gives up, as after a login refused, is replaced."""
-        self.courier.say("worker-online", self.event("worker-online"))
+        self.courier.say(self.event("worker-online"))
         self.next_beat = time.monotonic() + self.settings.heartbeat_interval
         while not self.leaving.is_set():
             client = await self._connect()
@@ -96,8 +96,7 @@ class Announcer(threading.Thread):
         while not self.leaving.is_set():
             try:
                 return await Connection().open(
-                    self.settings, self.client_name, lasting=True,
-                    inbox_prefix=f"{self.settings.subject_prefix}.inbox", ping_interval=PING,
+                    self.settings, self.client_name, lasting=True, ping_interval=PING,
                     error_cb=self._complain, reconnected_cb=self._be_seen_again,
                 )  # fmt: skip
             except TROUBLE as error:
@@ -113,7 +112,7 @@ class Announcer(threading.Thread):
             self.next_beat = time.monotonic() + self.settings.heartbeat_interval
             if client.is_connected:
                 try:
-                    await self.courier.mention(client, "worker-heartbeat", self.event("worker-heartbeat"))
+                    await self.courier.mention(client, self.event("worker-heartbeat"))
                 except TROUBLE as error:
                     await self._complain(error)
 
@@ -137,7 +136,7 @@ class Announcer(threading.Thread):
     async def _say_goodbye(self, client: Connection) -> None:
         """The last events, then that the worker has left; NATS has a moment to come back for each."""
         await self._tell_the_rest(client)
-        self.courier.say("worker-offline", self.event("worker-offline"))
+        self.courier.say(self.event("worker-offline"))
         await self._tell_the_rest(client)
         self.next_count = 0.0
         self._count_what_was_dropped()

@@ -35,7 +35,7 @@ def artifact(content: str | Path | bytes, name: str | None = None, media_type: s
     source, size, head = _bytes(content) if isinstance(content, bytes) else _file(Path(content))
     kind = _checked_kind(media_type) if media_type is not None else media.guess(named, head)
     _count(request, settings, named, size)
-    stored = upload(settings, named, _limited(source, named, settings.artifact_limit))
+    stored = upload(settings, named, _limited(source, named, settings.artifact_limit), size)
     kept = ArtifactKept(
         task_id=request.id,
         artifact_id=stored.name,

@@ -10,7 +10,6 @@ from celery.utils.sysinfo import load_average
 from celery.worker import state
 
 import howl
-from howl.messaging import subject_token
 from howl.worker.announcer import Announcer
 from howl.worker.buffer import Buffer
 from howl.worker.courier import Courier
@@ -63,8 +62,7 @@ class Beacon(bootsteps.Step):
 
     def _begin(self, **_: Any) -> None:
         if self.announcer is None:  # a consumer that reconnects is ready again
-            subject = f"{self.settings.subject_prefix}.events.{subject_token(self.identity.worker_id)}"
-            courier = Courier(self.buffer, subject, self.identity.boot_id)
+            courier = Courier(self.buffer, self.settings, self.identity.boot_id)
             self.announcer = Announcer(self.settings, self.identity.node_name, courier, self._event)
             self.announcer.start()
 

@@ -1,7 +1,6 @@
 """Messages on their way to NATS's stream of events: one after another, each again until the stream has it."""
 
 import asyncio
-import json
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -9,23 +8,22 @@ from dataclasses import dataclass, field
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.js.errors import APIError, NoStreamResponseError
+from nats.js.errors import NoStreamResponseError
 
+from howl.config import Settings
+from howl.messaging import receipt_fault, user_token
 from howl.worker.buffer import Buffer
 
 #: Largest message in bytes, and what its headers may take of what NATS allows.
 LARGEST, HEADERS = 512 << 10, 1 << 10
 #: Seconds that one waits for the stream's answer, and after which a message without any goes out once more.
 ANSWER_TIMEOUT, AGAIN = 3.0, 30.0
-#: How NATS says that nobody takes a message (nats.io, ADR-4).
-NOBODY = "503"
 
 
 @dataclass
 class Message:
     """What is told at once: a list of events."""
 
-    kind: str
     body: bytes
     number: int
     #: Over which connection it went out last, and when (monotonic seconds).
@@ -38,9 +36,11 @@ class Message:
 class Courier:
     """One message is under way at a time, so that all arrive in order and none is lost with a connection."""
 
-    def __init__(self, buffer: Buffer, subject: str, life: str) -> None:
+    def __init__(self, buffer: Buffer, settings: Settings, life: str) -> None:
         self.buffer = buffer
-        self.subject = subject
+        #: One for all of a credential's workers: NATS keeps each subject of a stream in memory.
+        self.subject = f"{settings.subject_prefix}.events.{user_token(settings)}"
+        self.stream = f"{settings.subject_prefix}-events"
         #: Makes the names of messages, by which the stream knows those it has.
         self.life = life
         #: Nobody keeps events: no `howl server` has ever run here.
@@ -50,9 +50,9 @@ class Courier:
         self._client: Client | None = None
         self._inbox = ""
 
-    def say(self, kind: str, document: bytes) -> None:
+    def say(self, document: bytes) -> None:
         """Have this told next, before what waits in the buffer."""
-        self._outgoing.append(self._message(kind, [document]))
+        self._outgoing.append(self._message([document]))
 
     @property
     def pending(self) -> bool:
@@ -75,17 +75,17 @@ class Courier:
             self._outgoing.popleft()
         return more
 
-    async def mention(self, client: Client, kind: str, document: bytes) -> None:
+    async def mention(self, client: Client, document: bytes) -> None:
         """Tell it now and once, whether or not it arrives."""
         async with asyncio.timeout(ANSWER_TIMEOUT):
-            await client.publish(f"{self.subject}.{kind}", b"[%b]" % document, headers=_clock())
+            await client.publish(self.subject, b"[%b]" % document, headers=_clock())
 
     def _fetch(self, limit: int) -> bool:
         if self._outgoing:
             return True
         documents, more = self.buffer.take(limit)
         if documents:
-            self._outgoing.append(self._message("task-multi", documents))
+            self._outgoing.append(self._message(documents))
         return more
 
     async def _bring(self, client: Client, message: Message) -> None:
@@ -109,25 +109,18 @@ class Courier:
     async def _send(self, client: Client, message: Message) -> None:
         headers = {"Nats-Msg-Id": f"{self.life}.{message.number}", **_clock()}
         reply = f"{self._inbox}.{message.number}"
-        await client.publish(f"{self.subject}.{message.kind}", message.body, reply, headers)
+        await client.publish(self.subject, message.body, reply, headers)
 
     async def _answered(self, answer: Msg) -> None:
         message = self._outgoing[0] if self._outgoing else None
         if message is not None and answer.subject.endswith(f".{message.number}"):
-            message.refusal = _refusal(answer)
+            message.refusal = receipt_fault(answer, self.stream)
             message.answered.set()
             self.unheard = isinstance(message.refusal, NoStreamResponseError)
 
-    def _message(self, kind: str, documents: list[bytes]) -> Message:
+    def _message(self, documents: list[bytes]) -> Message:
         self._count += 1
-        return Message(kind, b"[%b]" % b",".join(documents), self._count)
-
-
-def _refusal(answer: Msg) -> NatsError | None:
-    if answer.headers and answer.headers.get("Status") == NOBODY:
-        return NoStreamResponseError()
-    error = json.loads(answer.data).get("error")
-    return APIError(**{name: error.get(name) for name in ("code", "description", "err_code")}) if error else None
+        return Message(b"[%b]" % b",".join(documents), self._count)
 
 
 def _clock() -> dict[str, str]:

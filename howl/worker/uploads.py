@@ -7,14 +7,19 @@ import random
 import secrets
 import threading
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Self
 
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 from nats.js.api import ObjectInfo, ObjectMetaOptions
 from nats.js.errors import APIError, NoStreamResponseError
+from pydantic import ValidationError
 
 from howl import messaging, objects
 from howl.config import Settings
 from howl.errors import ArtifactFailed, ArtifactRefused, HowlError
+from howl.questions import KEPT, Answers, Asker, Piece, Refused, Whole, answer_in, pieces_of
 from howl.tls import is_refused_login, reason
 
 logger = logging.getLogger(__name__)
@@ -27,6 +32,8 @@ FIRST_WAIT, LAST_WAIT = 1.0, 8.0
 IDLE = 60.0
 #: Seconds that an upload of any size may take.
 LONGEST = 3600.0
+#: Places asked for at once, and most that a file has ahead of its pieces: they are good for some minutes only.
+AT_ONCE, AHEAD = 16, 32
 #: JetStream's numbers for "no room": of the bucket, of the account, of the server's disk.
 NO_ROOM = (10077, 10023, 10047, 10002)
 OPTIONS = ObjectMetaOptions(max_chunk_size=objects.PIECE)
@@ -42,8 +49,8 @@ _lock = threading.Lock()
 _uploader: "Uploader | None" = None
 
 
-def upload(settings: Settings, name: str, source: Source) -> ObjectInfo:
-    """Store a file and return what JetStream has of it, under a random name.
+def upload(settings: Settings, name: str, source: Source, size: int) -> ObjectInfo:
+    """Store a file of so many bytes, or fewer, and return what JetStream has of it, under a random name.
 
     Raises ArtifactRefused, ArtifactFailed or NotConfigured.
     """
@@ -52,7 +59,7 @@ def upload(settings: Settings, name: str, source: Source) -> ObjectInfo:
     with _lock:
         if _uploader is None:
             _uploader = Uploader(settings)
-    return _uploader.upload(name, source)
+    return _uploader.upload(name, source, size)
 
 
 def _forget() -> None:
@@ -77,31 +84,31 @@ class Uploader:
         self._closing: asyncio.TimerHandle | None = None
         threading.Thread(target=self.loop.run_forever, name="howl-uploads", daemon=True).start()
 
-    def upload(self, name: str, source: Source) -> ObjectInfo:
+    def upload(self, name: str, source: Source, size: int) -> ObjectInfo:
         """From any thread, which waits."""
-        under_way = asyncio.run_coroutine_threadsafe(self._upload(name, source), self.loop)
+        under_way = asyncio.run_coroutine_threadsafe(self._upload(name, source, size), self.loop)
         try:
             return under_way.result(LONGEST)
         except BaseException:  # the task's time may be over
             under_way.cancel()
             raise
 
-    async def _upload(self, name: str, source: Source) -> ObjectInfo:
+    async def _upload(self, name: str, source: Source, size: int) -> ObjectInfo:
         self._busy += 1
         if self._closing is not None:
             self._closing.cancel()
         try:
-            return await self._try_repeatedly(name, source)
+            return await self._try_repeatedly(name, source, size)
         finally:
             self._busy -= 1
             if self._busy == 0:
                 self._closing = self.loop.call_later(IDLE, self._close)
 
-    async def _try_repeatedly(self, name: str, source: Source) -> ObjectInfo:
+    async def _try_repeatedly(self, name: str, source: Source, size: int) -> ObjectInfo:
         wait = FIRST_WAIT
         for tried in range(1, TRIES + 1):
             try:
-                return await self._try(name, source)
+                return await self._try(name, source, size)
             except messaging.TROUBLE as error:
                 if _is_final(error) or tried == TRIES:
                     raise self._explained(name, error) from error
@@ -110,18 +117,20 @@ class Uploader:
             wait = min(2 * wait, LAST_WAIT)
         raise AssertionError("the last try returns or raises")
 
-    async def _try(self, name: str, source: Source) -> ObjectInfo:
+    async def _try(self, name: str, source: Source, size: int) -> ObjectInfo:
         """Under an id of its own: a try that fails leaves pieces, with which the next one's are not to be mixed."""
         connection, artifact_id = await self._connected(), secrets.token_hex(16)
         bucket = objects.bucket(self.settings.subject_prefix)
-        nuid = f"{messaging.user_token(self.settings)}.{artifact_id}"
-        info = ObjectInfo(name=artifact_id, bucket=bucket, nuid=nuid, description=name, options=OPTIONS)
+        info = ObjectInfo(name=artifact_id, bucket=bucket, nuid="", description=name, options=OPTIONS)
         try:
-            return await objects.put(connection.flight, info, source())
+            async with aclosing(Places(connection, info, size)) as places:
+                await objects.put_pieces(connection.flight, info, source(), places.next)
+                await places.conclude()
         except TimeoutError as error:
             connection.give_up(error)
             connection.abort()
             raise
+        return info
 
     async def _connected(self) -> "Connection":
         async with self._connecting:
@@ -140,6 +149,8 @@ class Uploader:
                 f"The file {name!r} is not kept, for the server's room for files is full: raise HOWL_ARTIFACT_ROOM or "
                 "lower HOWL_ARTIFACT_RETENTION there."
             )
+        if isinstance(error, UploadRefused) and error.is_final:
+            return ArtifactRefused(f"The file {name!r} is not kept: {error.why}")
         if _is_forbidden(error):
             return ArtifactRefused(NO_RIGHT)
         if isinstance(error, NoStreamResponseError):
@@ -149,23 +160,84 @@ class Uploader:
         return ArtifactFailed(f"The file {name!r} could not be stored at NATS, tried {TRIES} times: {why}.")
 
 
+class Places:
+    """Where the pieces of one file go: the server says so, some pieces ahead, while it has room for them."""
+
+    def __init__(self, connection: "Connection", info: ObjectInfo, size: int) -> None:
+        self.connection, self.info, self.size = connection, info, size
+        #: Pieces that there may be, have been asked for, and have been given a place.
+        self.most, self.asked, self.given = pieces_of(size), 0, 0
+        self._answers: Answers = asyncio.Queue()
+
+    async def next(self) -> str:
+        """A place for one piece; raises UploadRefused, ArtifactFailed, or as `Flight.send`."""
+        if self.given == self.most:
+            raise ArtifactFailed(f"{self.info.description!r} grew while it was read: leave it when it is written.")
+        while self.asked < self.most and self.asked - self.given < AHEAD:
+            number = min(AT_ONCE, self.most - self.asked)
+            self.asked += number
+            await self._ask(Piece(artifact_id=str(self.info.name), size=self.size, pieces=number))
+        answer = await self._answer()
+        if not answer.reply:
+            raise _refusal(answer)
+        self.given += 1
+        return str(answer.reply)
+
+    async def conclude(self) -> None:
+        """Have the server look at what came, and describe it; raises likewise."""
+        while self.given < self.asked:  # fewer were needed
+            await self._answer()
+            self.given += 1
+        info = self.info
+        await self._ask(
+            Whole(
+                artifact_id=str(info.name), name=info.description or "", size=info.size or 0, pieces=info.chunks or 0,
+                digest=str(info.digest),
+            )
+        )  # fmt: skip
+        answer = await self._answer()
+        if answer.data != KEPT:
+            raise _refusal(answer)
+
+    async def aclose(self) -> None:
+        """Wait for no answer any more."""
+        self.connection.asker.forget(self._answers)
+
+    async def _answer(self) -> Msg:
+        return await self.connection.flight.patiently(answer_in(self._answers))
+
+    async def _ask(self, question: Piece | Whole) -> None:
+        await self.connection.asker.ask("upload", question.model_dump_json().encode(), self._answers)
+
+
+def _refusal(answer: Msg) -> NatsError:
+    try:
+        told = Refused.model_validate_json(answer.data)
+    except ValidationError:
+        return NatsError("the server's answer cannot be read")
+    return UploadRefused(told.why, is_final=told.is_final)
+
+
+class UploadRefused(NatsError):
+    """The server gives no place for a file: for good, or just now."""
+
+    def __init__(self, why: str, *, is_final: bool) -> None:
+        super().__init__(why)
+        self.why, self.is_final = why, is_final
+
+
 class Connection(messaging.Connection):
     """One that is not repaired: what was under way when it broke begins anew on another."""
 
     def __init__(self) -> None:
         super().__init__()
         self.flight = objects.Flight(self)
+        self.asker: Asker
 
     async def begin(self, settings: Settings) -> Self:
         """Itself; raises one of messaging.TROUBLE."""
-        return await self.open(
-            settings,
-            "howl uploads",
-            # The only subjects that a worker's credential may hear.
-            inbox_prefix=f"{settings.subject_prefix}.inbox",
-            error_cb=self._hear,
-            closed_cb=self._end,
-        )
+        self.asker = Asker(self.flight, settings)
+        return await self.open(settings, "howl uploads", error_cb=self._hear, closed_cb=self._end)
 
     @property
     def is_usable(self) -> bool:
@@ -188,7 +260,8 @@ class Connection(messaging.Connection):
 def _is_final(error: Exception) -> bool:
     """Whether another try would hear the same."""
     no_room = isinstance(error, APIError) and error.err_code in NO_ROOM
-    return no_room or _is_forbidden(error) or is_refused_login(error)
+    refused = isinstance(error, UploadRefused) and error.is_final
+    return refused or no_room or _is_forbidden(error) or is_refused_login(error)
 
 
 def _is_forbidden(error: BaseException) -> bool:

@@ -10,10 +10,13 @@ import pytest
 from sqlalchemy import func, select
 
 from howl import db
-from howl.burst.leave import LeaveRequest, ask, this_run
+from howl.burst import budget, record
+from howl.burst.budget import Run
+from howl.burst.leave import LeaveAnswer, LeaveRequest, ask, this_run
+from howl.burst.request import BurstRequest
 from howl.config import Settings
 from howl.errors import InvalidRequest, ServerUnavailable
-from howl.models import Burst
+from howl.models import Burst, Worker
 from howl.server.leave import A_MINUTE, Porter
 from tests.support import Process
 
@@ -79,7 +82,7 @@ def test_without_nats_it_is_said_what_cannot_be_used(settings: Settings) -> None
 
 def test_a_server_without_its_database_says_to_try_again(settings: Settings) -> None:
     porter = Porter(settings.model_copy(update={"database_url": "postgresql://howl:secret@127.0.0.1:1/none"}))
-    answer = porter.decide(question().model_dump_json().encode())
+    answer = porter.decide(question().model_dump_json().encode(), "burst")
     assert "try again" in (answer.failed or "")
     assert "127.0.0.1" not in (answer.failed or "")
 
@@ -92,15 +95,69 @@ def test_a_server_without_its_database_says_to_try_again(settings: Settings) -> 
      question().model_dump_json().replace('"workers":2', '"workers":2e99').encode(), b"[" * 10_000],
 )  # fmt: skip
 def test_a_question_that_makes_no_sense_is_answered_and_not_recorded(settings: Settings, asked: bytes) -> None:
-    assert "cannot read" in (Porter(settings).decide(asked).failed or "")
+    assert "cannot read" in (Porter(settings).decide(asked, "burst").failed or "")
     assert rows(settings) == 0
 
 
-def test_who_asks_without_end_is_put_off_and_fills_no_table(settings: Settings) -> None:
+def decide(porter: Porter, credential: str, **columns: Any) -> LeaveAnswer:
+    return porter.decide(question(**columns).model_dump_json().encode(), credential)
+
+
+def test_who_asks_without_end_is_put_off_alone_and_fills_no_table(settings: Settings) -> None:
     porter = Porter(settings)
-    answers = [porter.decide(question(run_id=str(run)).model_dump_json().encode()) for run in range(A_MINUTE + 5)]
+    answers = [decide(porter, "thief", run_id=str(run)) for run in range(A_MINUTE + 5)]
     assert ["at once" in (answer.failed or "") for answer in answers] == [False] * A_MINUTE + [True] * 5
     assert rows(settings) == A_MINUTE
+    assert decide(porter, "burst").granted
+
+
+def test_who_asks_for_days_is_refused_without_a_row(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "A_DAY", 3)
+    answers = [decide(Porter(settings), "thief", run_id=str(run)) for run in range(5)]
+    assert ["within a day" in (answer.reason or "") for answer in answers] == [False] * 3 + [True] * 2
+    assert (rows(settings), decide(Porter(settings), "thief", run_id="0").granted) == (3, answers[0].granted)
+    assert decide(Porter(settings), "burst").granted
+
+
+def test_who_asks_early_under_a_public_run_id_is_told_nothing_for_the_run_itself(settings: Settings) -> None:
+    assert decide(Porter(settings), "thief", workers=200, runtime=20_000.0).reason is not None
+    told = decide(Porter(settings), "burst")
+    assert (told.granted, len(told.matrix)) == (True, 2)
+    assert decide(Porter(settings), "burst", workers=9) == told
+
+
+def test_runs_that_never_were_take_no_more_than_their_credentials_share(settings: Settings) -> None:
+    porter = Porter(settings.model_copy(update={"budget_minutes": 1000, "burst_concurrency": 20}))
+    answers = [decide(porter, "thief", run_id=str(run), workers=5, runtime=1800.0) for run in range(4)]
+    assert [answer.granted for answer in answers] == [True, True, False, False]
+    assert "with the credential thief, of which 300 minutes and 10 workers are taken" in (answers[2].reason or "")
+    assert decide(porter, "burst", workers=5, runtime=1800.0).granted
+    request = BurstRequest(workers=5, runtime=1800.0)
+    with db.session(settings.database()) as session:
+        assert budget.ask(session, porter.settings, request).refused is None  # a person's, or the server's own
+
+
+def test_a_burst_that_howl_started_is_the_run_that_github_says(settings: Settings) -> None:
+    request = BurstRequest(workers=2, runtime=600.0)
+    with db.session(settings.database()) as session:
+        budget.ask(session, settings, request)
+    decide(Porter(settings), "thief", run_id="666", burst_id=request.burst_id)
+    with db.session(settings.database()) as session:
+        budget.became(session, request.burst_id, Run(repository="owner/name", run_id="123"), "https://github.com/x")
+    told = decide(Porter(settings), "burst", burst_id=request.burst_id)
+    assert (told.granted, told.burst_id) == (True, request.burst_id)
+    assert decide(Porter(settings), "thief", burst_id=request.burst_id) == told
+
+
+def test_another_credentials_workers_are_none_of_a_bursts(settings: Settings) -> None:
+    told = decide(Porter(settings), "burst")
+    run = {"repository": "owner/name", "run_id": "123", "attempt": "1"}
+    with db.session(settings.database()) as session:
+        for credential in ("burst", "thief", None):
+            session.add(Worker(worker_id=f"of {credential}", run=run, credential=credential))
+        session.flush()
+        row = session.get_one(Burst, told.burst_id)
+        assert [worker.worker_id for worker in record.crew(session, row)] == ["of None", "of burst"]
 
 
 def test_a_header_that_nobody_can_read_does_not_end_the_answers(server: Process, settings: Settings) -> None:
@@ -111,33 +168,10 @@ def test_a_header_that_nobody_can_read_does_not_end_the_answers(server: Process,
 
 async def _with_a_bad_header(settings: Settings) -> None:
     client = await nats.connect(settings.nats())
-    subject = f"{settings.subject_prefix}.leave".encode()
+    subject = f"{settings.subject_prefix}.leave.howl".encode()
     await client._send_command(b"HPUB %s inbox 7 9\r\ngarbage{}\r\n" % subject)
     await client.flush()
     await client.close()
-
-
-def test_an_answer_goes_to_no_subject_but_an_inbox(server: Process, settings: Settings) -> None:
-    assert ask(question(), settings).granted, "without anybody who hears questions, NATS itself answers, anywhere"
-    heard = asyncio.run(_told_to_answer(settings))
-    assert heard == {"inbox": 1, "elsewhere": 0}
-
-
-async def _told_to_answer(settings: Settings) -> dict[str, int]:
-    """How many answers came where a question wanted them, an inbox and another subject."""
-    prefix = settings.subject_prefix
-    client = await nats.connect(settings.nats(), connect_timeout=5)
-    try:
-        inbox, elsewhere = (
-            await client.subscribe(f"{prefix}.inbox.here"),
-            await client.subscribe(f"{prefix}.events.w.x"),
-        )
-        for reply in (f"{prefix}.events.w.x", f"{prefix}.inbox.here"):
-            await client.publish(f"{prefix}.leave", question().model_dump_json().encode(), reply=reply)
-        await inbox.next_msg(timeout=20)  # questions are answered in their order
-        return {"inbox": 1, "elsewhere": elsewhere.pending_msgs}
-    finally:
-        await client.close()
 
 
 def test_outside_a_run_it_is_said_what_is_missing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from cryptography.x509.oid import NameOID
 from howl.config import Settings, load_settings
 from howl.embedded import binaries
 from howl.embedded.server import free_port
-from howl.provision.rights import Grant, server_rules, server_subjects, worker_rules, worker_subjects
+from howl.provision import nats
+from howl.provision.rights import Grant, server_rules, worker_rules
 from tests.support import listens
 
 #: Nobody's: these servers live on loopback for the length of a test.
@@ -102,13 +103,16 @@ def _configure(made: Secured, jetstream: bool) -> None:
     users = ["user default off", *(f"user {name} on >{PASSWORD} {' '.join(may)}" for name, may in rules.items())]
     (made.folder / "users.acl").write_text("".join(f"{line}\n" for line in users))
     (made.folder / "redis.conf").write_text(REDIS.format(host=made.host, port=made.redis_port, folder=made.folder))
-    subjects = {"server": server_subjects(made.prefix), "worker": worker_subjects(made.prefix, "worker")}
-    subjects["older"] = {"publish": [f"{made.prefix}.events.*.*"], "subscribe": [f"{made.prefix}.inbox.>"]}
-    users_of_nats = [{"user": name, "password": PASSWORD, "permissions": may} for name, may in subjects.items()]
+    accounts = nats.told(made.prefix, "server", ["worker"], dict.fromkeys(("server", "worker"), PASSWORD))
+    older = {"publish": [f"{made.prefix}.events.*.*"], "subscribe": [f"{made.prefix}.inbox.>"]}
+    accounts["HOWL"]["users"].append({"user": "older", "password": PASSWORD, "permissions": older})
+    accounts["HOWL"]["users"].append({"user": "admin", "password": PASSWORD})
+    if not jetstream:
+        del accounts["HOWL"]["jetstream"]
     told = {
         "listen": f"{made.host}:{made.nats_port}",
         "tls": {"cert_file": "server.crt", "key_file": "server.key", "handshake_first": True},
-        "authorization": {"users": [*users_of_nats, {"user": "admin", "password": PASSWORD}]},
+        "accounts": accounts,
     }
     storage = {"jetstream": {"store_dir": "nats", "max_file_store": 1 << 30}} if jetstream else {}
     (made.folder / "nats.conf").write_text(json.dumps(told | storage))

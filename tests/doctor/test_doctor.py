@@ -259,7 +259,8 @@ def test_a_burst_machine_that_could_command_the_server_fails(tmp_path: Path) -> 
         findings = run(made.settings("server"), as_worker=True)
     assert only_failure(findings, "nats") == (
         "limits",
-        "may do too much: hearing howl.events.>: give workers a credential of their own: `howl init join`",
+        "may do too much: hearing howl.events.>, hearing howl.inbox.>: give workers a credential of their own: "
+        "`howl init join`",
     )
 
 
@@ -308,7 +309,7 @@ def test_a_credential_of_before_there_were_files_is_told_how_to_get_the_right(tm
         findings = run(made.settings("older"), as_worker=True)
     assert only_failure(findings, "nats") == (
         "rights",
-        "may not leave files: bring NATS's users up to date: run `howl init` on the server",
+        "may not publish howl.events: bring NATS's users up to date: run `howl init` on the server",
     )
 
 

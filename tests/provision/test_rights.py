@@ -9,7 +9,6 @@ import asyncio
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ import nats
 import pytest
 import redis
 from celery import Celery
-from nats.js.api import ObjectInfo, StreamConfig
+from nats.js.api import StreamConfig
 
-from howl import messaging, objects
+from howl import messaging
 from howl.broker.areas import Area, may_push
 from howl.broker.purge import purge
 from howl.broker.scripts import FEED, KEEP, PUSH, TURN, load_all
@@ -27,12 +26,11 @@ from howl.broker.transport import publishing_for
 from howl.burst.leave import LeaveAnswer, LeaveRequest, ask
 from howl.celery import create_app
 from howl.config import Settings, load_settings
-from howl.errors import ArtifactRefused, NotGranted, ServerUnavailable, SettingsError
+from howl.errors import NotGranted, ServerUnavailable, SettingsError
 from howl.provision.rights import Grant, server_rules, worker_rules, worker_subjects
 from howl.queue_names import ITS_OWN, fault_of
 from howl.server import claims as keeping
-from howl.server.curator import Curator
-from howl.worker import uploads
+from howl.server.questions import Question, Questions
 from tests.secured import ADMIN, SERVER, Secured
 
 PREFIX, SUBJECTS = "t:", "t"
@@ -479,9 +477,9 @@ def stream(secured: Secured) -> Iterator[Callable[[], int]]:
     found: list[int] = []
 
     async def make(client: Any) -> None:
-        await client.jetstream().add_stream(StreamConfig(name="t-events", subjects=["t.events.>"]))
+        await client.jetstream().add_stream(StreamConfig(name="t-events", subjects=["t.events.*"]))
         await client.jetstream().purge_stream("t-events")
-        await client.jetstream().publish("t.events.w1.worker-online", b"{}")
+        await client.jetstream().publish("t.events.neighbour", b"{}")
 
     async def count(client: Any) -> None:
         found.append((await client.jetstream().stream_info("t-events")).state.messages)
@@ -504,14 +502,15 @@ API = "$JS.API"
 @pytest.mark.parametrize(
     "subject",
     [
-        "t.progress", "t.events", "t.events.w1", "t.events.w1.a.b", "other.events.w1.worker-online", "anything",
+        "t.progress", "t.events", "t.events.neighbour", "t.events.worker.a", "other.events.worker", "anything",
+        "t.leave", "t.leave.neighbour", "t.upload", "t.upload.neighbour", "t.leave-given", "t.inbox.worker.x",
+        "t.inbox.neighbour.x", "t.inbox.server.x",
         f"{API}.INFO", f"{API}.STREAM.NAMES", f"{API}.STREAM.INFO.t-events", f"{API}.STREAM.CREATE.mine",
         f"{API}.STREAM.UPDATE.t-events", f"{API}.STREAM.DELETE.t-events", f"{API}.STREAM.PURGE.t-events",
         f"{API}.STREAM.MSG.GET.t-events", f"{API}.STREAM.MSG.DELETE.t-events", f"{API}.DIRECT.GET.t-events",
         f"{API}.CONSUMER.CREATE.t-events", f"{API}.CONSUMER.DELETE.t-events.bridge",
         f"{API}.CONSUMER.MSG.NEXT.t-events.bridge", "$JS.ACK.t-events.bridge.1.1.1.1.0", "$KV.x.y", "$O.x.C.y",
-        "$O.t-artifacts.C.neighbour.1", "$O.t-artifacts.C.worker", "$O.t-artifacts.C.worker.1.2", "$O.t-artifacts.C.1",
-        "$O.t-artifacts.M.a.b", "$O.t-artifacts.M", "$O.t.C.worker.1", "$O.t-artifacts.X.y",
+        "$O.t-artifacts.C.neighbour.1", "$O.t-artifacts.C.worker.1", "$O.t-artifacts.M.x",
         f"{API}.STREAM.MSG.GET.OBJ_t-artifacts", f"{API}.DIRECT.GET.OBJ_t-artifacts.x",
         f"{API}.STREAM.PURGE.OBJ_t-artifacts", f"{API}.CONSUMER.CREATE.OBJ_t-artifacts", "_INBOX.x",
         "$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.PING.CONNZ",
@@ -525,7 +524,8 @@ def test_a_worker_says_nothing_on_another_subject(secured: Secured, stream: Call
     assert stream() == 1
 
 
-@pytest.mark.parametrize("subject", [">", "*", "t.>", "t.events.>", "t.events.w1.worker-online", "_INBOX.>",
+@pytest.mark.parametrize("subject", [">", "*", "t.>", "t.events.>", "t.events.worker", "_INBOX.>", "t.inbox.>",
+                                     "t.inbox.neighbour.>", "t.inbox.neighbour.x", "t.inbox.server.>", "_R_.>",
                                      "$JS.>", "$SYS.>",
                                      "$JS.EVENT.>", "other.>", "$KV.>", "$O.>",
                                      "$O.t-artifacts.C.worker.*", "$O.t-artifacts.M.*"])  # fmt: skip
@@ -541,7 +541,7 @@ def test_a_receipt_that_a_worker_has_sent_to_jetstream_does_nothing_there(
     secured: Secured, stream: Callable[[], int], request_: str
 ) -> None:
     def say(client: Any) -> Any:
-        return client.publish("t.events.w1.worker-online", b"{}", reply=f"{API}.{request_}")
+        return client.publish("t.events.worker", b"{}", reply=f"{API}.{request_}")
 
     assert asyncio.run(_with_nats(secured, "worker", say)) == []
     assert stream() == 2
@@ -549,7 +549,7 @@ def test_a_receipt_that_a_worker_has_sent_to_jetstream_does_nothing_there(
 
 def test_a_worker_says_its_events(secured: Secured, stream: Callable[[], int]) -> None:
     def say(client: Any) -> Any:
-        return client.publish("t.events.w1.worker-heartbeat", b"{}")
+        return client.publish("t.events.worker", b"{}")
 
     assert asyncio.run(_with_nats(secured, "worker", say)) == []
     assert stream() == 2
@@ -561,115 +561,16 @@ def test_a_worker_asks_for_leave_and_hears_the_answer(secured: Secured) -> None:
     assert asyncio.run(_answered(secured, lambda: ask(asked, settings))).reason == "No."
 
 
-# --- the bucket of artifacts ------------------------------------------------------------------------------------------
-
-BUCKET = "t-artifacts"
-
-
-@pytest.fixture
-def bucket(secured: Secured) -> Iterator[Callable[[], int]]:
-    """The bucket as `howl server` makes it, with a file of a neighbour's in it; how many messages it holds now."""
-    settings = load_settings(nats_url=secured.nats_url(SERVER), subject_prefix=SUBJECTS, artifact_room=1 << 20)
-    found: list[int] = []
-
-    async def make(client: Any) -> None:
-        await Curator(settings).make_bucket(client.jetstream())
-        # A stream that is made again a moment after it was deleted may have its messages again.
-        await client.jetstream().purge_stream(f"OBJ_{BUCKET}")
-        await client.jetstream().publish(f"$O.{BUCKET}.C.neighbour.{'a' * 32}", b"content")
-        await client.jetstream().publish(objects.meta_subject(BUCKET, "a" * 32), b"{}")
-
-    async def count(client: Any) -> None:
-        found.append((await client.jetstream().stream_info(f"OBJ_{BUCKET}")).state.messages)
-
-    async def delete(client: Any) -> None:
-        await client.jetstream().delete_stream(f"OBJ_{BUCKET}")
-
-    def messages() -> int:
-        asyncio.run(_with_nats(secured, SERVER, count))
-        return found[-1]
-
-    asyncio.run(_with_nats(secured, SERVER, make))
-    yield messages
-    asyncio.run(_with_nats(secured, SERVER, delete))
-
-
-def test_a_worker_leaves_a_file(secured: Secured, bucket: Callable[[], int]) -> None:
-    settings = load_settings(nats_url=secured.nats_url("worker"), subject_prefix=SUBJECTS)
-
-    async def leave(_: Any) -> None:
-        connection = await uploads.Connection().begin(settings)
-        info = ObjectInfo(name="b" * 32, bucket=BUCKET, nuid=f"worker.{'b' * 32}")
-        await objects.put(connection.flight, info, BytesIO(b"mine").read)
-        await connection.close()
-
-    assert asyncio.run(_with_nats(secured, "worker", leave)) == []
-    assert bucket() == 4
-
-
-def test_a_worker_without_the_right_is_told_at_once_what_to_do(
-    secured: Secured, bucket: Callable[[], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # It has the right on t-artifacts alone.
-    settings = load_settings(nats_url=secured.nats_url("worker"), subject_prefix="t", worker_id="x")
-    uploader = uploads.Uploader(settings)
-    monkeypatch.setattr(messaging, "user_token", lambda _: "neighbour")
-    with pytest.raises(ArtifactRefused, match="run `howl init` on the server once more"):
-        uploader.upload("x", lambda: BytesIO(b"x").read)
-    assert bucket() == 2
-    uploader._close()
-
-
-@pytest.mark.parametrize("word", ["all", "sub"])
-def test_no_header_of_a_workers_deletes_a_file(secured: Secured, bucket: Callable[[], int], word: str) -> None:
-    """A roll-up deletes what is before it: of the subject, or of the whole bucket."""
-
-    async def roll_up(client: Any) -> None:
-        for subject in (f"$O.{BUCKET}.M.x", f"$O.{BUCKET}.C.worker.x"):
-            await client.publish(subject, b"", headers={"Nats-Rollup": word})
-
-    asyncio.run(_with_nats(secured, "worker", roll_up))
-    assert bucket() == 2
-
-
-@pytest.mark.parametrize("request_", [f"STREAM.PURGE.OBJ_{BUCKET}", f"STREAM.DELETE.OBJ_{BUCKET}"])
-def test_a_receipt_for_a_piece_does_nothing_at_jetstreams_api(
-    secured: Secured, bucket: Callable[[], int], request_: str
-) -> None:
-    def say(client: Any) -> Any:
-        return client.publish(f"$O.{BUCKET}.C.worker.x", b"{}", reply=f"{API}.{request_}")
-
-    assert asyncio.run(_with_nats(secured, "worker", say)) == []
-    assert bucket() == 3
-
-
-def test_a_full_bucket_keeps_what_is_there(secured: Secured, bucket: Callable[[], int]) -> None:
-    async def flood(client: Any) -> None:
-        for _ in range(8):
-            await client.publish(f"$O.{BUCKET}.C.worker.x", bytes(250_000))
-
-    asyncio.run(_with_nats(secured, "worker", flood))
-    assert 2 < bucket() < 10
-    there: list[bytes] = []
-
-    async def look(client: Any) -> None:
-        subject = f"$O.{BUCKET}.C.neighbour.{'a' * 32}"
-        there.append((await client.jetstream().get_last_msg(f"OBJ_{BUCKET}", subject)).data)
-
-    asyncio.run(_with_nats(secured, SERVER, look))
-    assert there == [b"content"]
-
-
 async def _answered(secured: Secured, question: Callable[[], LeaveAnswer]) -> LeaveAnswer:
     """What the question hears while somebody with the server's rights says no to it."""
-    client = await nats.connect(secured.nats_url(SERVER), connect_timeout=5)
+    settings = load_settings(nats_url=secured.nats_url(SERVER), subject_prefix="t")
+    client = await messaging.Connection().open(settings, "refusing")
 
-    async def refuse(message: Any) -> None:
-        await message.respond(LeaveAnswer(reason="No.").model_dump_json().encode())
+    async def refuse(question: Question) -> None:
+        await client.publish(question.address, LeaveAnswer(reason="No.").model_dump_json().encode())
 
     try:
-        await client.subscribe("t.leave", cb=refuse)
-        await client.flush(5)
+        await Questions(client, settings, "leave", refuse).begin()
         return await asyncio.to_thread(question)
     finally:
         await client.close()
@@ -683,7 +584,7 @@ def test_a_credential_without_the_right_to_ask_for_leave_is_told_so(secured: Sec
 
 
 def test_a_worker_answers_nobody_who_asks_for_leave(secured: Secured) -> None:
-    complaints = asyncio.run(_with_nats(secured, "worker", lambda client: client.subscribe("t.leave")))
+    complaints = asyncio.run(_with_nats(secured, "worker", lambda client: client.subscribe("t.leave-given")))
     assert [complaint for complaint in complaints if "permissions violation for subscription" in complaint]
 
 

@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 import nats
 import pytest
 from nats.js.errors import NoStreamResponseError
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from howl import db
+from howl.models import TaskEvent
 from howl.server import event_stream, presence
 from howl.server.bridge import Bridge
 from howl.server.presence import Described, Sighting
@@ -112,7 +113,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_garbage_is_ignored_with_one_line_and_stops_nothing(kind, server, start_worker, worker_row, settings):
-    asyncio.run(_publish(settings, f"{settings.subject_prefix}.events.evil.worker-online", GARBAGE[kind]))
+    asyncio.run(_publish(settings, f"{settings.subject_prefix}.events.evil", GARBAGE[kind]))
     line = eventually(lambda: [line for line in server.output.splitlines() if "ignored" in line])
     assert len(line) == 1
     assert len(line[0]) < 500
@@ -123,7 +124,7 @@ def test_garbage_is_ignored_with_one_line_and_stops_nothing(kind, server, start_
 def test_nul_characters_of_a_worker_are_replaced(server, worker_row, settings):
     described = {"worker_id": "w9", "boot_id": "b", "status": "active", "hostname": "a\x00b"}
     event = json.dumps({"type": "worker-online", "worker": described}).encode()
-    asyncio.run(_publish(settings, f"{settings.subject_prefix}.events.w9.worker-online", event))
+    asyncio.run(_publish(settings, f"{settings.subject_prefix}.events.crew", event))
     assert eventually(lambda: worker_row("w9")).hostname == "a\ufffdb"
 
 
@@ -154,7 +155,7 @@ def test_a_late_word_of_an_earlier_life_changes_nothing(settings, worker_row):
 
     def seen(seconds: float, **given) -> None:
         with db.session(settings.database()) as session:
-            sighting = Sighting(Described(**life | given), now + timedelta(seconds=seconds), {})
+            sighting = Sighting(Described(**life | given), now + timedelta(seconds=seconds), {}, "crew")
             presence.record(session, [sighting], Budget(settings))
 
     seen(0)
@@ -163,6 +164,35 @@ def test_a_late_word_of_an_earlier_life_changes_nothing(settings, worker_row):
     seen(1, status="offline")
     seen(2)
     assert worker_row("w1").status == "offline"
+
+
+def test_no_other_credential_takes_the_name_of_a_worker_that_is_there(settings, worker_row):
+    now = datetime.now(UTC)
+
+    def seen(seconds: float, credential: str, **given) -> None:
+        described = Described(**{"worker_id": "w1", "boot_id": credential, "status": "active"} | given)
+        with db.session(settings.database()) as session:
+            presence.record(
+                session, [Sighting(described, now + timedelta(seconds=seconds), {}, credential)], Budget(settings)
+            )
+
+    seen(0, "crew")
+    seen(1, "thief", status="offline")
+    seen(2, "thief", hostname="elsewhere")
+    assert (worker_row("w1").status, worker_row("w1").hostname, worker_row("w1").credential) == ("active", None, "crew")
+    seen(3, "crew", status="offline")
+    seen(4, "thief")
+    assert (worker_row("w1").status, worker_row("w1").credential) == ("active", "thief")
+
+
+def test_what_nats_was_given_twice_is_recorded_once(settings, session):
+    bridge = Bridge(settings)
+    received = wire.task("received", "task-1")
+    for sequence in (1, 2):
+        bridge.take([wire.letter(settings, received, sequence=sequence, message_id="abc.7")])
+    bridge.take([wire.letter(settings, received, sequence=3, message_id="abc.8")])
+    assert len(session.scalars(select(TaskEvent)).all()) == 2
+    bridge.redis.close()
 
 
 def test_a_silent_worker_is_lost_although_others_never_stop_talking(server, worker_row, settings):
@@ -194,7 +224,7 @@ async def _talk(client, settings) -> None:
 
 def _heartbeat(settings, worker_id: str) -> tuple[str, bytes]:
     event = {"type": "worker-heartbeat", "worker": {"worker_id": worker_id, "boot_id": "b", "status": "active"}}
-    return f"{settings.subject_prefix}.events.{worker_id}.worker-heartbeat", json.dumps(event).encode()
+    return f"{settings.subject_prefix}.events.crew", json.dumps(event).encode()
 
 
 def test_silence_does_not_count_while_nats_hangs(server, start_worker, worker_row, stack, settings):

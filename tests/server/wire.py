@@ -16,6 +16,8 @@ from howl.server.events import Letter
 from tests.support import PATIENCE
 
 Event = dict[str, Any]
+#: Of the workers that speak here.
+CREDENTIAL = "crew"
 
 
 def task(kind: str, uuid: str, worker_id: str = "w1", **given: Any) -> Event:
@@ -37,7 +39,7 @@ def _event(kind: str, worker_id: str) -> Event:
 
 def letter(settings: Settings, *events: Any, worker_id: str = "w1", sequence: int = 1, **given: Any) -> Letter:
     """What the bridge reads of a message."""
-    subject = f"{settings.subject_prefix}.events.{worker_id}.task-multi"
+    subject = f"{settings.subject_prefix}.events.{CREDENTIAL}"
     taken = given.pop("taken", time.time())
     whole = Letter(subject, json.dumps(events).encode(), repr(time.time()), int(taken * 1e9), sequence)
     return whole._replace(**given)
@@ -52,7 +54,7 @@ async def _publish(
     settings: Settings, messages: Iterable[Iterable[Event] | bytes], worker_id: str, clock: float
 ) -> None:
     client = await nats.connect(settings.nats())
-    subject = f"{settings.subject_prefix}.events.{worker_id}.task-multi"
+    subject = f"{settings.subject_prefix}.events.{CREDENTIAL}"
     try:
         for number, message in enumerate(messages):
             data = message if isinstance(message, bytes) else json.dumps(list(message)).encode()

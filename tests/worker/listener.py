@@ -68,7 +68,7 @@ class Listener:
             await client.close()
 
     async def _make(self, client: Client) -> None:
-        subjects = [f"{self.settings.subject_prefix}.events.>"]
+        subjects = [f"{self.settings.subject_prefix}.events.*"]
         keeping = StreamConfig(name=self.name, subjects=subjects, max_bytes=64 << 20, no_ack=not self.answering)
         await client.jetstream().add_stream(keeping)
 

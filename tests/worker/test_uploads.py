@@ -24,6 +24,7 @@ from howl.models import Artifact
 from howl.server.curator import Curator
 from howl.worker import uploads
 from tests.support import Process, eventually, taken_away
+from tests.worker.desk import Desk
 from tests.worker.gate import Gate
 
 MEGABYTE = 1 << 20
@@ -41,16 +42,16 @@ def on_jetstream(settings: Settings, work: Callable[[JetStreamContext], Awaitabl
 
 
 @pytest.fixture
-def bucket(settings: Settings) -> Callable[[], dict[str, int]]:
-    """The bucket as `howl server` makes it; its messages by subject."""
+def bucket(settings: Settings) -> Iterator[Callable[[], dict[str, int]]]:
+    """The bucket as `howl server` makes it, which gives files their places; its messages by subject."""
     name = objects.stream_name(objects.bucket(settings.subject_prefix))
-    on_jetstream(settings, Curator(settings).make_bucket)
 
     def subjects() -> dict[str, int]:
         info = on_jetstream(settings, lambda stream: stream.stream_info(name, subjects_filter=">"))
         return info.state.subjects or {}
 
-    return subjects
+    with Desk(settings):
+        yield subjects
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def uploader(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
 
     def upload(content: bytes, url: str | None = None) -> Any:
         made.append(uploads.Uploader(settings.model_copy(update={"nats_url": url or settings.nats_url})))
-        return made[-1].upload("file.bin", lambda: io.BytesIO(content).read)
+        return made[-1].upload("file.bin", lambda: io.BytesIO(content).read, len(content))
 
     yield upload
     for each in made:
@@ -86,8 +87,10 @@ async def _end(uploader: uploads.Uploader) -> None:
 
 
 def test_an_upload_that_nats_leaves_in_the_middle_begins_anew_and_is_whole(
-    settings: Settings, stack: Stack, bucket: Any, uploader: Any
+    settings: Settings, stack: Stack, bucket: Any, uploader: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(uploads, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(uploads, "LAST_WAIT", 8.0)  # the server comes back a moment after NATS does
     content = os.urandom(12 * MEGABYTE)
     with Gate(settings.nats(), limit=3 * MEGABYTE) as gate:
         stored: list[Any] = []
@@ -119,11 +122,10 @@ def test_a_nats_without_the_bucket_says_whom_to_look_for(uploader: Any) -> None:
 def test_a_full_bucket_refuses_what_is_new_and_keeps_what_is_there(
     settings: Settings, uploader: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    small = settings.model_copy(update={"artifact_room": 2 * MEGABYTE})
-    on_jetstream(small, Curator(small).make_bucket)
-    first = uploader(os.urandom(MEGABYTE))
-    with pytest.raises(ArtifactRefused, match="room for files is full: raise HOWL_ARTIFACT_ROOM"):
-        uploader(os.urandom(3 * MEGABYTE))
+    with Desk(settings.model_copy(update={"artifact_room": 2 * MEGABYTE})):
+        first = uploader(os.urandom(MEGABYTE))
+        with pytest.raises(ArtifactRefused, match="room for files is full: raise HOWL_ARTIFACT_ROOM"):
+            uploader(os.urandom(3 * MEGABYTE))
     assert "is not stored yet" not in caplog.text  # it was tried once
     bucket = objects.bucket(settings.subject_prefix)
     assert on_jetstream(settings, lambda stream: _names(stream, bucket)) == [first.name]
@@ -162,7 +164,7 @@ from pathlib import Path
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 source, size, _ = _file(Path({str(tmp_path / "large")!r}))
-assert upload(load_settings(), "large", source).size == size == 90 << 20
+assert upload(load_settings(), "large", source, size).size == size == 90 << 20
 print(peak() - before)
 """
     env = {"HOWL_NATS_URL": settings.nats(), "HOWL_SUBJECT_PREFIX": settings.subject_prefix, "HOWL_ENV_FILE": ""}
