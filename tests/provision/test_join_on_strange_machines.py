@@ -1,5 +1,6 @@
 """A join string where strangers have their say: in a repository's `.env`, and in commands of the worker's own user."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -35,9 +36,11 @@ def test_a_command_finds_no_join_string_in_any_process_of_its_worker(
     server: Server, howl_server: Process, run: Callable[..., Process], person: Person, tmp_path: Path
 ):
     env = server.worker_env(HOWL_WORKER_ORIGIN="local", HOME=str(tmp_path))
-    ready(run("howl", "worker", "--name", "worker", "--concurrency", "2", env=env, behind=as_an_ordinary_user()))
+    worker = ready(
+        run("howl", "worker", "--name", "worker", "--concurrency", "2", env=env, behind=as_an_ordinary_user())
+    )
     secrets = [env["HOWL_JOIN"], decode(env["HOWL_JOIN"]).password]
-    argv = [sys.executable, str(THIEF)]
+    argv = [sys.executable, str(THIEF), "0" if os.geteuid() == 0 else str(worker.pid)]
     task_id = person.submit("command.run", argv, None, None, "\n".join(secret[::-1] for secret in secrets))
     eventually(lambda: person.status(task_id) in ("succeeded", "failed"))
     assert re.fullmatch(r"read [1-9]\d*\n", person.result(task_id)["stdout"])

@@ -27,7 +27,12 @@ TOLD = {
     "POSTGRES_PASSWORD": "postgres-0123456789",
     "SOMEBODYS_OWN": "unheard-of-0123456789",
 }
-AGENT = shlex.join([sys.executable, "-c", "import os, sys; print(os.environ['AGENT_KEY'][::-1])", "{prompt}"])
+#: Says its key backwards; given a number, it goes on for as many seconds.
+AGENT_MARK = "import os, sys, time"
+PROGRAM = (
+    f"{AGENT_MARK}; print(os.environ['AGENT_KEY'][::-1]); time.sleep(float(sys.argv[1].isdigit() and sys.argv[1]))"
+)
+AGENT = shlex.join([sys.executable, "-c", PROGRAM, "{prompt}"])
 #: How a worker is started.
 WAYS = (("howl", "worker", "--name", "w1"), ("celery", "-A", "howl", "worker", "-n", "w1@w1", "-l", "INFO"))
 
@@ -65,12 +70,16 @@ def ended(app: Celery, server: Process, task_row: Callable[[str], Any]) -> Calla
 
 
 @pytest.fixture
-def steal(settings: Settings, ended: Callable[..., Any]) -> Callable[[], str]:
+def steal(settings: Settings, ended: Callable[..., Any]) -> Callable[[Process], str]:
     """Have a command look everywhere; what it found."""
     passwords = [urlsplit(url).password or "" for url in (settings.redis(), settings.nats())]
 
-    def look() -> str:
-        row = ended("command.run", THIEF, input="\n".join(secret[::-1] for secret in (*TOLD.values(), *passwords)))
+    def look(worker: Process) -> str:
+        # Where tests are not root's, the test itself and `howl server` are the same user's, and know them.
+        searched = "0" if os.geteuid() == 0 else str(worker.pid)
+        row = ended(
+            "command.run", [*THIEF, searched], input="\n".join(secret[::-1] for secret in (*TOLD.values(), *passwords))
+        )
         assert row.status == "succeeded", row.error
         return str(row.result["stdout"])
 
@@ -82,9 +91,9 @@ def steal(settings: Settings, ended: Callable[..., Any]) -> Callable[[], str]:
 )
 def test_a_command_of_the_worker_s_user_finds_none_of_its_secrets(way: tuple[str, ...], pool: str, hire, steal):
     worker = hire("--pool", pool, "--concurrency", "1" if pool == "solo" else "2", way=way)
-    found = steal()
+    found = steal(worker)
     assert "found" not in found, worker.output
-    assert re.fullmatch(r"read [1-9]\d*\n", found), found  # its own shell's at least, or it could not look at all
+    assert re.fullmatch(r"read [1-9]\d*\n", found), found  # its own at least, or it could not look at all
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="nobody else may look")
@@ -102,8 +111,17 @@ def test_a_child_that_a_pool_starts_later_knows_the_settings_which_are_in_no_env
     (child,) = children(worker.pid)
     os.kill(child, signal.SIGKILL)
     eventually(lambda: children(worker.pid) not in ([], [child]))
-    assert "found" not in steal()
+    assert "found" not in steal(worker)
     assert ended("agent.run", "hello").result["stdout"].strip() == TOLD["AGENT_KEY"][::-1]
+
+
+def test_while_an_agent_runs_its_key_is_found_in_its_own_process_alone(hire, steal, app: Celery):
+    worker = hire("--concurrency", "2")
+    app.send_task("agent.run", ["30"])
+    eventually(lambda: (found := steal(worker)) and AGENT_MARK in found)
+    found = [line for line in steal(worker).splitlines() if line.startswith("found")]
+    assert {line.split()[1] for line in found} == {"0"}
+    assert [line for line in found if AGENT_MARK not in line] == []
 
 
 def test_an_agent_is_given_its_key_which_is_in_no_other_environment(hire, ended):
@@ -121,7 +139,7 @@ def test_a_worker_that_is_told_to_start_anew_is_told_everything_again(way: tuple
     worker.signal(signal.SIGHUP)
     eventually(lambda: worker.output.count(" ready.") == 2 or worker.popen.poll() is not None)
     assert worker.popen.poll() is None, worker.output
-    assert "found" not in steal()
+    assert "found" not in steal(worker)
 
 
 def children(pid: int) -> list[int]:

@@ -1,7 +1,8 @@
 """A command that looks for secrets in every process it may look into: prints where it found which.
 
-Its standard input are the secrets, each spelt backwards: its own memory, and that of whoever gave it the input, would
-otherwise hold them. It prints their numbers, and how many processes' environments it could read.
+Its argument is the process whose tree is searched, or 0: all there are. Its standard input are the secrets, each spelt
+backwards: its own memory, and that of whoever gave it the input, would otherwise hold them. It prints their numbers,
+and how many processes' environments it could read.
 """
 
 import os
@@ -15,16 +16,30 @@ MOST = 64 << 20
 
 def main() -> None:
     secrets = [line[::-1].encode() for line in sys.stdin.read().split()]
-    own, read = os.getpid(), 0
+    read = 0
     for folder in Path("/proc").glob("[1-9]*"):
-        if int(folder.name) == own:
+        if int(sys.argv[1]) not in ancestors(folder):
+            continue
+        read += environ(folder) is not None
+        if int(folder.name) == os.getpid():
             continue
         for place, content in (("environ", environ(folder)), ("mem", memory(folder))):
-            read += place == "environ" and content is not None
             for number, secret in enumerate(secrets):
                 if content and secret in content:
                     print("found", number, place, folder.name, name(folder), flush=True)  # noqa: T201  # its answer
     print("read", read)  # noqa: T201  # likewise
+
+
+def ancestors(folder: Path) -> list[int]:
+    """The process itself, its parent and so on, down to 0."""
+    found = [int(folder.name)]
+    while found[-1]:
+        try:
+            stat = (folder.parent / str(found[-1]) / "stat").read_text("utf-8", "replace")
+        except OSError:  # gone meanwhile
+            return found
+        found.append(int(stat.rpartition(")")[2].split()[1]))
+    return found
 
 
 def environ(folder: Path) -> bytes | None:
