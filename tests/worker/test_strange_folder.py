@@ -84,15 +84,22 @@ def test_nothing_that_was_fetched_runs_in_the_folder_it_is_in(
     done = in_folder(HOWL, "submit", "command.run", "--args", '[["true"]]')
     assert done.returncode == 0, done.stderr
     assert ("HOWL_TASK_MODULES" if mode == 0o600 else "chmod 600") in done.stderr
-    listed = in_folder(HOWL, "submit", "--list")
-    assert (listed.returncode, "helper" in listed.stdout) == (0, False)
     assert not mark.exists(), mark.read_text()
-    if mode != 0o600:
-        return
-    for line in ((HOWL, "worker", "--name", "visitor", "--idle-exit", "1s", "--pool", "solo"),
-                 (sys.executable, "-P", "-m", "howl.cli", "submit", "--list"),
-                 (CELERY, "-A", "howl", "inspect", "ping", "--timeout", "1"), (HOWL, "doctor")):  # fmt: skip
-        in_folder(*line, HOWL_QUEUES="nobodys")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        (HOWL, "submit", "--list"), (sys.executable, "-P", "-m", "howl.cli", "submit", "--list"), (HOWL, "doctor"),
+        (HOWL, "worker", "--name", "visitor", "--idle-exit", "1s", "--pool", "solo"),
+        (CELERY, "-A", "howl", "inspect", "ping", "--timeout", "1"),
+    ],
+)  # fmt: skip
+def test_no_command_runs_a_module_of_the_folder(in_folder: Any, folder: Path, tmp_path: Path, line: Any) -> None:
+    mark = tmp_path / "mark"
+    for name in MODULES:
+        (folder / name).write_text(f"open({str(mark)!r}, 'a').write(__name__)\n")
+    assert "helper" not in in_folder(*line, HOWL_QUEUES="nobodys").stdout
     assert not mark.exists(), mark.read_text()
 
 
