@@ -25,8 +25,13 @@ TOGETHER, CONTROL_TOGETHER = "all-together", f"{CONTROL}-together"
 NAMES = [CONTROL, *ATTACKS, CONTROL_TOGETHER, TOGETHER]
 #: Rows that are no attack: what the others are held against.
 CONTROLS = (CONTROL, CONTROL_TOGETHER)
-COLUMNS = ("tasks/s without", "with", "ratio", "p99, s", "worst, s", "howl server, MiB", "NATS, MiB", "Redis, MiB",
-           "Redis silent, s", "PostgreSQL grew, MiB", "passes", "refused", "cut", "attacker, cpu s")  # fmt: skip
+COLUMNS = ("without", "with", "ratio", "p99 s", "worst s", "server MiB", "NATS MiB", "Redis MiB", "Redis silent s",
+           "PostgreSQL +MiB", "passes", "refused", "cut", "cpu s")  # fmt: skip
+LEGEND = """\
+without, with: the neighbour's tasks a second; p99, worst: from the end of a task of his to its row; server: `howl \
+server`; Redis silent: longest time without an answer to anybody; PostgreSQL: growth while attacked; passes, refused, \
+cut: what came of the attack's own commands (cut: not answered, busy or full); cpu: the attackers' own.
+"""
 #: Seconds of a quiet span, at most.
 QUIET = 10.0
 #: Seconds that a row takes beside its spans.
@@ -118,10 +123,12 @@ def _show(rows: list[Row], *, as_json: bool) -> None:
         said = [asdict(row) | more for row, more in judged]
         click.echo(json.dumps({"cores": os.cpu_count(), "load": os.getloadavg(), "rows": said}, indent=2))
         return
-    table = Table("attack", *COLUMNS, "figures")
+    table = Table()
+    for column in ("attack", *COLUMNS, "figures"):
+        table.add_column(column, no_wrap=column == "attack")
     for row in rows:
         table.add_row(row.name, *_cells(row), _verdict(row))
-    Console(width=230).print(table)
+    Console(width=200).print(table)
     for row in rows:
         for note in dict.fromkeys(row.notes):
             click.echo(f"{row.name}: {note} ({row.notes.count(note)} times)")
@@ -131,7 +138,7 @@ def _show(rows: list[Row], *, as_json: bool) -> None:
 def _cells(row: Row) -> list[str]:
     tallies = [tally for tallies in row.tallies for tally in tallies.values()]
     seconds = ["-" if value is None else f"{value:.2f}" for value in (row.p99, row.worst)]
-    late = f" ({row.unrecorded} never)" if row.unrecorded else ""
+    late = f" ({row.unrecorded} still wait)" if row.unrecorded else ""
     return [
         *(f"{statistics.median(spans or [0]):.0f}" for spans in (row.without, row.during)), f"{row.ratio:.0%}",
         seconds[0], seconds[1] + late,
@@ -148,7 +155,7 @@ def _reading(rows: list[Row]) -> str:
     """What a reader has to know of these figures."""
     controls = [f"{row.name} {row.ratio:.0%}" for row in rows if row.name in CONTROLS]
     held = "; ".join(controls) or f"not measured here (--only {CONTROL})"
-    return (
+    return LEGEND + (
         f"Figures: ratio above {LEAST_RATIO:.0%}, worst at most {LATEST:g} s, howl server and NATS below "
         f"{MOST_MEMORY >> 20} MiB, Redis within its maxmemory.\n"
         f"Attackers and servers share {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f}): how much of a ratio is "

@@ -75,9 +75,9 @@ def turn_words(thief: Thief) -> None:
 
 @attack
 def turn_hold(thief: Thief) -> None:
-    """After a gap, 200,000 claims it does not speak of. Right: as many as a worker can hold, or refused."""
+    """After a gap, 100,000 claims it does not speak of. Right: as many as a worker can hold, or refused."""
     owner = thief.owner()
-    _claim(thief, owner, 200_000)
+    _claim(thief, owner, 100_000)
     thief.turn(owner, ("hold", ""), number=9)
 
 

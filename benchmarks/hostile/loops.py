@@ -6,6 +6,7 @@ attack as JSON. What does not end by itself is killed; what it had counted until
 
 import json
 import multiprocessing
+import os
 import re
 import resource
 import sys
@@ -13,6 +14,7 @@ import time
 from ctypes import Structure, c_char, c_double, c_long
 from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -84,10 +86,17 @@ def _tally(count: Any, process: BaseProcess) -> Tally:
     broken = process.exitcode not in (0, None)
     if process.exitcode is None:
         count.cut += 1  # the pass from which it did not come back
+        count.processor = _processor(process.pid)
         process.kill()
         process.join(LATE)
     words = count.answer.decode(errors="replace")
     return Tally(count.passes, count.refused, count.cut, count.busy, round(count.processor, 2), words, broken)
+
+
+def _processor(pid: int | None) -> float:
+    """Seconds that a process has used (proc(5), stat's fields utime and stime)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _loop(name: str, until: float, count: Any) -> None:

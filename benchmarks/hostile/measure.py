@@ -44,7 +44,7 @@ class Row:
     #: Seconds from the end of a task to its row: most, and of 99 in a hundred; None where nothing ended at all.
     worst: float | None = None
     p99: float | None = None
-    #: Outcomes in the neighbour's stream when the wait for them to be recorded was given up.
+    #: Ends in the neighbour's stream when the wait for them to be recorded was given up.
     unrecorded: int = 0
     #: Bytes, at most.
     server_memory: int = 0
