@@ -20,8 +20,9 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from howl.bounded_json import parse
 from howl.broker.areas import all_areas
-from howl.broker.message import NO_TASK, task_headers
+from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
 from howl.broker.transport import publishing_once
 from howl.celery import settings_of, worker_queue
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
@@ -228,7 +229,7 @@ def _waiting(client: Any, key: str) -> Iterable[bytes]:
 
 def _id_in(message: bytes) -> Any:
     try:
-        return task_headers(json.loads(message)).get("id")
+        return task_headers(parse(message, PARSED_BYTES)).get("id")
     except NO_TASK:
         return None  # no message of Celery's: not ours to judge
 

@@ -1,9 +1,12 @@
 """What a message says of its task, in either of Celery's protocols (docs.celeryq.dev, "Message Protocol")."""
 
 import base64
-import json
 from typing import Any
 
+from howl.bounded_json import parse
+
+#: Bytes of memory that a message may take when it is parsed.
+PARSED_BYTES = 32 << 20
 #: What `task_headers` raises for what is no task's message.
 NO_TASK = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
@@ -19,5 +22,5 @@ def task_headers(message: dict[str, Any]) -> dict[str, Any]:
     body = message["body"]
     if message["properties"].get("body_encoding") == "base64":
         body = base64.b64decode(body, validate=True)
-    said: dict[str, Any] = json.loads(body)
+    said: dict[str, Any] = parse(body if isinstance(body, bytes) else body.encode(), PARSED_BYTES)
     return said

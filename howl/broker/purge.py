@@ -1,6 +1,5 @@
 """Purging a queue: its messages are gone for good, and their tasks are recorded as cancelled."""
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,8 +9,9 @@ from typing import Any
 from celery.exceptions import TaskRevokedError
 from redis.exceptions import RedisError
 
+from howl.bounded_json import parse
 from howl.broker.areas import DEFAULT_USER, Area, may_push, users_of
-from howl.broker.message import NO_TASK, task_headers
+from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
 from howl.broker.queues import literal
 from howl.broker.scripts import PURGE
 from howl.outcomes import encode, failure, is_id
@@ -90,7 +90,7 @@ def _remove(client: Any, prefix: str, container: str, batches: Iterator[Batch]) 
 def _outcome(message: bytes) -> bytes:
     """How the message's task ended; empty when no task can be made out."""
     try:
-        headers = task_headers(json.loads(message))
+        headers = task_headers(parse(message, PARSED_BYTES))
         task_id, name, retries = headers["id"], headers.get("task"), headers.get("retries")
     except NO_TASK:
         return b""

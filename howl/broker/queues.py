@@ -1,7 +1,7 @@
 """What Redis holds now: queues, claims and what is set aside. Read-only."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -9,12 +9,15 @@ from typing import Any
 import redis
 
 from howl.backend import redis_client
+from howl.broker import reading
 from howl.broker.areas import Area, all_areas
 from howl.config import Settings
 from howl.errors import QueueUnavailable
 from howl.queue_names import ITS_OWN, NO_QUEUES, PRIORITY_MARK
 from howl.tls import reason
 
+#: Most owners of one user's that are shown.
+OWNERS = 1000
 #: Unix time that a lease is shown to run to at most: a worker may write any.
 LATEST = 2**33
 
@@ -60,19 +63,22 @@ def _survey(client: Any, settings: Settings) -> dict[str, Any]:
             for name in names
         ],
         "owners": owners,
-        "parked": sum(client.zcard(area.key("parked")) for area in areas),
-        "deaths": _numbers(found for area in areas for found in client.hgetall(area.key("deaths")).items()),
-        "dead": sorted({name.decode(errors="replace") for area in areas for name in client.hkeys(area.key("dead"))}),
-        "unreadable": sum(client.llen(area.key("unreadable")) for area in areas),
+        "parked": sum(_length(client.zcard, area.key("parked")) for area in areas),
+        "deaths": _numbers(found for area in areas for found in _fields(client, settings, area, "deaths").items()),
+        "dead": sorted(
+            {name.decode(errors="replace") for area in areas for name in _fields(client, settings, area, "dead")}
+        ),
+        "unreadable": sum(_length(client.llen, area.key("unreadable")) for area in areas),
         **_backlog(client, areas, settings),
         "in_flight": client.hlen(settings.key("inflight")),
+        "removed": reading.removed(client, settings),
     }
 
 
 def _backlog(client: Any, areas: list[Area], settings: Settings) -> dict[str, Any]:
     """Outcomes that are not recorded yet: how many, their bytes, and whether workers take no tasks because of them."""
     streams = [area.key("outcomes") for area in areas]
-    waiting = {stream: client.xlen(stream) for stream in streams}
+    waiting = {stream: _length(client.xlen, stream) for stream in streams}
     sizes = {stream: client.memory_usage(stream, samples=0) or 0 for stream in streams}
     return {
         "outcomes_waiting": sum(waiting.values()),
@@ -107,21 +113,36 @@ def _claims(
 ) -> tuple[list[dict[str, Any]], Counter[tuple[str, str]]]:
     """Owners with what they hold, and how many messages of which queue each holds."""
     owners, claimed = [], Counter[tuple[str, str]]()
-    for area, raw, deadline in _leases(client, areas):
-        owner = area.named(raw.decode(errors="replace"))
-        held = client.hgetall(area.key("claims:").encode() + raw)
+    for area, raw, deadline in _leases(client, settings, areas):
+        owner = area.named(raw[: reading.SHOWN].decode(errors="replace"))
+        held = _fields(client, settings, area, b"claims:" + raw)
         lists = [value.partition(b"\n")[0].decode(errors="replace") for tag, value in held.items() if _is_claim(tag)]
         for name in lists:
             claimed[name.removeprefix(settings.key_prefix).partition(PRIORITY_MARK)[0], owner] += 1
-        lease = datetime.fromtimestamp(min(deadline / 1000, LATEST), UTC)
+        lease = datetime.fromtimestamp(min(max(deadline / 1000, 0), LATEST), UTC)
         owners.append({"owner": owner, "claimed": len(lists), "begun": len(held) - len(lists), "lease_until": lease})
     return owners, claimed
 
 
-def _leases(client: Any, areas: list[Area]) -> Iterator[tuple[Area, bytes, float]]:
+def _leases(client: Any, settings: Settings, areas: list[Area]) -> Iterator[tuple[Area, bytes, float]]:
     for area in areas:
-        for owner, deadline in client.zrange(area.key("leases"), 0, -1, withscores=True):
+        limits = reading.NAMES._replace(members=OWNERS, removes=False)
+        for owner, deadline in reading.scores(client, settings, area, "leases", limits).items():
             yield area, owner, deadline
+
+
+def _fields(client: Any, settings: Settings, area: Area, name: str | bytes) -> dict[bytes, bytes]:
+    return reading.fields(client, settings, area, name, reading.SIGHT)
+
+
+def _length(count: Callable[[str], int], key: str) -> int:
+    """0 for a key that its user has made something else."""
+    try:
+        return count(key)
+    except redis.exceptions.ResponseError as error:
+        if "WRONGTYPE" not in str(error):
+            raise
+        return 0
 
 
 def _is_claim(tag: bytes) -> bool:
@@ -131,7 +152,7 @@ def _is_claim(tag: bytes) -> bool:
 def _numbers(found: Iterable[tuple[bytes, bytes]]) -> dict[str, int]:
     numbers: Counter[str] = Counter()
     for name, number in found:
-        numbers[name.decode(errors="replace")] += int(number)
+        numbers[name.decode(errors="replace")] += reading.number(number)
     return dict(numbers)
 
 

@@ -20,7 +20,7 @@ class Script:
     text: str
     digest: str
 
-    def run(self, client: Any, keys: list[str], arguments: list[Any]) -> Any:
+    def run(self, client: Any, keys: list[Any], arguments: list[Any]) -> Any:
         """Run it by its digest; by its text if Redis has not seen it, or has forgotten it.
 
         Raises redis's errors: NoScriptError where only the server may load it, and has not yet.
@@ -35,6 +35,13 @@ class Script:
                     f"Redis does not know the script {self.name}: `howl server`, of this version, loads it"
                 ) from unknown
 
+    async def run_for(self, client: Any, keys: list[str], arguments: list[Any]) -> Any:
+        """The same with an asynchronous client, which has the server's credential."""
+        try:
+            return await client.evalsha(self.digest, len(keys), *keys, *arguments)
+        except redis.exceptions.NoScriptError:
+            return await client.eval(self.text, len(keys), *keys, *arguments)
+
 
 def _load(name: str) -> Script:
     text = Path(__file__).with_name(name).read_text()
@@ -47,6 +54,8 @@ KEEP = _load("keep.lua")
 FEED = _load("feed.lua")
 PURGE = _load("purge.lua")
 PROGRESS = _load("progress.lua")
+COLLECT = _load("collect.lua")
+READ = _load("read.lua")
 
 
 def load_all(client: Any) -> None:

@@ -20,7 +20,8 @@ COLUMNS = (
     Column("owners", "by", lambda owners: ", ".join(owners), folds=True),
 )
 #: What is said below the table, in this order, when there is any of it.
-ASIDE = ("parked", "deaths", "dead", "unreadable", "outcomes_waiting", "outcomes_bytes", "held_up", "in_flight")
+ASIDE = ("parked", "deaths", "dead", "unreadable", "outcomes_waiting", "outcomes_bytes", "held_up", "in_flight",
+         "removed")  # fmt: skip
 
 
 @click.command()
@@ -30,6 +31,7 @@ def queues(as_json: bool) -> None:
 
     `oldest` is how long the longest-waiting submitted task has waited. Dead tasks are kept: `howl tasks retry ID`.
     `held_up`: so many outcomes wait to be recorded that workers take no tasks; look whether `howl server` runs.
+    `removed`: what workers of a Redis user wrote within a day or so, and was too large or too much.
 
     \b
     Examples:

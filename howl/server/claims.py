@@ -5,7 +5,6 @@ area that makes no sense holds up no other.
 """
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable
@@ -14,13 +13,15 @@ from typing import Any
 
 import redis
 
-from howl.broker.areas import DEFAULT_USER, Area, all_areas, may_push, user_of
-from howl.broker.message import NO_TASK, task_headers
+from howl.bounded_json import parse
+from howl.broker import reading
+from howl.broker.areas import DEFAULT_USER, Area, all_areas, may_push
+from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
 from howl.broker.scripts import FEED, KEEP
 from howl.celery import worker_id_of
 from howl.config import Settings
 from howl.errors import TaskDied
-from howl.outcomes import encode, failure
+from howl.outcomes import encode, failure, is_id
 from howl.queue_names import fault_of, queue_of
 from howl.tls import takes_nothing_new
 
@@ -32,8 +33,11 @@ DEATHS, HAND_BACKS = 5, 50
 AT_ONCE = 500
 #: How a tag ends; a worker may write others.
 ORDER = re.compile(rb":(\d{1,15}):(\d{1,15})$")
-#: Most owners of one area that are looked at in one round, and most times parked tasks are fed.
-OWNERS, FEEDINGS = 10_000, 100
+BEGAN = b"began:"
+#: Most times in one round that parked tasks are fed, and that a portion of what an owner held is put back.
+FEEDINGS = 100
+#: Bytes of an owner's name that are shown.
+NAMED = 255
 #: Of what is set aside, messages kept.
 UNREADABLE_KEPT = 1000
 #: Seconds before its time at which a parked task goes back: a worker holds it for the rest.
@@ -45,9 +49,8 @@ def grant_one_more_lease(client: Any, settings: Settings) -> None:
     seconds, _ = client.time()
 
     def grant(area: Area) -> None:
-        key = area.key("leases")
-        for owner, _deadline in client.zrange(key, 0, OWNERS - 1, withscores=True):
-            client.zadd(key, {owner: (seconds + settings.lease) * 1000}, xx=True, gt=True)
+        for owner in reading.scores(client, settings, area, "leases"):
+            client.zadd(area.key("leases"), {owner: (seconds + settings.lease) * 1000}, xx=True, gt=True)
 
     _in_every_area(client, settings, grant)
 
@@ -61,7 +64,7 @@ def living_workers(client: Any, settings: Settings, among: Collection[str]) -> l
     alive: set[str] = set()
 
     def look(area: Area) -> None:
-        owners = client.zrange(area.key("leases"), seconds * 1000, "+inf", byscore=True, offset=0, num=OWNERS)
+        owners = reading.scores(client, settings, area, "leases", lowest=seconds * 1000)
         named = {worker_id_of(owner.decode(errors="replace").rpartition(".")[0]) for owner in owners}
         for worker_id in named.intersection(among) - alive:
             if _may(client, settings, area, settings.key(f"worker.{worker_id}").encode()):
@@ -84,7 +87,7 @@ class SharedNames:
         deadlines: dict[bytes, float] = {}
         _in_every_area(
             client, settings,
-            lambda area: deadlines.update(client.zrange(area.key("leases"), 0, OWNERS - 1, withscores=True)),
+            lambda area: deadlines.update(reading.scores(client, settings, area, "leases")),
         )  # fmt: skip
         seen, self._first_seen = self._first_seen, {}
         for name, owners in _by_name(deadlines).items():
@@ -111,8 +114,8 @@ def put_back_what_the_dead_held(client: Any, settings: Settings) -> None:
     now = seconds * 1000 + microseconds // 1000
 
     def put_back(area: Area) -> None:
-        for owner in client.zrange(area.key("leases"), "-inf", now, byscore=True, offset=0, num=OWNERS):
-            _put_back(client, settings, area, owner.decode(errors="surrogateescape"))
+        for owner in reading.scores(client, settings, area, "leases", highest=now):
+            _put_back(client, settings, area, owner)
 
     _in_every_area(client, settings, put_back)
 
@@ -137,20 +140,21 @@ def _in_every_area(client: Any, settings: Settings, duty: Callable[[Area], Any])
 def _feed(client: Any, settings: Settings, area: Area) -> None:
     keys = [area.key("parked")]
     for _ in range(FEEDINGS):
-        lists = _lists_let_through(client, settings, area)
-        if not FEED.run(client, keys, [settings.key_prefix, AHEAD, AT_ONCE, *lists]):
+        most, lists = _lists_let_through(client, settings, area)
+        if not most or not FEED.run(client, keys, [settings.key_prefix, AHEAD, most, *lists]):
             return
 
 
-def _lists_let_through(client: Any, settings: Settings, area: Area) -> list[str | bytes]:
-    """For feed.lua: the lists of what is due that the area's user may push to; the rest is set aside."""
+def _lists_let_through(client: Any, settings: Settings, area: Area) -> tuple[int, list[str | bytes]]:
+    """For feed.lua: how many of those due first it shall feed, and to which lists; the rest is set aside."""
     near = (client.time()[0] + AHEAD) * 1000
-    due = client.zrange(area.key("parked"), "-inf", near, byscore=True, offset=0, num=AT_ONCE)
+    limits = reading.MESSAGES._replace(members=AT_ONCE)
+    due = reading.scores(client, settings, area, "parked", limits, highest=near)
     rights = {name: _may(client, settings, area, name) for name in {_list_of(claim) for claim in due}}
-    for claim in due:
-        if not rights[_list_of(claim)]:
-            _set_aside(client, settings, area, claim)
-    return ["only", *(name for name, right in rights.items() if right)]
+    refused = [claim for claim in due if not rights[_list_of(claim)]]
+    for claim in refused:
+        _set_aside(client, settings, area, claim)
+    return len(due) - len(refused), ["only", *(name for name, right in rights.items() if right)]
 
 
 def _set_aside(client: Any, settings: Settings, area: Area, claim: bytes) -> None:
@@ -163,31 +167,55 @@ def _set_aside(client: Any, settings: Settings, area: Area, claim: bytes) -> Non
         together.execute()
 
 
-def _put_back(client: redis.Redis, settings: Settings, area: Area, owner: str) -> None:
-    held: dict[bytes, bytes] = client.hgetall(area.key(f"claims:{owner}"))  # type: ignore[assignment]
-    tags = sorted((tag for tag in held if not tag.startswith(b"began:")), key=_order, reverse=True)
-    keys = [area.key(name) for name in
-            (f"claims:{owner}", "leases", "deaths", "outcomes", f"turns:{owner}", "dead")]  # fmt: skip
-    rights = {name: _may(client, settings, area, name) for name in {_list_of(held[tag]) for tag in tags}}
+def _put_back(client: Any, settings: Settings, area: Area, owner: bytes) -> None:
+    """A portion that fits into memory after the other."""
+    moved, refused = 0, False
+    for _ in range(FEEDINGS):
+        held = reading.fields(client, settings, area, b"claims:" + owner, reading.MESSAGES)
+        tags = sorted((tag for tag in held if not tag.startswith(BEGAN)), key=_order, reverse=True)
+        rights = {name: _may(client, settings, area, name) for name in {_list_of(held[tag]) for tag in tags}}
+        count = _put_portion_back(client, settings, area, owner, held, tags, rights)
+        if count is None:
+            return  # it spoke in the meantime
+        moved, refused = moved + count, refused or not all(rights.values())
+        if not count:
+            break
+    name = area.named(owner[:NAMED].decode(errors="replace"))
+    if moved:
+        logger.warning("Owner %s is gone: %d of its messages are back on their queues.", name, moved)
+    if refused:
+        logger.error("Owner %s held messages of queues it does not reach: set aside.", name)
+
+
+def _put_portion_back(
+    client: Any, settings: Settings, area: Area, owner: bytes, held: dict[bytes, bytes], tags: list[bytes],
+    rights: dict[bytes, bool],
+) -> int | None:  # fmt: skip
+    """How many messages were moved; None if the owner's lease runs again."""
+    root = area.root.encode()
+    keys = [root + name for name in
+            (b"claims:" + owner, b"leases", b"deaths", b"outcomes", b"turns:" + owner, b"dead")]  # fmt: skip
+    deaths = _deaths(client, settings, area) if tags else {}
     moved = 0
     for first in range(0, max(len(tags), 1), AT_ONCE):
         words: list[Any] = []
         for tag in tags[first : first + AT_ONCE]:
             allowed = rights[_list_of(held[tag])]
-            words += _words(client, area, tag, held) if allowed else ["aside", tag, 1, settings.key("unreadable")]
+            words += _words(deaths, tag, held) if allowed else ["aside", tag, 1, settings.key("unreadable")]
         answer = int(KEEP.run(client, keys, [owner, settings.key_prefix, *words]))
         if answer < 0:
-            return  # it spoke in the meantime
+            return None
         moved += answer
-    if moved:
-        logger.warning("Owner %s is gone: %d of its messages are back on their queues.", area.named(owner), moved)
-    if not all(rights.values()):
-        logger.error("Owner %s held messages of queues it does not reach: set aside.", area.named(owner))
+    return moved
 
 
-def _is_trusted(area: Area, settings: Settings) -> bool:
-    """Whether its user may do what this server may: then Redis need not be asked, nor say who its users are."""
-    return area.user in (DEFAULT_USER, user_of(settings))
+def _deaths(client: Any, settings: Settings, area: Area) -> dict[bytes, bytes]:
+    """Counters by what they count; one that is no number goes, for the script could not add to it."""
+    found = reading.fields(client, settings, area, "deaths")
+    spoilt = {name for name, count in found.items() if count != b"%d" % reading.number(count)}
+    if spoilt:
+        client.hdel(area.key("deaths"), *spoilt)
+    return {name: count for name, count in found.items() if name not in spoilt}
 
 
 def _may(client: Any, settings: Settings, area: Area, name: bytes) -> bool:
@@ -195,27 +223,24 @@ def _may(client: Any, settings: Settings, area: Area, name: bytes) -> bool:
     prefix = settings.key_prefix.encode()
     if not name.startswith(prefix) or fault_of(queue_of(name.removeprefix(prefix).decode(errors="replace"))):
         return False
-    return _is_trusted(area, settings) or may_push(client, area.user, name)
+    return reading.is_trusted(area, settings) or may_push(client, area.user, name)
 
 
 def _list_of(claim: bytes) -> bytes:
     return claim.partition(b"\n")[0]
 
 
-def _words(client: Any, area: Area, tag: bytes, held: dict[bytes, bytes]) -> list[Any]:
-    begun = held.get(b"began:" + tag)
+def _words(deaths: dict[bytes, bytes], tag: bytes, held: dict[bytes, bytes]) -> list[Any]:
+    begun = held.get(BEGAN + tag, b"")
+    if not is_id(begun.decode(errors="replace")):
+        begun = b""
     task_id = begun or _task_id(held[tag])
     counter = task_id if begun else b"back:" + task_id
     limit = DEATHS if begun else HAND_BACKS
-    if _number(client.hget(area.key("deaths"), counter)) < limit:
+    if reading.number(deaths.get(counter)) < limit:
         return ["back", tag, 2, _list_of(held[tag]), counter]
     reason = f"Its worker died with it more than {DEATHS} times." if begun else "No worker could ever begin it."
     return ["dead", tag, 2, task_id, encode(failure(task_id.decode(errors="replace"), "DEAD", TaskDied(reason)))]
-
-
-def _number(written: bytes | None) -> int:
-    """A worker may have written anything, and as much of it as it liked."""
-    return int(written) if written and len(written) < 10 and written.isdigit() else 0
 
 
 def _order(tag: bytes) -> tuple[int, int]:
@@ -228,6 +253,9 @@ def _task_id(claim: bytes) -> bytes:
     """The task's id; for a message without one something of its own, or all such would count as one task."""
     message = claim.partition(b"\n")[2]
     try:
-        return str(task_headers(json.loads(message))["id"]).encode()
+        task_id = str(task_headers(parse(message, PARSED_BYTES))["id"])
+        if is_id(task_id):
+            return task_id.encode()
     except NO_TASK:
-        return b"unreadable:" + hashlib.sha1(message, usedforsecurity=False).hexdigest().encode()
+        pass
+    return b"unreadable:" + hashlib.sha1(message, usedforsecurity=False).hexdigest().encode()

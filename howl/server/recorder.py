@@ -14,13 +14,11 @@ from howl.db import session
 from howl.outcomes import ArtifactKept, ChordCreated, Outcome
 from howl.server import artifacts, chords, task_rows
 from howl.server.reach import Reach
-from howl.server.stream import REASON_LIMIT, Batch, OutcomeStream, Received
+from howl.server.stream import PACE, REASON_LIMIT, Batch, OutcomeStream, Received
 from howl.server.usage import Budget
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two batches: what comes meanwhile is recorded in one transaction, which costs as much as one row's.
-PACE = 0.03
 #: Of a batch's entries that a user may not tell, how many are kept, and seconds between two lines about a user's.
 REFUSED_KEPT, LINE_EVERY = 10, 60.0
 #: PostgreSQL, being well, does not take an entry. An OperationalError that gets here is a limit: see howl.db.session.
@@ -69,7 +67,7 @@ class Recorder:
                     self.chords_due.set()
                 if submitting.done():
                     submitting.result()
-                await asyncio.sleep(PACE)
+                del batch, kept  # before the next one is parsed: two may be more than there is memory for
         finally:
             submitting.cancel()
             await asyncio.gather(submitting, return_exceptions=True)

@@ -18,17 +18,24 @@ SUSPICIOUS = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
 
 
 def storable(value: Any, levels: int = NEST_LIMIT) -> Any:
-    """The value, or its like that PostgreSQL can hold; raises RecursionError for more levels than that."""
+    """The value, or its like that PostgreSQL can hold; raises RecursionError for more levels than that.
+
+    Lists and objects are changed where they are: a copy would take as much memory again.
+    """
     if levels == 0:
         raise RecursionError(f"it is nested more than {NEST_LIMIT} levels deep")
     if isinstance(value, str):
         return UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {storable(key): storable(item, levels - 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [storable(item, levels - 1) for item in value]
+        for at, item in enumerate(value):
+            value[at] = storable(item, levels - 1)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            value[key] = storable(item, levels - 1)
+        for key in [key for key in value if UNSTORABLE.search(key)]:
+            value[storable(key)] = value.pop(key)
     return value
 
 

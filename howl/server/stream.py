@@ -1,14 +1,19 @@
-"""The outcomes streams as the recorder reads them, one a Redis user: in batches, each confirmed when it is recorded."""
+"""The outcomes streams as the recorder reads them, one a Redis user: in batches, each confirmed when it is recorded.
+
+What is in them is a stranger's. A script looks at each entry's size before it is passed on (howl/broker/collect.lua),
+and what it would take in memory is estimated before it is parsed.
+"""
 
 import asyncio
 import json
 import logging
+import re
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -16,28 +21,60 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, ResponseError
 from redis.utils import str_if_bytes
 
+from howl.bounded_json import WORST, parsed_size
 from howl.broker.areas import DEFAULT_USER, Area, areas_of, user_of
+from howl.broker.scripts import COLLECT
 from howl.config import Settings
-from howl.errors import UnreadableOutcome
-from howl.outcomes import ENTRY_FIELD, Entry, Outcome, decode
+from howl.errors import OutcomeRefused, UnreadableOutcome
+from howl.outcomes import ENTRY_FIELD, Entry, Outcome, decode, encode, failure
 from howl.server.storable import NEST_LIMIT
 from howl.tls import redis_options, takes_nothing_new
 
 logger = logging.getLogger(__name__)
 
 GROUP, CONSUMER = "recorder", "recorder"
-#: Most entries of a batch, and milliseconds to wait for the first.
-BATCH, WAIT = 500, 2000
-#: Entries of the first batch, and bytes that a batch shall have, about: see `_next_count`.
-FIRST_BATCH, BATCH_BYTES = 8, 8 << 20
-#: Seconds between two looks for users who came since.
-NEWCOMERS = 2.0
-#: Seconds to rest when a worker has spoilt its stream.
-RECOVERY = 0.1
+#: Most entries of a batch; bytes of one stream after which no more of it is read, and of all after which no other is.
+BATCH, STREAM_BYTES, ALL_BYTES = 500, 2 << 20, 4 << 20
+#: Bytes of memory that a batch may take when it is parsed, unless it is a single entry.
+PARSED_BYTES = 24 << 20
+#: Seconds between two looks: while there is work, what comes meanwhile is recorded in one transaction, which costs as
+#: much as one row's. Without any they become longer, up to IDLE.
+PACE, IDLE = 0.03, 0.1
+#: Times that an entry is given out; if no process outlived any of them, it is the entry's fault.
+ATTEMPTS = 3
+#: Seconds between two looks for users who came since, and between two lines about one user's stream.
+NEWCOMERS, SILENCE = 2.0, 10.0
 #: Characters of a reason that is logged: it may quote what a worker wrote.
 REASON_LIMIT = 200
-#: Of what could not be read: entries kept, and bytes of each.
-UNREADABLE_KEPT, UNREADABLE_BYTES = 1000, 65_536
+#: Most lines about what is set aside together.
+LINES = 20
+#: Of what could not be read: entries kept, and bytes of each; and bytes that are looked at of what is too large.
+UNREADABLE_KEPT, UNREADABLE_BYTES, BEGINNING = 1000, 65_536, 512
+#: How an outcome begins that howl.outcomes.encode wrote: it says which task ended.
+ENDED = re.compile(
+    rb'\{"kind": "outcome", "task_id": "([\w.:-]{1,255})", "state": "(?:SUCCESS|FAILURE|REVOKED|DEAD)", '
+    rb'"at": "[\dT:.+-]{1,40}", "attempt": (\d{1,9})[,}]'
+)
+
+
+class Collected(NamedTuple):
+    """An entry as the script passes it on."""
+
+    entry_id: bytes
+    #: Bytes of all its fields; `document` is but the beginning of what is larger than may be read.
+    size: int
+    #: Times it was given out, this one included; 0: it is not there any more.
+    times: int
+    document: bytes
+
+
+class Refused(NamedTuple):
+    """An entry that is not recorded, why, and what takes its place."""
+
+    entry_id: bytes
+    document: bytes
+    reason: str
+    end: Outcome | None = None
 
 
 @dataclass(frozen=True)
@@ -88,10 +125,16 @@ class OutcomeStream:
             socket_connect_timeout=5,
             **redis_options(settings),
         )
-        #: By stream: the entry after which to read, ">" when all that an earlier life left is read.
+        #: By stream, in the order in which they are read: the entry after which to read, ">" when all that was left
+        #: unconfirmed is read.
         self._after: dict[str, str] = {}
-        self._users: dict[str, str | None] = {}
-        self._count = FIRST_BATCH
+        #: What this process was given of what an earlier one left: by stream the last entry, or "all".
+        self._given: dict[str, str] = {}
+        self._areas: dict[str, Area] = {}
+        self._silent_until: dict[str, float] = {}
+        #: Bytes: twice what workers hold themselves to leaves room for one set a little differently; parsed, what any
+        #: document of theirs may take.
+        self._entry_limit, self._parsed_limit = 2 * settings.outcome_limit, (WORST + 1) * settings.outcome_limit
         #: By stream: the monotonic second until which it is not read.
         self._paused: dict[str, float] = {}
 
@@ -102,63 +145,82 @@ class OutcomeStream:
     async def batches(self) -> AsyncIterator[Batch]:
         """First what an earlier life read and did not confirm, then what comes; one stream's entries at a time."""
         self._after.clear()
-        look_again = 0.0
+        look_again, pause = 0.0, PACE
         while True:
             if time.monotonic() >= look_again:
                 await self._find_streams()
                 look_again = time.monotonic() + NEWCOMERS
-            answer = await self._read_next()
-            for stream, entries in answer:
-                yield await self._read(stream, entries)
-            largest = max((_largest(entries) for _, entries in answer), default=0)
-            self._count = _next_count(largest, self._count) if answer else FIRST_BATCH
+            was_new = all(self._after[stream] == ">" for stream in self._unpaused())
+            collected = await self._collect()
+            while collected:
+                stream, entries = collected.pop()
+                while entries:
+                    yield await self._next_batch(stream, entries)
+                pause = PACE
+            if was_new:
+                await asyncio.sleep(pause)
+                pause = min(1.2 * pause, IDLE)
 
     async def _find_streams(self) -> None:
-        """Those of users who came since; a stream that its user has spoilt is nobody's loss but his."""
-        for area in await self._areas():
+        """Those of users who came since."""
+        for area in await self._all_areas():
             stream = area.key("outcomes")
-            if stream in self._after or (area.user != DEFAULT_USER and not await self.redis.exists(stream)):
-                continue
-            try:
-                await self._make_group(stream)
-            except ResponseError as error:
-                if area.user == DEFAULT_USER or takes_nothing_new(error):
-                    raise
-                logger.warning("What workers of Redis user %s tell cannot be recorded: %s.", area.user, error)
-                continue
-            self._users[stream] = None if area.user in (DEFAULT_USER, user_of(self.settings)) else area.user
-            self._after[stream] = "0"
+            self._areas[stream] = area
+            self._after.setdefault(stream, "0")
 
-    async def _areas(self) -> list[Area]:
+    async def _all_areas(self) -> list[Area]:
         try:
             users = [str_if_bytes(name) for name in await self.redis.acl_users()]
         except NoPermissionError:  # a rented Redis: it has one user for everything
             users = []
         return areas_of(self.settings, users)
 
-    async def _read_next(self) -> list[tuple[str, list[tuple[bytes, dict[bytes, bytes]]]]]:
-        """Of each stream some entries, if it has any."""
+    def _unpaused(self) -> list[str]:
         now = time.monotonic()
         self._paused = {stream: until for stream, until in self._paused.items() if until > now}
-        asked = {stream: after for stream, after in self._after.items() if stream not in self._paused}
-        soonest = min([until - now for until in self._paused.values()], default=WAIT / 1000)
-        wait = max(1, min(WAIT, round(soonest * 1000))) if all(after == ">" for after in asked.values()) else None
-        try:
-            answer = await self.redis.xreadgroup(GROUP, CONSUMER, asked, count=self._count, block=wait)
-        except ResponseError as error:
-            if takes_nothing_new(error):
-                raise
-            logger.warning("A stream of outcomes was gone or spoilt (%s): reading the others.", error)
-            self._after.clear()
-            await self._find_streams()
-            await asyncio.sleep(RECOVERY)
-            return []
-        found = {stream.decode(): entries for stream, entries in answer or []}
-        for stream, after in asked.items():
-            if after != ">":
-                left = found.get(stream)
-                self._after[stream] = left[-1][0].decode() if left else ">"
-        return [(stream, entries) for stream, entries in found.items() if entries]
+        return [stream for stream in self._after if stream not in self._paused]
+
+    async def _collect(self) -> list[tuple[str, list[Collected]]]:
+        """Some entries of each stream that has any; whose turn did not come is first the next time."""
+        streams = self._unpaused()
+        words: list[Any] = [GROUP, CONSUMER, BATCH, STREAM_BYTES, ALL_BYTES, self._entry_limit, BEGINNING]
+        for stream in streams:
+            given = self._given.get(stream, "-")
+            words += [self._after[stream], given, "server" if self._user(stream) is None else "worker"]
+        looked_at, *told = await COLLECT.run_for(self.redis, streams, words)
+        collected = {stream: self._entries(stream, news) for stream, news in _named(streams, told)}
+        for stream in streams[:looked_at]:
+            self._move_on(stream, collected.get(stream, []))
+        paused = self._after.keys() - streams
+        order = (*streams[looked_at:], *paused, *streams[:looked_at])
+        self._after = {stream: self._after[stream] for stream in order}
+        return [(stream, entries) for stream, entries in collected.items() if entries]
+
+    def _entries(self, stream: str, told: list[Any]) -> list[Collected]:
+        kind, *values = told
+        if kind == b"entries":
+            parts = iter(values)
+            return [Collected(*entry) for entry in zip(parts, parts, parts, parts, strict=True)]
+        if time.monotonic() >= self._silent_until.get(stream, 0.0):
+            self._silent_until[stream] = time.monotonic() + SILENCE
+            why = str_if_bytes(values[0])[:REASON_LIMIT]
+            why = f"it is of the type {why}" if kind == b"wrong" else why
+            who = self._user(stream)
+            end = ": removed" if kind == b"wrong" and who else ""
+            logger.error("Stream %s of Redis user %s cannot be read: %s%s.", stream, who or DEFAULT_USER, why, end)
+        return []
+
+    def _move_on(self, stream: str, entries: list[Collected]) -> None:
+        if self._after[stream] == ">":
+            return
+        self._after[stream] = entries[-1].entry_id.decode() if entries else ">"
+        if self._given.get(stream) != "all":
+            self._given[stream] = entries[-1].entry_id.decode() if entries else "all"
+
+    def _user(self, stream: str) -> str | None:
+        """Whose workers write it; None: somebody who may do everything."""
+        user = self._areas[stream].user
+        return None if user in (DEFAULT_USER, user_of(self.settings)) else user
 
     async def confirm(self, batch: Batch) -> None:
         """Forget a recorded batch, and that its ended tasks are in flight, at one instant."""
@@ -171,18 +233,39 @@ class OutcomeStream:
                 together.hdel(self.settings.key("inflight"), *batch.ended)
             await self._execute(together, batch.stream)
 
-    async def set_aside(self, stream: str, entry_id: bytes | str, document: bytes, reason: str) -> None:
-        """Take what cannot be read or recorded out of its stream, keep it for a person to look at, say so in a line."""
-        name = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
-        unreadable = self.settings.key("unreadable")
+    async def set_aside(self, stream: str, entry_id: str, document: bytes, reason: str) -> None:
+        """Take what cannot be recorded out of its stream, keep it for a person to look at, say so in a line."""
+        await self._set_aside(stream, [Refused(entry_id.encode(), document, reason)])
+
+    async def _set_aside(self, stream: str, refused: list[Refused]) -> None:
+        """All at once: a worker can write what cannot be read faster than it could be put away one by one."""
+        if not refused:
+            return
+        unreadable, entry_ids = self.settings.key("unreadable"), [each.entry_id for each in refused]
         async with self.redis.pipeline(transaction=True) as together:
-            together.lpush(unreadable, document[:UNREADABLE_BYTES])
+            together.lpush(unreadable, *(each.document[:UNREADABLE_BYTES] for each in refused))
             together.ltrim(unreadable, 0, UNREADABLE_KEPT - 1)
-            together.xack(stream, GROUP, entry_id)
-            together.xdel(stream, entry_id)
+            for end in filter(None, (each.end for each in refused)):
+                together.xadd(stream, {ENTRY_FIELD: encode(end)})
+            together.xack(stream, GROUP, *entry_ids)
+            together.xdel(stream, *entry_ids)
+            where = f"set aside in {unreadable}" if await self._has_room(together, stream) else "not kept"
+        for each in refused[:LINES]:
+            # Cut first: what a worker wrote may have megabytes.
+            why = " ".join(each.reason[:REASON_LIMIT].split())
+            logger.error("Outcome %s of %s %s: %s.", each.entry_id.decode(), stream, where, why)
+        if len(refused) > LINES:
+            logger.error("%d more outcomes of %s %s.", len(refused) - LINES, stream, where)
+
+    async def _has_room(self, together: Any, stream: str) -> bool:
+        """A Redis that one user's flood has filled must not stop the recorder, which makes room."""
+        try:
             await self._execute(together, stream)
-        # Cut first: what a worker wrote may have megabytes.
-        logger.error("Outcome %s set aside in %s: %s.", name, unreadable, " ".join(reason[:REASON_LIMIT].split()))
+        except ResponseError as error:
+            if not takes_nothing_new(error):
+                raise
+            return False
+        return True
 
     async def keep(self, document: bytes) -> None:
         """Keep what is not recorded for a person to look at."""
@@ -202,53 +285,68 @@ class OutcomeStream:
             await together.execute()
         except ResponseError as error:
             # What was not confirmed is read again, but only by a recorder that starts again.
-            if self._users.get(stream) is None or takes_nothing_new(error):
+            if self._user(stream) is None or takes_nothing_new(error):
                 raise
             logger.warning("Stream %s was spoilt while it was read: %s.", stream, error)
 
     async def close(self) -> None:
         await self.redis.aclose()
 
-    async def _make_group(self, stream: str) -> None:
+    async def _next_batch(self, stream: str, entries: list[Collected]) -> Batch:
+        """Of the first entries as many as fit into memory together, taken out of `entries`; at least one."""
+        received: list[Received] = []
+        refused: list[Refused] = []
+        entry_ids: list[bytes] = []
+        size = 0
+        while entries and (not entry_ids or size + parsed_size(entries[0].document) <= PARSED_BYTES):
+            given = entries.pop(0)
+            size += parsed_size(given.document)
+            entry_ids.append(given.entry_id)
+            entry = self._read(given)
+            if isinstance(entry, Refused):
+                refused.append(entry)
+            elif entry is not None:
+                deep = _may_be_deep(given.document)
+                told = (given.entry_id.decode(), entry, self._user(stream), deep, len(given.document))
+                received.append(Received(*told))
+        await self._set_aside(stream, refused)
+        return Batch(stream, received, entry_ids)
+
+    def _read(self, given: Collected) -> Entry | Refused | None:
+        """What it tells, if it is still there. A task whose end is too large to be read has ended all the same."""
+        if given.times == 0:
+            return None
+        if why := self._refusal(given):
+            return Refused(given.entry_id, given.document, why, _end_of(given.document, why))
         try:
-            await self.redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):  # it exists already
-                raise
+            return decode(_json(given.document))
+        except UnreadableOutcome as error:
+            return Refused(given.entry_id, given.document, error.message)
 
-    async def _read(self, stream: str, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> Batch:
-        received = []
-        for entry_id, fields in entries:
-            try:
-                entry = self._parse(fields or {})
-                document = fields[ENTRY_FIELD]
-                deep = _may_be_deep(document)
-                received.append(Received(entry_id.decode(), entry, self._users[stream], deep, len(document)))
-            except UnreadableOutcome as error:
-                document = next(iter((fields or {}).values()), b"")
-                await self.set_aside(stream, entry_id, document, error.message)
-        return Batch(stream, received, [entry_id for entry_id, _ in entries])
-
-    def _parse(self, fields: dict[bytes, bytes]) -> Entry:
-        if ENTRY_FIELD not in fields:
-            raise UnreadableOutcome("it has no field named outcome")
-        document = fields[ENTRY_FIELD]
-        # A worker holds itself to the limit; twice of it leaves room for a worker set a little differently.
-        if len(document) > 2 * self.settings.outcome_limit:
-            raise UnreadableOutcome(f"it has {len(document):,} bytes")
-        return decode(_json(document))
+    def _refusal(self, given: Collected) -> str | None:
+        """Why it is not even parsed, if it is not."""
+        if given.size > self._entry_limit:
+            return f"it has {given.size:,} bytes, and {self._entry_limit:,} are read"
+        if (needed := parsed_size(given.document)) > self._parsed_limit:
+            return f"it might take {needed:,} bytes of memory, and {self._parsed_limit:,} are allowed"
+        if given.times > ATTEMPTS:
+            return f"{ATTEMPTS} times this server ended before it was recorded"
+        return None
 
 
-def _largest(entries: list[tuple[bytes, dict[bytes, bytes]]]) -> int:
-    return max((sum(map(len, (fields or {}).values())) for _, fields in entries), default=0)
+def _named(streams: list[str], told: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+    """What the script told of each stream, by the stream's name."""
+    for index, *rest in told:
+        yield streams[index - 1], rest
 
 
-def _next_count(largest: int, count: int) -> int:
-    """Twice as many, but no more than would fit if all were as large as the largest.
-
-    Redis cannot be asked for so many bytes, and 500 outcomes of a megabyte are more than this process may take.
-    """
-    return max(1, min(2 * count, BATCH, BATCH_BYTES // max(largest, 1)))
+def _end_of(beginning: bytes, why: str) -> Outcome | None:
+    """That the task ended whose outcome begins like this, if it tells of an end."""
+    found = ENDED.match(beginning)
+    if found is None:
+        return None
+    lost = OutcomeRefused(f"The task ended, but how is not recorded: {why}. Return less, or write a file.")
+    return replace(failure(found[1].decode(), "FAILURE", lost), attempt=max(1, int(found[2])))
 
 
 def _may_be_deep(document: bytes) -> bool:

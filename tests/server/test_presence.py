@@ -172,9 +172,8 @@ def test_no_other_credential_takes_the_name_of_a_worker_that_is_there(settings, 
     def seen(seconds: float, credential: str, **given) -> None:
         described = Described(**{"worker_id": "w1", "boot_id": credential, "status": "active"} | given)
         with db.session(settings.database()) as session:
-            presence.record(
-                session, [Sighting(described, now + timedelta(seconds=seconds), {}, credential)], Budget(settings)
-            )
+            sighting = Sighting(described, now + timedelta(seconds=seconds), {}, credential)
+            presence.record(session, [sighting], Budget(settings))
 
     seen(0, "crew")
     seen(1, "thief", status="offline")

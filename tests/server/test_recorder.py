@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import permutations
 
@@ -14,7 +15,7 @@ from howl.models import TaskEvent
 from howl.outcomes import ChordCreated, Outcome, encode
 from howl.server.recorder import Recorder
 from howl.server.service import end
-from howl.server.stream import Received
+from howl.server.stream import OutcomeStream, Received
 from tests import tasks
 from tests.support import PATIENCE, eventually, taken_away
 
@@ -95,6 +96,43 @@ def test_what_was_read_and_not_confirmed_is_read_again_after_a_restart(settings,
     assert task_row("t1").result == 7
     with db.session(settings.database()) as session:
         assert session.scalar(select(func.count()).select_from(TaskEvent)) == 1
+
+
+def test_what_ended_the_server_three_times_is_set_aside_and_its_neighbours_are_recorded(
+    settings, app, client, task_row
+):
+    for task_id in ("t1", "t2"):
+        client.xadd(settings.key("outcomes"), {"outcome": encode(replace(_outcome("SUCCESS"), task_id=task_id))})
+
+    async def read_and_die() -> list[str]:
+        stream = OutcomeStream(settings)
+        async for batch in stream.batches():
+            await stream.close()
+            return [item.entry.task_id for item in batch.received]
+        return []
+
+    lives = [asyncio.run(read_and_die()) for _ in range(4)]
+    assert lives == [["t1", "t2"], ["t1"], ["t1"], []], "alone from the second life on"
+    asyncio.run(_run_until(Recorder(settings, app), lambda: not client.xlen(settings.key("outcomes"))))
+    assert (task_row("t1").status, task_row("t1").error_type) == ("failed", "howl.errors.OutcomeRefused")
+    assert task_row("t2").status == "succeeded"
+    assert client.llen(settings.key("unreadable")) == 1
+
+
+def test_a_recorder_that_starts_again_in_one_process_gives_no_entry_up(settings, client):
+    client.xadd(settings.key("outcomes"), {"outcome": encode(_outcome("SUCCESS"))})
+
+    async def start_again_and_again() -> list[int]:
+        stream, found = OutcomeStream(settings), []
+        for _ in range(6):
+            async for batch in stream.batches():
+                found.append(len(batch.received))
+                break
+        await stream.close()
+        return found
+
+    for _ in range(2):  # what it has read itself, and what an earlier process had
+        assert asyncio.run(start_again_and_again()) == [1] * 6
 
 
 def test_a_mark_of_flight_goes_with_the_end_and_not_before(settings, app, client):

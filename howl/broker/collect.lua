@@ -1,0 +1,146 @@
+#!lua flags=allow-oom
+-- Give the recorder what streams of outcomes hold, each entry's size looked at before it is passed on.
+--
+-- KEYS        the streams, in the order in which they are read
+-- ARGV[1..2]  the group and its consumer
+-- ARGV[3..4]  most entries of one stream, and bytes of them after which no more of it is read
+-- ARGV[5]     bytes of all after which no further stream is read
+-- ARGV[6..7]  most bytes of an entry, and how many of a larger one are passed on
+-- ARGV[8..]   three words a stream:
+--               after   '>', or the entry after which to read again what was read and not confirmed
+--               given   'all' if this process has had all that an earlier one left, else the last entry that it was
+--                       given of that, '-' if none
+--               owner   'server' if a stream that is something else must be kept, else 'worker': it is removed
+-- Answer      {streams looked at, {stream, 'entries', id, size, times given out, document, ...},
+--              {stream, 'wrong', type}, {stream, 'failed', error}, ...}; streams count from 1, and those without
+--             anything to tell are left out
+--
+-- Promise: an entry is passed on whole or, if it is too large, by its beginning alone, and then it is gone. What an
+-- earlier process left comes alone, and only then is its number of times given out raised: whatever ended that process
+-- comes back by itself, and is known by the number. One stream's error is no other's. The script never waits.
+--
+-- It works while Redis is full (allow-oom): to record is what makes room.
+
+local group, consumer = ARGV[1], ARGV[2]
+local most, stream_bytes, all_bytes = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local largest, beginning = tonumber(ARGV[6]), tonumber(ARGV[7])
+local FIELD = 'outcome'
+
+local read = 0 -- bytes, of all streams
+
+local function forget(key, id)
+  redis.call('XACK', key, group, id)
+  redis.call('XDEL', key, id)
+end
+
+-- What is recorded of an entry, and the bytes of all that it has.
+local function look(fields)
+  local document, size = '', 0
+  for at = 1, #fields, 2 do
+    size = size + #fields[at] + #fields[at + 1]
+    if fields[at] == FIELD then
+      document = fields[at + 1]
+    end
+  end
+  return document, size
+end
+
+local function add(told, key, entry, times)
+  local id, fields = entry[1], entry[2]
+  local document, size = look(fields)
+  read = read + size
+  if size > largest then
+    document = string.sub(document, 1, beginning)
+    forget(key, id)
+  end
+  told[#told + 1], told[#told + 2], told[#told + 3], told[#told + 4] = id, size, times, document
+end
+
+local function make_group(key)
+  local made = redis.pcall('XGROUP', 'CREATE', key, group, '0')
+  if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then
+    error(made)
+  end
+end
+
+-- Several at once cost less than one after the other, where nothing among them can be large.
+local function portion(key)
+  if redis.call('XLEN', key) > 2 * most then
+    return 1
+  end
+  return redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 0) <= stream_bytes and most or 1
+end
+
+local function read_new(told, key)
+  local at_once, count, from = portion(key), 0, read
+  repeat
+    local found = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', at_once, 'STREAMS', key, '>')
+    for _, entry in ipairs(found and found[1][2] or {}) do
+      add(told, key, entry, 1)
+      count = count + 1
+    end
+  until not found or count >= most or read - from >= stream_bytes
+end
+
+local function read_again(told, key, after, given)
+  local from, alone = read, given ~= 'all'
+  local pending = redis.call('XPENDING', key, group, '(' .. after, '+', alone and 1 or most, consumer)
+  for _, one in ipairs(pending) do
+    local id, times = one[1], one[4]
+    local entry = redis.call('XRANGE', key, id, id)[1]
+    if not entry then -- it was removed meanwhile
+      redis.call('XACK', key, group, id)
+      told[#told + 1], told[#told + 2], told[#told + 3], told[#told + 4] = id, 0, 0, ''
+    else
+      if alone and id ~= given then
+        times = times + 1
+        redis.call('XCLAIM', key, group, consumer, 0, id, 'RETRYCOUNT', times, 'JUSTID')
+      end
+      add(told, key, entry, times)
+    end
+    if read - from >= stream_bytes then
+      return
+    end
+  end
+end
+
+local function collect(index, told)
+  local key, at = KEYS[index], 8 + 3 * (index - 1)
+  local after, given, owner = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local kind = redis.call('TYPE', key).ok
+  if kind == 'none' then
+    return
+  elseif kind ~= 'stream' then
+    if owner == 'worker' then
+      redis.call('UNLINK', key)
+    end
+    told[2], told[3] = 'wrong', kind
+    return
+  end
+  make_group(key)
+  if after == '>' then
+    read_new(told, key)
+  else
+    read_again(told, key, after, given)
+  end
+end
+
+local answer = {0}
+for index = 1, #KEYS do
+  local told = {index, 'entries'}
+  local well, problem = pcall(collect, index, told)
+  if not well then
+    told = {index, 'failed', type(problem) == 'table' and problem.err or tostring(problem)}
+  end
+  answer[1] = index
+  if #told > 2 then
+    answer[#answer + 1] = told
+  end
+  if read > largest then
+    collectgarbage() -- Lua would keep it for long
+  end
+  if read >= all_bytes then
+    break
+  end
+end
+return answer
