@@ -56,6 +56,7 @@ PURGE = _load("purge.lua")
 PROGRESS = _load("progress.lua")
 COLLECT = _load("collect.lua")
 READ = _load("read.lua")
+LIMIT = _load("limit.lua")
 
 
 def load_all(client: Any) -> None:

@@ -11,6 +11,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, NoScriptError
 
 from howl.broker.areas import area_of
+from howl.broker.reading import REMOVED
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import WAY
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
@@ -128,6 +129,24 @@ async def rights_end_somewhere(visit: Visit) -> Answer | None:
     return judge(f"may do too much: {', '.join(granted)}", "give workers a credential of their own: `howl init join`")
 
 
+async def nobody_wrote_too_much(visit: Visit) -> Answer | None:
+    """What the server removed of what workers wrote, and how full Redis is; a worker may know neither."""
+    if visit.as_worker:
+        return None
+    memory = await visit.client.info("memory")
+    used, most = int(memory["used_memory"]), int(memory.get("maxmemory", 0))
+    told = f"{used >> 20:,} MB used" + (f" of {most >> 20:,}" if most else "")
+    counts = await visit.client.hgetall(visit.settings.key(REMOVED))
+    users = sorted({name.rpartition(":")[0] for name in counts})
+    if users:
+        sizes = ", ".join(f"{user} {int(counts.get(f'{user}:bytes', 0)):,}" for user in users)
+        advice = "if this was no accident, end these credentials: docs/security.md"
+        return beware(
+            f"{told}; bytes removed lately that workers of a user wrote, too large or too much: {sizes}", advice
+        )
+    return well(told)
+
+
 async def _is_refused(visit: Visit, *command: Any) -> bool:
     try:
         await visit.client.execute_command(*command)
@@ -145,5 +164,6 @@ STEPS = (
     Step("clock", clocks_agree, "bring Redis's users up to date: run `howl init` on the server"),
     Step("rights", rights_suffice, "look at the log of Redis"),
     Step("limits", rights_end_somewhere, "look at the log of Redis"),
+    Step("memory", nobody_wrote_too_much, "look at the log of Redis"),
     Step("version", version_is_told, "bring Redis's users up to date: run `howl init` on the server"),
 )

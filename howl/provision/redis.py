@@ -33,6 +33,8 @@ timeout 300
 client-output-buffer-limit normal 64mb 32mb 30
 client-output-buffer-limit pubsub 32mb 8mb 60
 client-query-buffer-limit 64mb
+# No single value may pass the limits above when it is read.
+proto-max-bulk-len 32mb
 maxmemory-clients 192mb
 proto-max-bulk-len 64mb
 # Nobody is served while a script runs: after so many milliseconds `howl server` is told, and stops it. What takes long

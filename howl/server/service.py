@@ -1,4 +1,4 @@
-"""`howl server`: recorder, bridge, keeper, porter, curator, watchdog and starter, side by side until told to stop."""
+"""`howl server`: its parts, side by side until told to stop."""
 
 import asyncio
 import logging
@@ -20,6 +20,7 @@ from howl.server.curator import Curator
 from howl.server.keeper import Keeper
 from howl.server.leave import Porter
 from howl.server.migrate import require_current
+from howl.server.namespace_limits import NamespaceLimits
 from howl.server.recorder import Recorder
 from howl.server.starter import starter_of
 from howl.server.watchdog import Watchdog
@@ -53,6 +54,7 @@ async def _serve(settings: Settings, app: Celery) -> None:
         "porter": Porter(settings).run,
         "curator": Curator(settings).run,
         "watchdog": Watchdog(settings).run,
+        "namespace limits": NamespaceLimits(settings).run,
     }
     if starter := starter_of(settings):
         parts["starter"] = starter.run

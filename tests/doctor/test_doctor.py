@@ -64,7 +64,7 @@ def only_failure(findings: list[Finding], server: str) -> tuple[str, str]:
 
 def test_a_server_with_all_it_needs_is_well(settings: Settings) -> None:
     findings = run(settings)
-    assert verdicts(findings, "redis") == dict.fromkeys([*WAY, "clock", "rights", "version"], OK)
+    assert verdicts(findings, "redis") == dict.fromkeys([*WAY, "clock", "rights", "memory", "version"], OK)
     assert verdicts(findings, "nats") == dict.fromkeys([*WAY, "rights", "jetstream", "version"], OK)
     assert verdicts(findings, "postgresql") == dict.fromkeys([*WAY, "rights", "migrations", "chords", "version"], OK)
 

@@ -1,0 +1,150 @@
+"""What one credential may pile up in Redis: above a limit the server removes it, so that there is room for the others.
+
+Workers stop taking tasks at HOWL_BACKLOG_LIMIT by themselves. Who has a stolen credential does not.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from typing import Any
+
+from howl.backend import redis_client
+from howl.broker.areas import Area, all_areas
+from howl.broker.reading import is_trusted, note_removal
+from howl.broker.scripts import LIMIT
+from howl.config import Settings
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at how full Redis is, and between two lines about one user; and how much longer than a look
+#: the pause after it is, unless somebody has too much, and at most.
+ROUND, SILENCE, RESTING, LONGEST = 0.25, 10.0, 5.0, 2.0
+#: Of HOWL_BACKLOG_LIMIT, what one user may have in Redis, for runs end after their worker took its last task; and of
+#: all that Redis may have, if that is less. Above NEARLY_FULL of it every member of every key is counted.
+LEEWAY, SHARE, NEARLY_FULL = 1.25, 0.6, 0.75
+#: Of that, what keys may take of which a user can make any number: above the one, those that no living worker needs go,
+#: above the other all of them.
+TOO_MUCH, FAR_TOO_MUCH = 0.25, 0.5
+#: Keys looked at in one script and in one round; there may be millions, so the rest is estimated from these.
+KEYS, KEYS_A_ROUND = 500, 50_000
+#: Members removed in one step, and steps of a round: each holds up all others for some milliseconds.
+STEP, STEPS = 10_000, 100
+#: The keys of an area of which there is one each.
+ITS_KEYS = ("outcomes", "parked", "leases", "deaths", "dead", "unreadable", "outcomes:bytes")
+#: Bytes of what was set aside, of all users together: the oldest goes.
+ASIDE_BYTES = 64 << 20
+
+
+class NamespaceLimits:
+    """Looks after every user whose credential is not the server's own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.redis: Any = redis_client(settings)
+        #: Where to go on looking at keys, and how much too much of them each user had: 0, 1 or 2.
+        self._cursor: bytes | str = "0"
+        self._over: dict[str, int] = {}
+        self._silent_until: dict[str, float] = {}
+        #: Whether somebody had too much at the last look.
+        self._busy = False
+
+    async def run(self) -> None:
+        """Until cancelled; raises Redis's errors."""
+        while True:
+            began = time.monotonic()
+            await asyncio.to_thread(self.look)
+            took = time.monotonic() - began
+            pause = ROUND if self._busy else min(max(ROUND, RESTING * took), LONGEST)
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, no secret
+
+    def look(self) -> None:
+        """Nobody has too much while all together have less."""
+        self._busy = False
+        memory = self.redis.info("memory")
+        used, most = int(memory["used_memory"]), int(memory.get("maxmemory", 0))
+        limit = LEEWAY * self.settings.backlog_limit
+        if most:
+            limit = min(limit, SHARE * most)
+        if used > ASIDE_BYTES:
+            self._trim_what_is_set_aside()
+        if used <= TOO_MUCH * limit and not any(self._over.values()):
+            return
+        areas = [area for area in all_areas(self.redis, self.settings) if not is_trusted(area, self.settings)]
+        if used > limit:
+            for area in areas:
+                self._shorten_to(area, int(limit))
+        if areas:
+            self._judge_keys(areas, limit, exact=bool(most) and used > NEARLY_FULL * most)
+
+    def _shorten_to(self, area: Area, limit: int) -> None:
+        """Of the keys of which there is one each, the largest, until all together are within the limit."""
+        sizes = {key: self._size(key) for key in map(area.key, ITS_KEYS)}
+        before = sum(sizes.values())
+        for _ in range(STEPS):
+            if sum(sizes.values()) <= limit:
+                break
+            largest = max(sizes, key=lambda key: sizes[key])
+            self._shorten(largest)
+            sizes[largest] = self._size(largest)
+        if before > limit:
+            self._tell(area.user, before, before - sum(sizes.values()), limit)
+
+    def _shorten(self, key: str) -> None:
+        """By a part that Redis removes quickly: the oldest outcomes, what is due last, what was set aside first."""
+        kind = self.redis.type(key)
+        if kind == b"stream":
+            left = 3 * self.redis.xlen(key) // 4
+            self.redis.xtrim(key, maxlen=left, approximate=left > STEP, limit=STEP if left > STEP else None)
+        elif kind == b"zset":
+            self.redis.zremrangebyrank(key, -min(STEP, 1 + self.redis.zcard(key) // 4), -1)
+        elif kind == b"list" and (length := self.redis.llen(key)) > 1:
+            self.redis.ltrim(key, 0, length // 2 - 1)
+        else:
+            self.redis.unlink(key)
+
+    def _judge_keys(self, areas: list[Area], limit: float, *, exact: bool) -> None:
+        """Of the other keys, as many as a round allows: what is removed depends on what the last round found."""
+        found = self._look_at_keys(areas, exact=exact)
+        for area in areas:
+            size, was = found[area.user], self._over.get(area.user, 0)
+            self._over[area.user] = (size > TOO_MUCH * limit) + (size > FAR_TOO_MUCH * limit)
+            if self._over[area.user] > was:
+                self._tell(area.user, size, 0, int(TOO_MUCH * limit))
+
+    def _look_at_keys(self, areas: list[Area], *, exact: bool) -> dict[str, int]:
+        """Bytes of each user's, about: those looked at stand for all."""
+        words: list[Any] = []
+        for area in areas:
+            words += [area.root.removeprefix(self.settings.key_prefix), self._over.get(area.user, 0)]
+        sizes, looked, over = dict.fromkeys((area.user for area in areas), 0), 0, False
+        while looked < KEYS_A_ROUND and not over:
+            head = [self._cursor, KEYS, int(exact), self.settings.key_prefix]
+            self._cursor, count, *numbers = LIMIT.run(self.redis, [], head + words)
+            looked += int(count)
+            over = self._cursor in (b"0", "0")
+            for area, size in zip(areas, numbers[1::2], strict=True):
+                sizes[area.user] += int(size)
+        part = min(1.0, looked / max(1, self.redis.dbsize()))
+        return {user: int(size / max(part, 1e-6)) for user, size in sizes.items()}
+
+    def _size(self, key: str) -> int:
+        return int(self.redis.memory_usage(key, samples=0) or 0)
+
+    def _trim_what_is_set_aside(self) -> None:
+        key = self.settings.key("unreadable")
+        for _ in range(STEPS):
+            if self._size(key) <= ASIDE_BYTES:
+                return
+            self._shorten(key)
+
+    def _tell(self, user: str, size: int, gone: int, limit: int) -> None:
+        self._busy = True
+        note_removal(self.redis, self.settings, user, 1, gone)
+        if time.monotonic() < self._silent_until.get(user, 0.0):
+            return
+        self._silent_until[user] = time.monotonic() + SILENCE
+        logger.error(
+            "Redis user %s has %d bytes in Redis, and may have %d: what is too much is removed. If this is no attack, "
+            "raise HOWL_BACKLOG_LIMIT; if it is, end the credential (docs/security.md).", user, size, limit,
+        )  # fmt: skip
