@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 GROUP, CONSUMER = "recorder", "recorder"
 #: Most entries of a batch; bytes of one stream after which no more of it is read, and of all after which no other is.
-BATCH, STREAM_BYTES, ALL_BYTES = 500, 2 << 20, 4 << 20
+BATCH, STREAM_BYTES, ALL_BYTES = 500, 1 << 20, 4 << 20
 #: Bytes of memory that a batch may take when it is parsed, unless it is a single entry.
 PARSED_BYTES = 24 << 20
 #: Seconds between two looks: while there is work, what comes meanwhile is recorded in one transaction, which costs as
