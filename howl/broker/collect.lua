@@ -10,7 +10,8 @@
 --               after   '>', or the entry after which to read again what was read and not confirmed
 --               given   'all' if this process has had all that an earlier one left, else the last entry that it was
 --                       given of that, '-' if none
---               owner   'server' if a stream that is something else must be kept, else 'worker': it is removed
+--               owner   'server' if the stream is made where there is none, and kept if it is something else;
+--                       'worker' if then it is removed
 -- Answer      {streams looked at, {stream, 'entries', id, size, times given out, document, ...},
 --              {stream, 'wrong', type}, {stream, 'failed', error}, ...}; streams count from 1, and those without
 --             anything to tell are left out
@@ -57,7 +58,7 @@ local function add(told, key, entry, times)
 end
 
 local function make_group(key)
-  local made = redis.pcall('XGROUP', 'CREATE', key, group, '0')
+  local made = redis.pcall('XGROUP', 'CREATE', key, group, '0', 'MKSTREAM')
   if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then
     error(made)
   end
@@ -108,9 +109,9 @@ local function collect(index, told)
   local key, at = KEYS[index], 8 + 3 * (index - 1)
   local after, given, owner = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local kind = redis.call('TYPE', key).ok
-  if kind == 'none' then
+  if kind == 'none' and owner == 'worker' then
     return
-  elseif kind ~= 'stream' then
+  elseif kind ~= 'stream' and kind ~= 'none' then
     if owner == 'worker' then
       redis.call('UNLINK', key)
     end

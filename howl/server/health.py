@@ -10,7 +10,7 @@ from howl.config import Settings, load_settings
 from howl.errors import HowlError
 from howl.server.stream import GROUP
 
-#: Seconds. The recorder looks for outcomes every two, unless PostgreSQL keeps it waiting.
+#: Seconds. The recorder looks for outcomes several times in one, unless PostgreSQL keeps it waiting.
 PATIENCE = 60
 
 
