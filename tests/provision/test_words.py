@@ -97,7 +97,8 @@ def _record_all(ours: Settings, server: Celery) -> None:
 
     for _ in range(10):
         asyncio.run(_run_until(Recorder(ours, server), nothing_is_left))
-        chords.submit_due(ours, server)  # as the keeper does
+        chords.wake_all(ours)  # as the keeper does: the recorder was stopped, maybe before it could
+        chords.submit_due(ours, server)
         if nothing_is_left():
             return
     raise AssertionError("there is no end to it")
