@@ -21,16 +21,19 @@ def require_queue(name: str) -> None:
     """Raise InvalidRequest unless a person may call a queue so."""
     fault = "its end is kombu's own" if name.endswith(REMOTE_CONTROL) else fault_of(name)
     if fault:
-        raise InvalidRequest(f"{name[:LONGEST]!r} cannot be a queue: {fault}. Choose another name.")
+        raise InvalidRequest(f"{name[:100]!r} cannot be a queue: {fault}. Choose another name.")
 
 
-@lru_cache(maxsize=10_000)
 def fault_of(name: str) -> str | None:
     """Why nothing may be put on, or taken from, a queue of this name; None if it may."""
+    # First, for it may be a worker's, of any length, and is remembered else.
+    return f"a name has {LONGEST} characters at most" if len(name) > LONGEST else _fault_of(name)
+
+
+@lru_cache(maxsize=1000)
+def _fault_of(name: str) -> str | None:
     if not name.strip():
         return "a name is not empty"
-    if len(name) > LONGEST:
-        return f"a name has {LONGEST} characters at most"
     if CONTROL.search(name):
         return "a name has no control characters"
     if name in ITS_OWN or name.startswith(NO_QUEUES):
