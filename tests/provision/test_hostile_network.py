@@ -192,9 +192,9 @@ def test_a_worker_s_nats_connection_that_never_reads_is_sent_away(
     server: Server, worker: Process, person: Person, sockets: ExitStack
 ):
     deaf = log_in(server, sockets)
-    say(deaf, b"SUB howl.inbox.> 1\r\nPING\r\n")
+    say(deaf, b"SUB howl.inbox.worker.> 1\r\nPING\r\n")
     before = peak_memory(server.pid("nats"))
-    asyncio.run(_tell_much(person, "howl.inbox.deaf", 300))
+    asyncio.run(_tell_much(person, "howl.inbox.worker.deaf", 300))
     assert peak_memory(server.pid("nats")) - before < 150 * MIB  # and not the 300 that were said
     eventually(lambda: is_closed(deaf))
     person.sees_work_done()
@@ -225,7 +225,7 @@ async def _tell_much(person: Person, subject: str, megabytes: int) -> None:
 
 def test_a_worker_s_nats_connection_has_a_limit_of_subscriptions(server: Server, sockets: ExitStack):
     greedy = log_in(server, sockets)
-    say(greedy, b"".join(f"SUB howl.inbox.{at} {at}\r\n".encode() for at in range(200)))
+    say(greedy, b"".join(f"SUB howl.inbox.worker.{at} {at}\r\n".encode() for at in range(200)))
     heard = b""
     deadline = time.monotonic() + 10
     while b"-ERR" not in heard and time.monotonic() < deadline:
