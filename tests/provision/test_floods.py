@@ -29,9 +29,9 @@ from tests.support import Process, eventually
 
 pytestmark = pytest.mark.servers
 
-#: Seconds within which a neighbour's outcome is on record (beside other tests; alone, a fifth), and megabytes that
+#: Seconds within which a neighbour's outcome is on record (beside other tests; alone, a quarter), and megabytes that
 #: `howl server` may have (compose's limit).
-SOON, MEMORY = 10.0, 256
+SOON, MEMORY = 20.0, 256
 HUGE = bytes(30_000_000)
 AT = datetime.now(UTC).isoformat()
 
