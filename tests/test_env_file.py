@@ -15,7 +15,8 @@ from tests.support import Process
 
 #: What a file that was only found may say besides where servers are; a new setting is put here or into POWERS.
 HARMLESS = {
-    "artifact_limit", "artifact_retention", "artifact_room", "artifact_run_count", "artifact_run_limit",
+    "artifact_count", "artifact_limit", "artifact_retention", "artifact_room", "artifact_run_count",
+    "artifact_run_limit", "artifact_share", "budget_share", "chord_retention", "record_limit",
     "backlog_limit", "budget_minutes", "burst_concurrency", "burst_cooldown", "burst_most", "burst_runtime",
     "burst_schedule", "burst_when", "burst_workers", "checkout_limit", "flower_basic_auth", "github_ref",
     "github_repository", "github_token", "github_workflow", "heartbeat_interval", "key_prefix", "lease",

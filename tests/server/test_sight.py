@@ -170,7 +170,6 @@ WRONG = {
     "lines that are none": wire.task("log", "t", lines=["a", 5]),
     "no lines": wire.task("log", "t"),
     "no name": {name: value for name, value in wire.task("received", "t").items() if name != "name"},
-    "another worker's presence": wire.worker("online", "w2"),
     "a worker under another's name": wire.worker("online") | {"hostname": "celery@w2"},
     "a worker of another id": wire.worker("online", worker_id="w2") | {"hostname": "celery@w1"},
 }
