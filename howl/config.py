@@ -1,32 +1,22 @@
 """Settings: every variable HOWL reads, once."""
 
-import fcntl
-import json
 import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote, urlsplit
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BeforeValidator,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, AliasChoices, Field, PrivateAttr, SecretStr, ValidationError, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from howl import env_file
-from howl.durations import parse_duration
 from howl.errors import NotConfigured, SettingsError
 from howl.join import Join, decode
-from howl.queue_names import fault_of
+from howl.local_stack import default_home, running_stack
+from howl.setting_types import LOOPBACK_HOSTS as LOOPBACK_HOSTS
+from howl.setting_types import Api, CommaSeparated, Duration, JoinString, Logins, Queues, Schemes, plain, url_of
 
 #: Names of which any one, when set, means "this person has chosen a server": no falling back to `howl up`.
 LOCATION_FIELDS = (
@@ -35,88 +25,6 @@ LOCATION_FIELDS = (
 
 #: What a join string says and other settings may say otherwise; and what they may where a tunnel to it ends.
 OPEN, PORTS = frozenset({"key_prefix", "subject_prefix", "queues"}), frozenset({"redis_port", "nats_port"})
-
-#: Characters of a password that a person chooses.
-SHORTEST_PASSWORD = 6
-
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-
-
-def _split_list(value: Any) -> Any:
-    """`a, b` becomes ("a", "b")."""
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-def _seconds(value: Any) -> Any:
-    """`10m` becomes 600.0."""
-    return parse_duration(value) if isinstance(value, str) else value
-
-
-Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
-CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
-
-
-def _queues(names: tuple[str, ...]) -> tuple[str, ...]:
-    for name in names:
-        if fault := fault_of(name):
-            raise ValueError(f"no queue can be called so: {fault}")
-    return names
-
-
-Queues = Annotated[CommaSeparated, AfterValidator(_queues)]
-
-
-def _of(*schemes: str) -> Callable[[str | None], str | None]:
-    """A check that an address, when given, is a URL of one of the schemes; it never shows the address."""
-
-    def check(url: str | None) -> str | None:
-        try:
-            parts = urlsplit(url or f"{schemes[0]}://host")
-            complete = parts.scheme in schemes and parts.hostname and (parts.port or True)
-        except ValueError:  # no number for a port, half a bracket
-            complete = False
-        if not complete:
-            raise ValueError(f"not an address of the form {schemes[0]}://user:password@host:port")
-        if any(name.startswith("ssl_") for name in parse_qs(parts.query)):
-            raise ValueError("certificates are always checked: leave ssl_… out of it, and name a CA in HOWL_CA_FILE")
-        return url
-
-    return check
-
-
-def _api(url: str) -> str:
-    """An address that a token may be sent to: encrypted, or on this machine."""
-    parts = urlsplit(url)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS):
-        raise ValueError("not an address of the form https://api.example.com")
-    return url.rstrip("/")
-
-
-def _logins(logins: tuple[str, ...]) -> tuple[str, ...]:
-    """What a browser can send, and nobody guesses at once; they are never shown."""
-    for login in logins:
-        user, _, password = login.partition(":")
-        if not (user and len(password) >= SHORTEST_PASSWORD and login.isascii() and login.isprintable()):
-            raise ValueError(f"not of the form user:password, of ASCII characters, {SHORTEST_PASSWORD} in the password")
-    return logins
-
-
-def _schemes(schemes: tuple[str, ...]) -> tuple[str, ...]:
-    """Kinds of address that git can be let loose on: ssh would use keys and configuration of this machine."""
-    if not (schemes and set(schemes) <= {"https", "http", "file"}):
-        raise ValueError("give https, and if you must http or file, with commas between them")
-    return schemes
-
-
-def _join_string(text: str | None) -> str | None:
-    if text:
-        decode(text)
-    return text
-
-
-def _plain(name: str) -> Any:
-    """A field read from HOWL_<NAME> or, as docker and compose users expect, from <NAME>."""
-    return AliasChoices(f"HOWL_{name}", name)
 
 
 class Settings(env_file.FileSettings):
@@ -131,34 +39,34 @@ class Settings(env_file.FileSettings):
         populate_by_name=True,
     )
 
-    redis_url: Annotated[str | None, AfterValidator(_of("redis", "rediss"))] = Field(None, repr=False)
-    nats_url: Annotated[str | None, AfterValidator(_of("nats", "tls"))] = Field(None, repr=False)
-    database_url: Annotated[str | None, AfterValidator(_of("postgresql"))] = Field(None, repr=False)
+    redis_url: Annotated[str | None, AfterValidator(url_of("redis", "rediss"))] = Field(None, repr=False)
+    nats_url: Annotated[str | None, AfterValidator(url_of("nats", "tls"))] = Field(None, repr=False)
+    database_url: Annotated[str | None, AfterValidator(url_of("postgresql"))] = Field(None, repr=False)
 
     #: Addresses, CA and credential in one string, as `howl init join` prints it. No other setting may say otherwise.
-    join: Annotated[str | None, AfterValidator(_join_string)] = Field(None, repr=False)
+    join: JoinString = Field(None, repr=False)
     #: PEM file of the authority that signed the servers' certificate; without one, those the system trusts count.
     ca_file: Path | None = None
     #: Whether hosts and ports below are spoken to with TLS; by default with HOWL_CA_FILE or HOWL_JOIN.
     tls: bool | None = None
 
-    manager_host: str | None = Field(None, validation_alias=_plain("MANAGER_HOST"))
-    redis_host: str | None = Field(None, validation_alias=_plain("REDIS_HOST"))
-    redis_port: int = Field(6379, validation_alias=_plain("REDIS_PORT"))
-    redis_user: str | None = Field(None, validation_alias=_plain("REDIS_USER"))
-    redis_password: str | None = Field(None, repr=False, validation_alias=_plain("REDIS_PASSWORD"))
-    nats_host: str | None = Field(None, validation_alias=_plain("NATS_HOST"))
-    nats_port: int = Field(4222, validation_alias=_plain("NATS_PORT"))
-    nats_user: str = Field("howl", validation_alias=_plain("NATS_USER"))
-    nats_password: str | None = Field(None, repr=False, validation_alias=_plain("NATS_PASSWORD"))
-    postgres_host: str | None = Field(None, validation_alias=_plain("POSTGRES_HOST"))
-    postgres_port: int = Field(5432, validation_alias=_plain("POSTGRES_PORT"))
-    postgres_db: str = Field("mcp_manager", validation_alias=_plain("POSTGRES_DB"))
-    postgres_user: str = Field("howl", validation_alias=_plain("POSTGRES_USER"))
-    postgres_password: str | None = Field(None, repr=False, validation_alias=_plain("POSTGRES_PASSWORD"))
+    manager_host: str | None = Field(None, validation_alias=plain("MANAGER_HOST"))
+    redis_host: str | None = Field(None, validation_alias=plain("REDIS_HOST"))
+    redis_port: int = Field(6379, validation_alias=plain("REDIS_PORT"))
+    redis_user: str | None = Field(None, validation_alias=plain("REDIS_USER"))
+    redis_password: str | None = Field(None, repr=False, validation_alias=plain("REDIS_PASSWORD"))
+    nats_host: str | None = Field(None, validation_alias=plain("NATS_HOST"))
+    nats_port: int = Field(4222, validation_alias=plain("NATS_PORT"))
+    nats_user: str = Field("howl", validation_alias=plain("NATS_USER"))
+    nats_password: str | None = Field(None, repr=False, validation_alias=plain("NATS_PASSWORD"))
+    postgres_host: str | None = Field(None, validation_alias=plain("POSTGRES_HOST"))
+    postgres_port: int = Field(5432, validation_alias=plain("POSTGRES_PORT"))
+    postgres_db: str = Field("mcp_manager", validation_alias=plain("POSTGRES_DB"))
+    postgres_user: str = Field("howl", validation_alias=plain("POSTGRES_USER"))
+    postgres_password: str | None = Field(None, repr=False, validation_alias=plain("POSTGRES_PASSWORD"))
 
     #: Where embedded servers keep their data, and where `howl up` leaves word that it is running.
-    home: Path = Field(default_factory=lambda: default_home())
+    home: Path = Field(default_factory=default_home)
     #: Every Redis key begins with this.
     key_prefix: str = "howl:"
     #: Every NATS subject begins with this, and a dot.
@@ -168,8 +76,8 @@ class Settings(env_file.FileSettings):
     #: Modules with tasks, beside those in workers/.
     task_modules: CommaSeparated = ()
 
-    worker_id: str | None = Field(None, validation_alias=_plain("WORKER_ID"))
-    worker_tags: CommaSeparated = Field((), validation_alias=_plain("WORKER_TAGS"))
+    worker_id: str | None = Field(None, validation_alias=plain("WORKER_ID"))
+    worker_tags: CommaSeparated = Field((), validation_alias=plain("WORKER_TAGS"))
     #: Where a worker runs: server, github-actions, docker or local; None lets the worker find out.
     worker_origin: str | None = Field(None, pattern="^(server|github-actions|docker|local)$")
     #: When this worker will be gone; `howl worker --runtime` sets it.
@@ -181,7 +89,7 @@ class Settings(env_file.FileSettings):
     #: The workflow's file name, and the branch or tag it runs from.
     github_workflow: str = Field("burst.yml", pattern=r"^[A-Za-z0-9_.-]+$")
     github_ref: str = "main"
-    github_api: Annotated[str, AfterValidator(_api)] = "https://api.github.com"
+    github_api: Api = "https://api.github.com"
     #: Minutes of GitHub's runners that bursts may take in a calendar month (UTC), and most of their workers at once.
     budget_minutes: int = Field(2000, ge=0)
     burst_concurrency: int = Field(20, ge=0)
@@ -204,9 +112,7 @@ class Settings(env_file.FileSettings):
     #: Whether a worker tells NATS what its tasks do; that it is there itself, it tells in any case.
     task_events: bool = True
     #: Who may log in to Flower, as user:password.
-    flower_basic_auth: Annotated[CommaSeparated, AfterValidator(_logins)] = Field(
-        (), repr=False, validation_alias=_plain("FLOWER_BASIC_AUTH")
-    )
+    flower_basic_auth: Logins = Field((), repr=False, validation_alias=plain("FLOWER_BASIC_AUTH"))
 
     #: Seconds between two heartbeats of a worker, and of silence after which it counts as lost.
     heartbeat_interval: float = Field(5.0, gt=0)
@@ -242,7 +148,7 @@ class Settings(env_file.FileSettings):
     #: The repository, an address or a folder here, that agents work in when their task names none.
     agent_repository: str | None = None
     #: The kinds of address that a task may name a repository by.
-    checkout_schemes: Annotated[CommaSeparated, AfterValidator(_schemes)] = ("https",)
+    checkout_schemes: Schemes = ("https",)
     #: Bytes that a repository may have: what is fetched of it, and the files of the commit.
     checkout_limit: int = Field(1 << 30, ge=1 << 10)
     #: Whether command.* and agent.* may run on this machine although it is a permanent one.
@@ -414,33 +320,6 @@ def _variables(field: str) -> tuple[str, ...]:
     """By which a setting is given; the last is what people call it."""
     alias = Settings.model_fields[field].validation_alias
     return tuple(map(str, alias.choices)) if isinstance(alias, AliasChoices) else (f"HOWL_{field.upper()}",)
-
-
-def default_home() -> Path:
-    """The state folder: root's must be enterable by the user PostgreSQL runs as, so it is not in root's home."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/howl")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "howl"
-
-
-def running_stack(home: Path) -> dict[str, str]:
-    """URLs by field name of the `howl up` that holds the lock of this state folder; empty when none does."""
-    try:
-        with (home / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return {}  # nobody holds it: whatever running.json says is left over
-    except BlockingIOError:
-        return _read_running(home / "running.json")
-    except OSError:
-        return {}
-
-
-def _read_running(path: Path) -> dict[str, str]:
-    try:
-        stated = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}  # `howl up` is starting and has not written it yet
-    return {field: stated[field] for field in ("redis_url", "nats_url", "database_url") if field in stated}
 
 
 def _told_by(join: Join, host: str) -> dict[str, Any]:

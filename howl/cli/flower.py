@@ -7,9 +7,10 @@ import click
 
 from howl.celery import app
 from howl.cli.options import configure_logging, verbose
-from howl.config import LOOPBACK_HOSTS, Settings, load_settings, running_stack
+from howl.config import LOOPBACK_HOSTS, Settings, load_settings
 from howl.embedded.files import write_private
 from howl.errors import NotConfigured
+from howl.local_stack import running_stack
 from howl.provision.state import new_password
 from howl.server.flower import House, run
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from howl.cli.options import configure_logging, verbose
-from howl.config import default_home, load_settings
+from howl.config import load_settings
 from howl.embedded.up import run
+from howl.local_stack import default_home
 
 
 @click.command()

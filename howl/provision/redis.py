@@ -36,7 +36,6 @@ client-query-buffer-limit 64mb
 # No single value may pass the limits above when it is read.
 proto-max-bulk-len 32mb
 maxmemory-clients 192mb
-proto-max-bulk-len 64mb
 # Nobody is served while a script runs: after so many milliseconds `howl server` is told, and stops it. What takes long
 # to free is freed beside the work.
 busy-reply-threshold 500

@@ -14,12 +14,12 @@ import psycopg
 import pytest
 import redis
 
-from howl.config import running_stack
 from howl.embedded import server
 from howl.embedded.account import postgres_account
 from howl.embedded.files import take_lock
 from howl.embedded.stack import Stack
 from howl.errors import EmbeddedServerError
+from howl.local_stack import running_stack
 from tests.embedded import clients
 
 pytestmark = pytest.mark.servers

@@ -1,0 +1,100 @@
+"""Types of settings: what is read from an environment's text, and what is refused."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field
+from pydantic_settings import NoDecode
+
+from howl.durations import parse_duration
+from howl.join import decode
+from howl.queue_names import fault_of
+
+#: Characters of a password that a person chooses.
+SHORTEST_PASSWORD = 6
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+
+def _split_list(value: Any) -> Any:
+    """`a, b` becomes ("a", "b")."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _seconds(value: Any) -> Any:
+    """`10m` becomes 600.0."""
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
+
+
+def _each_a_queue(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if fault := fault_of(name):
+            raise ValueError(f"no queue can be called so: {fault}")
+    return names
+
+
+Queues = Annotated[CommaSeparated, AfterValidator(_each_a_queue)]
+
+
+def url_of(*schemes: str) -> Callable[[str | None], str | None]:
+    """A check that an address, when given, is a URL of one of the schemes; it never shows the address."""
+
+    def check(url: str | None) -> str | None:
+        try:
+            parts = urlsplit(url or f"{schemes[0]}://host")
+            complete = parts.scheme in schemes and parts.hostname and (parts.port or True)
+        except ValueError:  # no number for a port, half a bracket
+            complete = False
+        if not complete:
+            raise ValueError(f"not an address of the form {schemes[0]}://user:password@host:port")
+        if any(name.startswith("ssl_") for name in parse_qs(parts.query)):
+            raise ValueError("certificates are always checked: leave ssl_… out of it, and name a CA in HOWL_CA_FILE")
+        return url
+
+    return check
+
+
+def _api(url: str) -> str:
+    """An address that a token may be sent to: encrypted, or on this machine."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS):
+        raise ValueError("not an address of the form https://api.example.com")
+    return url.rstrip("/")
+
+
+def _logins(logins: tuple[str, ...]) -> tuple[str, ...]:
+    """What a browser can send, and nobody guesses at once; they are never shown."""
+    for login in logins:
+        user, _, password = login.partition(":")
+        if not (user and len(password) >= SHORTEST_PASSWORD and login.isascii() and login.isprintable()):
+            raise ValueError(f"not of the form user:password, of ASCII characters, {SHORTEST_PASSWORD} in the password")
+    return logins
+
+
+def _schemes(schemes: tuple[str, ...]) -> tuple[str, ...]:
+    """Kinds of address that git can be let loose on: ssh would use keys and configuration of this machine."""
+    if not (schemes and set(schemes) <= {"https", "http", "file"}):
+        raise ValueError("give https, and if you must http or file, with commas between them")
+    return schemes
+
+
+def _join_string(text: str | None) -> str | None:
+    if text:
+        decode(text)
+    return text
+
+
+Api = Annotated[str, AfterValidator(_api)]
+Logins = Annotated[CommaSeparated, AfterValidator(_logins)]
+Schemes = Annotated[CommaSeparated, AfterValidator(_schemes)]
+JoinString = Annotated[str | None, AfterValidator(_join_string)]
+
+
+def plain(name: str) -> Any:
+    """A field read from HOWL_<NAME> or, as docker and compose users expect, from <NAME>."""
+    return AliasChoices(f"HOWL_{name}", name)
