@@ -431,3 +431,23 @@ def test_the_roles_can_be_made_again_and_a_rotated_password_then_counts(server: 
 def test_the_script_of_the_roles_holds_no_password(server: Server):
     script = (server.path / "postgres" / "init" / "roles.sql").read_text()
     assert not [secret for secret in server.folder.existing().passwords.values() if secret in script]
+
+
+def test_a_credential_made_while_nats_runs_is_heard_by_the_server_and_so_are_the_others(
+    server: Server, howl_server: Process
+):
+    howl("init", "join", "--name", "late", "--queues", "late", "--out", server.path.parent)
+    for name in ("late", "worker"):
+        eventually(lambda who=name: asyncio.run(_is_taken(server, who)))
+
+
+async def _is_taken(server: Server, name: str) -> bool:
+    url = f"tls://{name}:{server.folder.existing().passwords[name]}@{HOST}:{server.nats_port}"
+    options = tls.nats_options(load_settings(nats_url=url, ca_file=server.folder.ca))
+    client = await nats.connect(url, connect_timeout=5, inbox_prefix=f"howl.inbox.{name}", **options)
+    try:
+        return b'"howl-events"' in (await client.request(f"howl.events.{name}", b"[]", timeout=5)).data
+    except nats.errors.NoRespondersError:
+        return False
+    finally:
+        await client.close()
