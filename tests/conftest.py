@@ -125,7 +125,7 @@ def settings(stack: Stack) -> Iterator[Settings]:
     )
     db.engine(url).dispose()
     eventually(lambda: _dropped(stack, name))
-    asyncio.run(_delete_events(stack.urls.nats_url, name))
+    asyncio.run(_delete_streams(stack.urls.nats_url, name))
 
 
 @pytest.fixture
@@ -232,11 +232,11 @@ def _forget_durability(stack: Stack) -> None:
         connection.execute("SELECT pg_reload_conf()")
 
 
-async def _delete_events(url: str, subject_prefix: str) -> None:
+async def _delete_streams(url: str, subject_prefix: str) -> None:
     """Each stream reserves its largest size, of which the server has no end."""
     client = await nats.connect(url, connect_timeout=5)
     try:
-        for name in (f"{subject_prefix}-events", f"OBJ_{subject_prefix}-artifacts"):
+        for name in (f"{subject_prefix}-events", f"{subject_prefix}-questions", f"OBJ_{subject_prefix}-artifacts"):
             with contextlib.suppress(NotFoundError):  # a test without a server has no stream
                 await client.jetstream().delete_stream(name)
     finally:

@@ -62,7 +62,7 @@ class SecuredCrew(Crew):
         urls["HOWL_CA_FILE"] = str(self.secured.ca)
         return clean_environment(**given, **urls, HOWL_TASK_MODULES=TASKS, PYTHONPATH=str(ROOT))
 
-    async def _delete_events(self) -> None:
+    async def _delete_streams(self) -> None:
         """The server it was on is gone with the test."""
 
 

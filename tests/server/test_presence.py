@@ -258,7 +258,7 @@ def test_a_nats_that_stands_still_for_a_while_forgets_no_event(settings, stack, 
         return kept.subject
 
     try:
-        assert str(asyncio.run(stand_still())).endswith(".events.w1.task-multi")
+        assert str(asyncio.run(stand_still())).endswith(f".events.{wire.CREDENTIAL}")
     finally:
         os.kill(stack.nats.pid, signal.SIGCONT)
 

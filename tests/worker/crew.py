@@ -87,7 +87,7 @@ class Crew:
         self.app.close()
         db.engine(self.settings.database()).dispose()
         eventually(self._dropped)
-        asyncio.run(self._delete_events())
+        asyncio.run(self._delete_streams())
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
@@ -152,10 +152,10 @@ class Crew:
             return False  # PostgreSQL's own vacuuming looks in, and only a superuser may send it away
         return True
 
-    async def _delete_events(self) -> None:
+    async def _delete_streams(self) -> None:
         client = await nats.connect(self.stack.urls.nats_url, connect_timeout=5)
         try:
-            for name in (f"{self.name}-events", f"OBJ_{self.name}-artifacts"):
+            for name in (f"{self.name}-events", f"{self.name}-questions", f"OBJ_{self.name}-artifacts"):
                 with contextlib.suppress(NotFoundError):  # the server ended before it had made one
                     await client.jetstream().delete_stream(name)
         finally:
