@@ -5,6 +5,7 @@ import inspect
 import json
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -83,9 +84,10 @@ def submit(request: TaskRequest, session: Session, app: Celery) -> str:
     is back.
     """
     check(request, app)
-    if request.worker_id is not None:
-        _require_active(request.worker_id, session)
-    task, created = _record(request, session, app)
+    with nullcontext() if request.worker_id is None else session.begin_nested():
+        task, created = _record(request, session, app)
+        if created and request.worker_id is not None:  # what was asked for before is answered, whoever has left since
+            _require_active(request.worker_id, session)
     session.commit()
     if created:
         _push_and_note(task, session, app)

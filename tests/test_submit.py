@@ -50,6 +50,16 @@ def test_the_same_idempotency_key_returns_the_same_task_and_pushes_nothing(sessi
     assert queued() == 1
 
 
+def test_a_repeated_request_is_answered_though_its_worker_has_left(session, app):
+    session.add(Worker(worker_id="w1"))
+    first = submit(_request(idempotency_key="k", worker_id="w1"), session, app)
+    session.execute(update(Worker).values(status="offline"))
+    assert submit(_request(idempotency_key="k", worker_id="w1"), session, app) == first
+    with pytest.raises(UnknownWorker):
+        submit(_request(idempotency_key="other", worker_id="w1"), session, app)
+    assert session.scalar(select(func.count()).select_from(Task)) == 1
+
+
 @pytest.mark.parametrize(
     ("other", "named"),
     [

@@ -22,7 +22,7 @@ appendonly yes
 appendfsync everysec
 save ""
 maxmemory-policy noeviction
-busy-reply-threshold 500
+busy-reply-threshold 2000
 """
 
 

@@ -36,9 +36,10 @@ client-query-buffer-limit 64mb
 # No single value may pass the limits above when it is read.
 proto-max-bulk-len 32mb
 maxmemory-clients 192mb
-# Nobody is served while a script runs: after so many milliseconds `howl server` is told, and stops it. What takes long
-# to free is freed beside the work.
-busy-reply-threshold 500
+# Nobody is served while a script runs: after so many milliseconds clients are told, and `howl server` stops it. Fewer
+# would refuse honest workers while the server reads an outcome of 200,000 fields, which takes half a second. What takes
+# long to free is freed beside the work.
+busy-reply-threshold 2000
 lazyfree-lazy-expire yes
 lazyfree-lazy-server-del yes
 lazyfree-lazy-user-del yes

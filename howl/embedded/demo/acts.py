@@ -106,11 +106,12 @@ class Demo:
     def _check_secrets(self, workers: list[str], stack: Stack) -> None:
         if sys.platform != "linux":
             return  # other systems do not show a process's variables
-        told = [environment_of(worker) for worker in workers]
-        secret = ("postgresql://", f":{stack.postgres.port}", urlsplit(stack.urls.database_url).password or "")
+        shown = [environment_of(worker) for worker in workers]
+        urls = (stack.urls.redis_url, stack.urls.nats_url, stack.urls.database_url)
+        secret = ("redis://", "nats://", "postgresql://", *(str(urlsplit(url).password) for url in urls))
         self.screen.check(
-            "they were told where Redis and NATS are, and nothing of PostgreSQL",
-            all("redis://" in one and "nats://" in one and not any(word in one for word in secret) for one in told),
+            "no program beside them finds a server's address or password in their environment",
+            not any(word in one for one in shown for word in secret),
         )
 
     async def _submit(self, helper: Assistant, workers: list[str]) -> None:

@@ -110,11 +110,17 @@ def interruptible() -> Iterator[None]:
 
 
 def environment_of(word: str) -> str:
-    """The variables that a process was started with, by a word of its command line; raises DemoFailed without one."""
+    """The variables that a process shows, by a word of its command line; none where it shows its user nothing.
+
+    Raises DemoFailed without such a process.
+    """
     for entry in Path("/proc").glob("[1-9]*"):
-        with suppress(OSError):  # it ended while we looked, or is another user's
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
             if word.encode() in (entry / "cmdline").read_bytes().split(b"\0"):
-                return (entry / "environ").read_bytes().decode(errors="replace")
+                try:
+                    return (entry / "environ").read_bytes().decode(errors="replace")
+                except PermissionError:
+                    return ""
     raise DemoFailed(f"No process has {word!r} on its command line.")
 
 
