@@ -12,7 +12,7 @@ from howl.burst import watch
 from howl.burst.budget import Run, became
 from howl.config import Settings
 from howl.errors import BurstFailed
-from howl.models import Worker
+from howl.models import Burst, Worker
 from tests.burst.fake_github import REPOSITORY, TOKEN, FakeGitHub, fake_github
 from tests.support import Process, eventually
 
@@ -109,10 +109,14 @@ def test_workers_that_do_not_come_in_time_may_still_come(
         next(looks)
 
 
-def test_a_run_that_has_named_itself_is_not_replaced(
+def test_githubs_word_replaces_what_a_run_has_said_of_itself(
     howl: Callable[..., Any], fake: FakeGitHub, settings: Settings
 ) -> None:
     started = howl("start", "--workers", "1", "--runtime", "30m", "--detach")
     with db.session(settings.database()) as session:
-        became(session, started["burst_id"], Run(repository=REPOSITORY, run_id="5"), "elsewhere")
+        row = session.get_one(Burst, started["burst_id"])
+        row.run = {"repository": REPOSITORY, "run_id": "5", "attempt": "1", "credential": "thief"}
+    assert howl("list")[0]["run"]["run_id"] == "5"
+    with db.session(settings.database()) as session:
+        became(session, started["burst_id"], Run(repository=REPOSITORY, run_id=started["run_id"]), "elsewhere")
     assert howl("list")[0]["run"]["run_id"] == started["run_id"]
