@@ -150,7 +150,8 @@ def test_who_is_sent_away_for_idling_comes_back_by_himself(server: Server, start
     server.start_redis(port, timeout="1")
     server_env = server.env(REDIS_PORT=str(port))
     serving(start("server", env=server_env))
-    worker = ready(start("worker", "--name", "sleepy", "--pool", "solo", env=server.worker_env(REDIS_PORT=str(port))))
+    there = server.worker_env(MANAGER_HOST=HOST, REDIS_PORT=str(port))  # as where a tunnel ends
+    worker = ready(start("worker", "--name", "sleepy", "--pool", "solo", env=there))
     here = Person(server, person.settings.database(), redis_port=port)
     for _ in range(2):
         here.sees_work_done()
