@@ -144,7 +144,9 @@ def is_closed(connection: socket.socket) -> bool:
     return True
 
 
-def test_who_is_sent_away_for_idling_comes_back_by_himself(server: Server, start: Start, person: Person):
+def test_who_is_sent_away_for_idling_comes_back_by_himself(
+    server: Server, start: Start, person: Person, monkeypatch: pytest.MonkeyPatch
+):
     """A worker and a server whose connections Redis closes after a second of silence."""
     port = free_port()
     server.start_redis(port, timeout="1")
@@ -152,7 +154,9 @@ def test_who_is_sent_away_for_idling_comes_back_by_himself(server: Server, start
     serving(start("server", env=server_env))
     there = server.worker_env(MANAGER_HOST=HOST, REDIS_PORT=str(port))  # as where a tunnel ends
     worker = ready(start("worker", "--name", "sleepy", "--pool", "solo", env=there))
-    here = Person(server, person.settings.database(), redis_port=port)
+    monkeypatch.setenv("MANAGER_HOST", HOST)
+    monkeypatch.setenv("REDIS_PORT", str(port))
+    here = Person(server, person.settings.database())
     for _ in range(2):
         here.sees_work_done()
         time.sleep(2.5)  # longer than the silence that Redis bears, as it looks about once a second
