@@ -17,7 +17,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import click
 import nats
@@ -26,13 +26,9 @@ from howl import objects
 from howl.config import Settings, load_settings
 from howl.embedded.isolation import isolate
 from howl.embedded.stack import Stack
-from howl.messaging import Connection
-from howl.server.curator import Curator
-from howl.server.questions import Questions
-from howl.server.room import Room
-from howl.server.uploads import Uploads
 from howl.worker import uploads
 from howl.worker.artifacts import _file
+from tests.worker.desk import Desk
 
 PREFIX = "bench"
 CHUNK = 1 << 20
@@ -65,7 +61,7 @@ class Race:
             for _ in range(size // CHUNK):
                 file.write(os.urandom(CHUNK))
         self.near = load_settings(nats_url=stack.urls.nats_url, subject_prefix=PREFIX)
-        self.server = ends.enter_context(Desk(self.near))
+        self.server = ends.enter_context(Desk(self.near.model_copy(update={"artifact_share": 1.0})))
         self.sink = Sink(home / "copy", size)
         self.copy_port = _proxy(self.sink.port, distance, ends)
         far = stack.urls.nats_url.rpartition(":")[0] + f":{_proxy(stack.nats.port, distance, ends)}"
@@ -81,7 +77,7 @@ class Race:
                 if number:
                     took[name].append(time.perf_counter() - began)
             asyncio.run(_with_jetstream(self.near, _empty))
-            self.server.room.files.clear()
+            self.server.curator.room.files.clear()
         return took
 
     def copy(self) -> None:
@@ -92,40 +88,6 @@ class Race:
     def upload(self) -> None:
         source, size, _ = _file(self.file)
         assert self.uploader.upload("file", source, size).size == size
-
-
-class Desk(threading.Thread):
-    """The part of `howl server` that gives files their places."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(daemon=True)
-        self.settings = settings.model_copy(update={"artifact_share": 1.0})
-        self.loop = asyncio.new_event_loop()
-        self.is_ready = threading.Event()
-        self._end = asyncio.Event()
-
-    def __enter__(self) -> Self:
-        self.start()
-        assert self.is_ready.wait(10)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.loop.call_soon_threadsafe(self._end.set)
-        self.join(10)
-
-    def run(self) -> None:
-        self.loop.run_until_complete(self._answer())
-        self.loop.close()
-
-    async def _answer(self) -> None:
-        client = await Connection().open(self.settings, "desk")
-        self.room = Room(self.settings)
-        await Curator(self.settings).make_bucket(client.jetstream())
-        answer = Uploads(client, self.settings, self.room).answer
-        await Questions(client, self.settings, "upload", answer).begin()
-        self.is_ready.set()
-        await self._end.wait()
-        await client.close()
 
 
 class Sink(threading.Thread):
