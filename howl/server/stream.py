@@ -243,8 +243,7 @@ class OutcomeStream:
             return
         unreadable, entry_ids = self.settings.key("unreadable"), [each.entry_id for each in refused]
         async with self.redis.pipeline(transaction=True) as together:
-            together.lpush(unreadable, *(each.document[:UNREADABLE_BYTES] for each in refused))
-            together.ltrim(unreadable, 0, UNREADABLE_KEPT - 1)
+            self._put_away(together, [each.document for each in refused])
             for end in filter(None, (each.end for each in refused)):
                 together.xadd(stream, {ENTRY_FIELD: encode(end)})
             together.xack(stream, GROUP, *entry_ids)
@@ -270,9 +269,13 @@ class OutcomeStream:
     async def keep(self, document: bytes) -> None:
         """Keep what is not recorded for a person to look at."""
         async with self.redis.pipeline(transaction=True) as together:
-            together.lpush(self.settings.key("unreadable"), document[:UNREADABLE_BYTES])
-            together.ltrim(self.settings.key("unreadable"), 0, UNREADABLE_KEPT - 1)
+            self._put_away(together, [document])
             await together.execute()
+
+    def _put_away(self, together: Any, documents: list[bytes]) -> None:
+        unreadable = self.settings.key("unreadable")
+        together.lpush(unreadable, *(document[:UNREADABLE_BYTES] for document in documents))
+        together.ltrim(unreadable, 0, UNREADABLE_KEPT - 1)
 
     async def document(self, stream: str, entry_id: str) -> bytes:
         """An entry as it was written: what is nested too deeply to be recorded cannot be written again either."""
