@@ -49,9 +49,9 @@ class WorkerOptions:
 def run(options: WorkerOptions) -> None:
     """Work until told to stop, or until the deadline or idleness ends it; ends by SystemExit with an exit status."""
     settings = _settings(options)
-    environment.withdraw(settings)
-    if options.runtime is not None:
-        plan = (time.monotonic() + options.runtime, _grace(options.runtime, options.grace))
+    plan = options.runtime and (time.monotonic() + options.runtime, _grace(options.runtime, options.grace))
+    environment.withdraw(settings)  # from here on this process is a worker: what is refused has been
+    if plan:
         _in_background(_leave_in_time, *plan)
     # Not app.worker_main: the `celery` command loads every plugin that is installed, which takes longer than all else.
     worker = app.Worker(**_arguments(options, settings))

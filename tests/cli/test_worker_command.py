@@ -3,6 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
+from howl import config
 from howl.cli import main
 from howl.cli import worker as command
 from howl.worker.run import WorkerOptions
@@ -41,6 +42,7 @@ def test_every_option_reaches_the_worker(started):
 def test_a_runtime_that_its_grace_would_use_up_is_refused_with_status_1(env):
     answer = CliRunner().invoke(main, ["worker", "--runtime", "30s", "--grace", "30s"], env=env)
     assert (answer.exit_code, "must be longer than the grace" in answer.output) == (1, True)
+    assert not config._kept, "this process is taken for a worker"
 
 
 #: All that a running worker has loaded: Celery's worker, our steps in it, the transport and the tasks.
