@@ -82,11 +82,6 @@ local function read_new(told, key)
       count = count + 1
     end
   until not found or count >= most or read - from >= stream_bytes
-  if count == 0 then
-    -- Redis 7.0 notes that a consumer asked (the health check looks at that) only if it is given something or asks
-    -- again for what it was given.
-    redis.call('XREADGROUP', 'GROUP', group, consumer, 'STREAMS', key, NONE_AFTER)
-  end
 end
 
 local function read_again(told, key, after, given)
@@ -125,6 +120,9 @@ local function collect(index, told)
     return
   end
   make_group(key)
+  -- Redis 7.0 notes that a consumer asked (the health check looks at that) only if it is given something or asks
+  -- again for what it was given.
+  redis.call('XREADGROUP', 'GROUP', group, consumer, 'STREAMS', key, NONE_AFTER)
   if after == '>' then
     read_new(told, key)
   else
