@@ -26,7 +26,7 @@ local group, consumer = ARGV[1], ARGV[2]
 local most, stream_bytes, all_bytes = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local largest, beginning = tonumber(ARGV[6]), tonumber(ARGV[7])
 local FIELD = 'outcome'
-local NONE_AFTER = '18446744073709551615-18446744073709551615' -- no entry has a later id
+local NONE_AFTER = '18446744073709551615-18446744073709551614' -- none is later; the last id of all would mean '>'
 
 local read = 0 -- bytes, of all streams
 
