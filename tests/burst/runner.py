@@ -17,6 +17,8 @@ from tests.support import PATIENCE, Process
 
 ROOT = Path(__file__).parents[2]
 WORKFLOW = ROOT / ".github" / "workflows" / "burst.yml"
+#: Seconds for a step: one installs packages while other tests run.
+STEP = 150
 #: Seconds from SIGINT to SIGTERM, and from there to the end of the step's process.
 TO_TERM, TO_KILL = 7.5, 2.5
 #: What the runner knows, and the two forms of it; both read in actions/runner, src/Runner.Common/ActionCommand.cs.
@@ -73,7 +75,7 @@ class Runner:
     def run(self, script: str, **env: str) -> tuple[int, str]:
         """A step to its end: exit status and what it printed."""
         step = self.begin(script, **env)
-        return step.wait(), step.output
+        return step.wait(STEP), step.output
 
     def outputs(self) -> dict[str, str]:
         """What the steps have set."""
