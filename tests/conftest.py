@@ -35,12 +35,12 @@ TEMPLATE = "howl_template"
 #: Processes that share the whole suite: most tests wait for others, but each process has servers of its own.
 PROCESSES = 4
 #: Files that take longest, the longest first: one begun at the end would keep a process busy while the others idle.
-LONG = ("test_runner", "test_faults", "test_hostile_benchmark", "test_floods", "test_words", "test_strangers_at_nats",
-        "test_strange_folder", "test_held_up", "test_rights", "test_signals", "test_demo", "test_orders",
-        "test_endings", "test_cancelling", "test_sight", "test_full_disks", "test_submit_command", "test_room",
-        "test_agents_at_work", "test_celery_commands", "test_submit", "test_shards", "test_local", "test_secure",
-        "test_presence", "test_mcp_shim", "test_beacon", "test_up_command", "test_remote_control",
-        "test_workflow")  # fmt: skip
+LONG = ("test_runner", "test_faults", "test_hostile_benchmark", "test_floods", "test_forged_words",
+        "test_strangers_at_nats", "test_strange_folder", "test_held_up", "test_rights", "test_signals",
+        "test_demo", "test_orders", "test_endings", "test_cancelling", "test_sight", "test_full_disks",
+        "test_submit_command", "test_room", "test_agents_at_work", "test_celery_commands", "test_submit",
+        "test_shards", "test_local", "test_secure", "test_presence", "test_mcp_shim", "test_beacon",
+        "test_up_command", "test_remote_control", "test_workflow")  # fmt: skip
 _numbers = count(1)
 
 

@@ -89,8 +89,8 @@ async def _end(uploader: uploads.Uploader) -> None:
 def test_an_upload_that_nats_leaves_in_the_middle_begins_anew_and_is_whole(
     settings: Settings, stack: Stack, bucket: Any, uploader: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "FIRST_WAIT", 1.0)
-    monkeypatch.setattr(uploads, "LAST_WAIT", 8.0)  # the server comes back a moment after NATS does
+    monkeypatch.setattr(uploads, "FIRST_WAIT", 2.0)
+    monkeypatch.setattr(uploads, "LAST_WAIT", 20.0)  # `howl server` comes back a while after NATS does
     content = os.urandom(12 * MEGABYTE)
     with Gate(settings.nats(), limit=3 * MEGABYTE) as gate:
         stored: list[Any] = []
@@ -99,7 +99,7 @@ def test_an_upload_that_nats_leaves_in_the_middle_begins_anew_and_is_whole(
         assert gate.holds.wait(20)
         with taken_away(stack.nats):
             gate.open()
-        uploading.join(60)
+        uploading.join(120)
     assert [info.size for info in stored] == [len(content)]
     described = on_jetstream(
         settings, lambda stream: objects.describe(stream, objects.bucket(settings.subject_prefix), stored[0].name)
