@@ -55,7 +55,7 @@ def test_a_row_tells_what_the_neighbour_did_and_what_the_servers_grew_to(ground:
     assert 0 < (row.p99 or 0) <= row.worst
     assert 20 << 20 < row.server_memory < MOST_MEMORY
     assert 5 << 20 < row.nats_memory < MOST_MEMORY
-    assert 0 < row.redis_memory < row.redis_limit == 512 << 20
+    assert 0 < row.redis_memory < row.redis_limit == (640 + 128) << 20
     for tallies in row.tallies:
         ordinary, cheap = tallies.values()
         assert ordinary.passes > 0

@@ -105,7 +105,8 @@ def test_the_permanent_worker_cannot_reach_postgresql() -> None:
 
 
 def test_redis_and_nats_are_told_no_secret_but_in_their_mounted_folder() -> None:
-    assert not [name for name in ("redis", "nats") if "environment" in COMPOSE["services"][name]]
+    told = {name: COMPOSE["services"][name].get("environment", {}) for name in ("redis", "nats")}
+    assert told == {"redis": {}, "nats": {"GOMEMLIMIT": "160MiB"}}
 
 
 def test_whoever_talks_to_redis_checks_its_certificate() -> None:

@@ -67,7 +67,8 @@ def main(
     `thief` (queue `mine`). Each row begins with empty servers; the neighbour is measured without the attack, and with.
 
     It ends with exit status 1 when a figure is missed: more than 70% of the neighbour's throughput left, his outcomes
-    recorded within 5 s, `howl server` and NATS below 256 MiB each, Redis within its maxmemory.
+    recorded within 5 s, `howl server` and NATS below 256 MiB each, Redis within its limits (maxmemory, and
+    maxmemory-clients beside it).
 
     \b
     Examples:
@@ -157,7 +158,7 @@ def _reading(rows: list[Row]) -> str:
     held = "; ".join(controls) or f"not measured here (--only {CONTROL})"
     return LEGEND + (
         f"Figures: ratio above {LEAST_RATIO:.0%}, worst at most {LATEST:g} s, howl server and NATS below "
-        f"{MOST_MEMORY >> 20} MiB, Redis within its maxmemory.\n"
+        f"{MOST_MEMORY >> 20} MiB, Redis within its limits (maxmemory, and maxmemory-clients beside it).\n"
         f"Attackers and servers share {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f}): how much of a ratio is "
         f"due to that, the control says, which makes ordinary turns on its own queue as fast as they go: {held}."
     )

@@ -1,6 +1,7 @@
 """Where attacks happen: servers as `howl init` makes them, `howl server`, and a neighbour's worker under load."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from howl.config import Settings, load_settings
 from howl.embedded.cluster import SUPERUSER
 from howl.embedded.files import Passwords
 from howl.embedded.postgres import DATABASE, Postgres
+from howl.provision.redis import CONFIGURATION
 from howl.provision.state import OWNER
 from howl.server import migrate
 from tests.provision.servers import HOST, ROOT, Server, howl, psql
@@ -33,6 +35,8 @@ NEIGHBOUR = f"{VICTIM}-1"
 PATIENCE = 60.0
 #: Seconds of any question that is asked of Redis and PostgreSQL here.
 ASKING = 5.0
+#: Bytes that Redis's clients may have it hold, by its configuration, which `howl server` may not read.
+CLIENTS_MEMORY = int(re.findall(r"^maxmemory-clients (\d+)mb$", CONFIGURATION, re.MULTILINE)[0]) << 20
 
 #: Tasks of the neighbour's that ended in a span, and seconds from each end until its row was there.
 ENDED = """
@@ -251,9 +255,12 @@ class Ground:
         return sum(b'"SUCCESS"' in value for _, fields in entries for value in fields.values())
 
     def redis_memory(self) -> tuple[int, int]:
-        """Bytes that Redis ever used, and may; raises redis's errors."""
+        """Bytes that Redis ever used, and may; raises redis's errors.
+
+        A full Redis reads a command before it refuses it: `maxmemory-clients` bounds what it has of such.
+        """
         known = self.redis.info("memory")
-        return int(known["used_memory_peak"]), int(known["maxmemory"])
+        return int(known["used_memory_peak"]), int(known["maxmemory"]) + CLIENTS_MEMORY
 
     def is_well(self, patience: float) -> bool:
         """Whether tasks that end from now on are recorded, within so many seconds."""

@@ -55,6 +55,7 @@ FEED = _load("feed.lua")
 PURGE = _load("purge.lua")
 PROGRESS = _load("progress.lua")
 COLLECT = _load("collect.lua")
+CONFIRM = _load("confirm.lua")
 READ = _load("read.lua")
 LIMIT = _load("limit.lua")
 

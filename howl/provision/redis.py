@@ -21,7 +21,7 @@ aclfile {FOLDER}/users.acl
 appendonly yes
 appendfsync everysec
 save ""
-maxmemory 512mb
+maxmemory 640mb
 maxmemory-policy noeviction
 # Idle and half-open connections cost a little memory each, and nobody may have more of them than this.
 maxclients 4000
@@ -35,7 +35,7 @@ client-output-buffer-limit pubsub 32mb 8mb 60
 client-query-buffer-limit 64mb
 # No single value may pass the limits above when it is read.
 proto-max-bulk-len 32mb
-maxmemory-clients 192mb
+maxmemory-clients 128mb
 # Nobody is served while a script runs: after so many milliseconds clients are told, and `howl server` stops it. Fewer
 # would refuse honest workers while the server reads an outcome of 200,000 fields, which takes half a second. What takes
 # long to free is freed beside the work.

@@ -18,11 +18,11 @@ from howl.config import Settings
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at how full Redis is, and between two lines about one user; and how much longer than a look
-#: the pause after it is, unless somebody has too much, and at most.
+#: the pause after it is, unless somebody has too much or Redis is half full, and at most.
 ROUND, SILENCE, RESTING, LONGEST = 0.25, 10.0, 5.0, 2.0
 #: Of HOWL_BACKLOG_LIMIT, what one user may have in Redis, for runs end after their worker took its last task; and of
 #: all that Redis may have, if that is less. Above NEARLY_FULL of it every member of every key is counted.
-LEEWAY, SHARE, NEARLY_FULL = 1.25, 0.6, 0.75
+LEEWAY, SHARE, NEARLY_FULL = 1.25, 0.5, 0.75
 #: Of that, what keys may take of which a user can make any number: above the one, those that no living worker needs go,
 #: above the other all of them.
 TOO_MUCH, FAR_TOO_MUCH = 0.25, 0.5
@@ -66,6 +66,7 @@ class NamespaceLimits:
         limit = LEEWAY * self.settings.backlog_limit
         if most:
             limit = min(limit, SHARE * most)
+        self._busy = used > most / 2 > 0
         if used > ASIDE_BYTES:
             self._trim_what_is_set_aside()
         if used <= TOO_MUCH * limit and not any(self._over.values()):

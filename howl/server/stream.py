@@ -9,7 +9,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,12 +19,12 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 from redis.utils import str_if_bytes
 
 from howl.bounded_json import WORST, parsed_size
 from howl.broker.areas import DEFAULT_USER, Area, areas_of, user_of
-from howl.broker.scripts import COLLECT
+from howl.broker.scripts import COLLECT, CONFIRM
 from howl.config import Settings
 from howl.errors import OutcomeRefused, UnreadableOutcome
 from howl.outcomes import ENTRY_FIELD, Entry, Outcome, decode, encode, failure
@@ -226,12 +227,9 @@ class OutcomeStream:
         """Forget a recorded batch, and that its ended tasks are in flight, at one instant."""
         if not batch.entry_ids:
             return
-        async with self.redis.pipeline(transaction=True) as together:
-            together.xack(batch.stream, GROUP, *batch.entry_ids)
-            together.xdel(batch.stream, *batch.entry_ids)
-            if batch.ended:
-                together.hdel(self.settings.key("inflight"), *batch.ended)
-            await self._execute(together, batch.stream)
+        keys = [batch.stream, self.settings.key("inflight")]
+        words = [GROUP, len(batch.entry_ids), *batch.entry_ids, *batch.ended]
+        await self._do(CONFIRM.run_for(self.redis, keys, words), batch.stream)
 
     async def set_aside(self, stream: str, entry_id: str, document: bytes, reason: str) -> None:
         """Take what cannot be recorded out of its stream, keep it for a person to look at, say so in a line."""
@@ -259,7 +257,7 @@ class OutcomeStream:
     async def _has_room(self, together: Any, stream: str) -> bool:
         """A Redis that one user's flood has filled must not stop the recorder, which makes room."""
         try:
-            await self._execute(together, stream)
+            await self._do(together.execute(), stream)
         except ResponseError as error:
             if not takes_nothing_new(error):
                 raise
@@ -267,10 +265,11 @@ class OutcomeStream:
         return True
 
     async def keep(self, document: bytes) -> None:
-        """Keep what is not recorded for a person to look at."""
+        """Keep what is not recorded for a person to look at, unless Redis is full."""
         async with self.redis.pipeline(transaction=True) as together:
             self._put_away(together, [document])
-            await together.execute()
+            with suppress(OutOfMemoryError):  # a line in the log tells of it all the same
+                await together.execute()
 
     def _put_away(self, together: Any, documents: list[bytes]) -> None:
         unreadable = self.settings.key("unreadable")
@@ -282,10 +281,10 @@ class OutcomeStream:
         found = await self.redis.xrange(stream, entry_id, entry_id)
         return next(iter(found[0][1].values()), b"") if found else b""
 
-    async def _execute(self, together: Any, stream: str) -> None:
+    async def _do(self, command: Awaitable[Any], stream: str) -> None:
         """A stream that its user has spoilt meanwhile is no reason to stop reading the others."""
         try:
-            await together.execute()
+            await command
         except ResponseError as error:
             # What was not confirmed is read again, but only by a recorder that starts again.
             if self._user(stream) is None or takes_nothing_new(error):

@@ -47,9 +47,9 @@ def howl(*arguments: str | Path) -> str:
 class Program:
     """A server in the foreground, which ends when told to."""
 
-    def __init__(self, argv: list[str], cwd: Path, port: int, log: Path) -> None:
+    def __init__(self, argv: list[str], cwd: Path, port: int, log: Path, env: dict[str, str]) -> None:
         with log.open("wb") as output:
-            self.popen = subprocess.Popen(argv, cwd=cwd, stdout=output, stderr=subprocess.STDOUT)
+            self.popen = subprocess.Popen(argv, cwd=cwd, env=os.environ | env, stdout=output, stderr=subprocess.STDOUT)
         eventually(lambda: _listens(port) or self.popen.poll() is not None)
         assert self.popen.poll() is None, log.read_text()
 
@@ -136,7 +136,8 @@ class Server:
 
     def _start(self, name: str, argv: list[str], port: int, cwd: Path | None = None) -> None:
         log = self.folder.out / f"{name}-{port}.log"
-        self._programs[f"{name}-{port}"] = Program(argv, cwd or self._data(f"{name}-{port}"), port, log)
+        env = COMPOSE["services"][name].get("environment", {})
+        self._programs[f"{name}-{port}"] = Program(argv, cwd or self._data(f"{name}-{port}"), port, log, env)
 
     def _data(self, name: str) -> Path:
         data = self.folder.out / "data" / name

@@ -100,7 +100,7 @@ def test_what_is_missing_is_made_and_the_rest_kept(made: Folder):
 
 def test_a_person_s_own_lines_and_configuration_stay(made: Folder):
     configuration = made.path / "redis" / "redis.conf"
-    configuration.write_text(configuration.read_text().replace("512mb", "2gb"))
+    configuration.write_text(configuration.read_text().replace("640mb", "2gb"))
     made.env.write_text(
         made.env.read_text().replace("PUBLISH_ADDRESS=0.0.0.0", "PUBLISH_ADDRESS=10.0.0.7") + "MINE=1\n"
     )
