@@ -138,29 +138,40 @@ class OutcomeStream:
         self._entry_limit, self._parsed_limit = 2 * settings.outcome_limit, (WORST + 1) * settings.outcome_limit
         #: By stream: the monotonic second until which it is not read.
         self._paused: dict[str, float] = {}
+        #: By stream: entries that were read for a later batch; nothing more is read of it before.
+        self._left: dict[str, list[Collected]] = {}
 
     def pause(self, stream: str, seconds: float) -> None:
         """Read nothing of this stream for a while: what is written to it waits, and other streams do not."""
         self._paused[stream] = time.monotonic() + seconds
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """First what an earlier life read and did not confirm, then what comes; one stream's entries at a time."""
+        """First what an earlier life read and did not confirm, then what comes; of each stream a batch, by turns.
+
+        Whoever has least comes first: one user's outcomes may take a second to parse, and all others would wait.
+        """
         self._after.clear()
+        self._left.clear()
         look_again, pause = 0.0, PACE
         while True:
             if time.monotonic() >= look_again:
                 await self._find_streams()
                 look_again = time.monotonic() + NEWCOMERS
             was_new = all(self._after[stream] == ">" for stream in self._unpaused())
-            collected = await self._collect()
-            while collected:
-                stream, entries = collected.pop()
-                while entries:
-                    yield await self._next_batch(stream, entries)
+            if sum(map(_size, self._left.values())) < ALL_BYTES:
+                self._left.update(await self._collect())
+            ready = sorted(self._left.keys() & {*self._unpaused()}, key=lambda stream: _size(self._left[stream]))
+            for stream in ready:
+                yield await self._next_batch(stream, self._left[stream])
+                if not self._left[stream]:
+                    del self._left[stream]
+            if ready:
                 pause = PACE
-            if was_new:
+            if was_new and not self._left:
                 await asyncio.sleep(pause)
                 pause = min(1.2 * pause, IDLE)
+            elif not ready:
+                await asyncio.sleep(PACE)
 
     async def _find_streams(self) -> None:
         """Those of users who came since."""
@@ -183,7 +194,9 @@ class OutcomeStream:
 
     async def _collect(self) -> list[tuple[str, list[Collected]]]:
         """Some entries of each stream that has any; whose turn did not come is first the next time."""
-        streams = self._unpaused()
+        streams = [stream for stream in self._unpaused() if stream not in self._left]
+        if not streams:
+            return []
         words: list[Any] = [GROUP, CONSUMER, BATCH, STREAM_BYTES, ALL_BYTES, self._entry_limit, BEGINNING]
         for stream in streams:
             given = self._given.get(stream, "-")
@@ -192,8 +205,8 @@ class OutcomeStream:
         collected = {stream: self._entries(stream, news) for stream, news in _named(streams, told)}
         for stream in streams[:looked_at]:
             self._move_on(stream, collected.get(stream, []))
-        paused = self._after.keys() - streams
-        order = (*streams[looked_at:], *paused, *streams[:looked_at])
+        others = self._after.keys() - streams
+        order = (*streams[looked_at:], *others, *streams[:looked_at])
         self._after = {stream: self._after[stream] for stream in order}
         return [(stream, entries) for stream, entries in collected.items() if entries]
 
@@ -334,6 +347,10 @@ class OutcomeStream:
         if given.times > ATTEMPTS:
             return f"{ATTEMPTS} times this server ended before it was recorded"
         return None
+
+
+def _size(entries: list[Collected]) -> int:
+    return sum(len(entry.document) for entry in entries)
 
 
 def _named(streams: list[str], told: list[Any]) -> Iterator[tuple[str, list[Any]]]:
