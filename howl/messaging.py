@@ -108,8 +108,9 @@ class Connection(Client):
 
     def abort(self) -> None:
         """Cut it at once: what waits to be sent is lost. nats-py would wait to say it, and has no public way."""
-        if (writer := getattr(self._transport, "_bare_io_writer", None)) is not None:
-            writer.transport.abort()
+        for layer in ("_io_writer", "_bare_io_writer"):  # TLS, which learns only later of what it stands on, and TCP
+            if (writer := getattr(self._transport, layer, None)) is not None:
+                writer.transport.abort()
 
     def _hear_then(self, told: Any) -> Any:
         async def hear(error: Exception) -> None:

@@ -180,3 +180,17 @@ def test_closing_ends_the_tries_to_connect_again(servers: secured.Secured) -> No
 
 def test_what_never_connected_can_be_closed() -> None:
     asyncio.run(Connection().close())
+
+
+def test_a_connection_that_is_cut_is_closing_at_once_in_all_its_layers(servers: secured.Secured) -> None:
+    """One that only will be is an open one to who drops it in the meantime: a warning, and so a failure."""
+
+    async def scene(relay: Relay, settings: Settings) -> None:
+        client = await Connection().open(settings, "test")
+        layers = client._transport
+        client.abort()
+        assert layers._io_writer.is_closing()
+        assert layers._bare_io_writer.is_closing()
+        await client.close()
+
+    behind(servers, scene)
