@@ -99,12 +99,24 @@ class Connection(Client):
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await super().close()
+                await self._end_tries()
         except TROUBLE as error:
             logger.debug("NATS did not part as it should: %r.", error)
             self.abort()
         except BaseException:
             self.abort()
             raise
+
+    async def _end_tries(self) -> None:
+        """End the task that connects again: asyncio may lose a cancellation that comes together with an answer."""
+        tries = self._reconnection_task
+        if tries is None or tries.done() or tries is asyncio.current_task():
+            return
+        while not tries.done():
+            tries.cancel()
+            await asyncio.wait([tries], timeout=0.1)
+        self._status = Client.CLOSED
+        self.abort()  # what it has connected meanwhile
 
     def abort(self) -> None:
         """Cut it at once: what waits to be sent is lost. nats-py would wait to say it, and has no public way."""
