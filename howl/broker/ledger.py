@@ -42,8 +42,8 @@ MOST, MOST_BYTES, MOST_VALUES = 1000, 8 << 20, 4000
 MOST_HELD = 50_000
 #: Seconds after which a run that still goes on is said to have begun.
 BEGINNING = 0.25
-#: Seconds a message may wait here for a free slot before another worker shall have it.
-STALE_WAIT = 0.5
+#: Most bytes of messages that wait here for a free slot, about: however many of them would be begun in time.
+AHEAD_BYTES = 2 * MOST_BYTES
 #: Seconds that what was said is remembered, should Redis lose its last second.
 MEMORY = 5.0
 #: Seconds without a tick of Celery's loop after which an idle worker no longer renews its lease.
@@ -257,9 +257,9 @@ class Ledger(threading.Thread):
             claim = self._claims.pop(tag, None)
             if claim is None:
                 return  # settled already, or stale
-            self._idle_since = time.monotonic()
-            if claim.began_at is not None:
-                self.room.ended(time.monotonic() - claim.began_at)
+            self._idle_since = now = time.monotonic()
+            if claim.began_at is not None or word.kind == "settle":
+                self.room.ended(now, None if claim.began_at is None else now - claim.began_at)
             self._no_longer_waits(claim)
             self._beginnings.pop(tag, None)
             self._words.append(word)
@@ -312,7 +312,7 @@ class Ledger(threading.Thread):
         """Seconds for which nothing need be said."""
         if self._beginnings:
             return BEGINNING
-        longest = STALE_WAIT if self._buffer or self._in_hand() > self.room.slots else self.settings.lease / 3
+        longest = self.room.patience if self._buffer or self._in_hand() > self.room.slots else self.settings.lease / 3
         if self._wants() <= 0:
             return min(longest, self.settings.lease / 3)
         return min(longest, LOOK) if self._empty else 0.0
@@ -324,19 +324,25 @@ class Ledger(threading.Thread):
             _drain(self._wake_reader)
         if bell is not None and bell in readable:
             rung = self._bell.answer()
-            if rung is not None and self._wants() <= 0:
+            with self._lock:
+                is_full = self._wants() <= 0
+            if rung is not None and is_full:
                 self._say(Word("ring", "", [rung]))  # it was for somebody with room
 
     def _wants(self) -> int:
-        """How many messages there is room for."""
-        if not self._claiming or self._closing is not None or not any(self._priorities):
+        """How many messages there is room for; the lock is held, for this reads the buffer."""
+        if not self._claiming or self._closing is not None or not any(self._priorities) or self._wanted_bytes() <= 0:
             return 0
         held = len(self._claims)
         return max(0, min(MOST, self.room.hold - (held - self._waiting), MOST_HELD - held))
 
+    def _wanted_bytes(self) -> int:
+        """How many bytes of messages one turn may bring."""
+        return max(0, min(MOST_BYTES, AHEAD_BYTES - sum(len(claim.message) for claim in self._buffer)))
+
     def _give_up_stale_waits(self) -> None:
         """No message waits here behind a long task while another worker might be idle."""
-        late = time.monotonic() - STALE_WAIT
+        late = time.monotonic() - self.room.patience
         with self._lock:
             if self._buffer and self._buffer[0].taken_at < late:
                 self._put_back_buffer()
@@ -359,18 +365,25 @@ class Ledger(threading.Thread):
                     self._words += Word("began", tag, [task_id]), Word("note", tag, [told()])
                 self._beginnings.clear()
             words = self._next_words()
-            wanted = self._wants()
+            wanted, wanted_bytes = self._wants(), self._wanted_bytes()
             self.room.asked()
             self._number += 1
         self._pace = min(LONGEST_PACE, max(PACE, LONGEST_PACE * len(words) / MANY))
         self._said.append((time.monotonic(), self._number, words))
         began = time.monotonic()
-        answer = self._ask(words, wanted)
+        answer = self._ask(words, wanted, wanted_bytes)
         if answer is not None:
-            self.room.turned(time.monotonic() - began)
+            self._learn(answer[1][2::3], wanted, wanted_bytes, time.monotonic() - began)
             self._hear(answer, wanted)
         while self._said and self._said[0][0] < time.monotonic() - MEMORY:
             self._said.popleft()
+
+    def _learn(self, messages: list[bytes], wanted: int, wanted_bytes: int, seconds: float) -> None:
+        """What a turn that brought these messages says of the queues, and of how many to hold."""
+        with self._lock:
+            self._empty = len(messages) < wanted and sum(map(len, messages)) < wanted_bytes
+            is_idle = not self._buffer and self._in_hand() < self.room.slots
+            self.room.turned(seconds, dry=self._empty if wanted else None, idle=is_idle)
 
     def _next_words(self) -> list[Word]:
         """As many as one turn may say: Redis closes the connection of whoever says more than 64 MB at once."""
@@ -392,12 +405,12 @@ class Ledger(threading.Thread):
         logger.error("Celery's loop has not moved for %g s and nothing runs: the lease is not renewed.", STUCK)
         return True
 
-    def _ask(self, words: list[Word], wanted: int) -> Any:
+    def _ask(self, words: list[Word], wanted: int, wanted_bytes: int) -> Any:
         """Say a turn until it is heard: the number makes repeating safe. None if closing ends it first."""
         failures = 0
         while True:
             try:
-                answer = TURN.run(self._client, self._keys(), self._arguments(words, wanted))
+                answer = TURN.run(self._client, self._keys(), self._arguments(words, wanted, wanted_bytes))
             except redis.RedisError as error:
                 failures += 1
                 if not takes_nothing_new(error):  # it answers, and a thousand workers' handshakes would not help it
@@ -442,11 +455,11 @@ class Ledger(threading.Thread):
     def _bells(self) -> list[str]:
         return sorted({doorbell(name) for names in self._priorities for name in names})
 
-    def _arguments(self, words: list[Word], wanted: int) -> list[Any]:
+    def _arguments(self, words: list[Word], wanted: int, wanted_bytes: int) -> list[Any]:
         said: list[Any] = []
         for word in words:
             said += [word.kind, word.tag, len(word.values), *word.values]
-        numbers = [self._number, int(self.settings.lease * 1000), wanted, MOST_BYTES]
+        numbers = [self._number, int(self.settings.lease * 1000), wanted, wanted_bytes]
         who = [self.settings.key_prefix, self.area.root, self.owner]
         return [*who, *numbers, self._known_revoked, len(self._lists()), self.settings.backlog_limit, *said]
 
@@ -460,7 +473,6 @@ class Ledger(threading.Thread):
                 self._buffer.append(claim)
             if stale:
                 self._forget([tag.decode() for tag in stale])
-            self._empty = len(given) // 3 < wanted
             if not any(self._priorities) or not self._claiming:
                 self._put_back_buffer()
             self._known_revoked = revoked[0]

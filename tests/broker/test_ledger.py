@@ -58,3 +58,23 @@ def test_a_worker_holds_no_more_messages_than_it_could_say_in_one_turn(settings)
         greedy._claims[str(number)] = ledger.Claim(str(number), b"q", b"", 0.0, waiting=True)
         greedy._waiting += 1
     assert greedy._wants() == 0
+
+
+def test_what_waits_for_a_slot_is_bounded_in_bytes(settings):
+    greedy = ledger.Ledger(settings, "w1.life", Room(lambda: 10**6, 1), print, print)
+    greedy.listen([["celery"]])
+    message = b"x" * (1 << 20)
+    while greedy._wants() > 0:
+        assert 0 < greedy._wanted_bytes() <= ledger.MOST_BYTES
+        tag = str(len(greedy._claims))
+        greedy._claims[tag] = ledger.Claim(tag, b"q", message, 0.0)
+        greedy._buffer.append(greedy._claims[tag])
+    assert len(greedy._buffer) << 20 == ledger.AHEAD_BYTES
+    assert greedy._wanted_bytes() == 0
+
+
+def test_queues_that_gave_as_many_bytes_as_were_wanted_are_not_empty(settings):
+    greedy = ledger.Ledger(settings, "w1.life", Room(lambda: 4, 1), print, print)
+    for messages, is_empty in [([b"xx", b"xx"], True), ([b"xx", b"xx", b"xx"], False), ([b"x"] * 4, False)]:
+        greedy._learn(messages, 4, 6, 0.001)
+        assert greedy._empty == is_empty
