@@ -88,6 +88,8 @@ class Race:
         self.setting = setting
         self.quiet = quiet
         self.laps = 0
+        #: The share of the processors that nobody used while the last lap was measured.
+        self.idle = 0.0
 
     def run(self, rounds: int, milliseconds: float) -> dict[str, list[float]]:
         """Tasks a second of every lap, by contender."""
@@ -116,8 +118,17 @@ class Race:
             contender.publish(*self.work, tasks)
             lap.enter_context(contender.working(**self.setting))  # type: ignore[arg-type]  # as the options say
             began, first = _when_done(contender, tasks // 10)
+            idle, spent = _processors()
             ended, last = _when_done(contender, tasks)
+            idle_then, spent_then = _processors()
+        self.idle = (idle_then - idle) / max(spent_then - spent, 1)
         return (last - first) / (ended - began)
+
+
+def _processors() -> tuple[int, int]:
+    """What all of them have spent idle, and in all, in the kernel's own units (proc(5), /proc/stat)."""
+    spent = [int(number) for number in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
+    return spent[3], sum(spent)
 
 
 def _when_done(contender: Contender, count: int) -> tuple[float, int]:
