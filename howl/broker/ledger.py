@@ -342,13 +342,14 @@ class Ledger(threading.Thread):
 
     def _give_up_stale_waits(self) -> None:
         """No message waits here behind a long task while another worker might be idle."""
-        late = time.monotonic() - self.room.patience
+        now = time.monotonic()
+        late = now - self.room.patience
         with self._lock:
             if self._buffer and self._buffer[0].taken_at < late:
                 self._put_back_buffer()
-                self.room.too_much()
+                self.room.too_much(now)
             if self._claiming and self._in_hand() > self.room.slots and self._is_kept_waiting(late):
-                self.room.too_much()
+                self.room.too_much(now)
                 self.wants_back = True
                 self._signal_ready()
 

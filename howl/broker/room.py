@@ -86,9 +86,14 @@ class Room:
         """A turn has asked for as many as there was room for."""
         self._parked = 0
 
-    def too_much(self) -> None:
-        """Messages waited behind a long task: until tasks are short again, hold none ahead."""
-        self._task = max(self._task or 0.0, 1.0)
+    def too_much(self, now: float) -> None:
+        """Messages waited too long: fewer end than did, as the newest sample says; or none, for all slots have long
+        tasks, and then none are held ahead until tasks are short again.
+        """
+        while len(self._rates) > 1:
+            self._rates.popleft()
+        if now - self._until > PATIENCE / 2:
+            self._task = max(self._task or 0.0, 1.0)
 
     @property
     def slots(self) -> int:

@@ -50,7 +50,7 @@ class Simulation:
                 self.put_back += len(waiting)
                 self.queue.extendleft(seconds for _, seconds in reversed(waiting))
                 waiting.clear()
-                self.room.too_much()
+                self.room.too_much(self.now)
 
     def work_until(self, moment):
         """What the slots do meanwhile, one end after another."""
@@ -139,6 +139,17 @@ def test_a_worker_finds_within_a_second_or_two_that_more_is_possible(trip):
     faster = worker.ends[999]
     worker.run(until=faster + 4)
     assert worker.rate(since=faster + 0.5 + 8 * trip) > 0.95 * 4 / 0.002
+
+
+@pytest.mark.parametrize("trip", [NEAR, 0.05, 0.15])
+def test_a_machine_that_becomes_ten_times_slower_gives_back_what_it_cannot_begin_and_stays_busy(trip):
+    worker = Simulation(trip, lag=0.005)
+    worker.queue.extend(itertools.chain([0.002] * 8000, [0.02] * 4000))
+    worker.run(until=4.0)
+    held = worker.held
+    worker.run(until=14.0)
+    assert worker.rate(since=4.5 + 4 * trip) > 0.95 * 4 / 0.02
+    assert worker.put_back < 2 * held  # once, and what was on its way meanwhile
 
 
 def test_what_ended_without_having_begun_counts_as_an_end():
