@@ -27,7 +27,8 @@ from redis.retry import Retry
 from howl.celery import ANSWER_TIMEOUT, CONNECT_TIMEOUT, settings_of, worker_id_of
 from howl.config import Settings
 from howl.errors import OutcomeTooLarge, QueueUnavailable
-from howl.outcomes import ENTRY_FIELD, ChordCreated, Entry, Outcome, encode
+from howl.ids import check_signatures, recordable, texts
+from howl.outcomes import ENTRY_FIELD, ChordCreated, Entry, Outcome, encode, is_id
 from howl.tls import reason, redis_options
 
 #: Seconds between two looks at a result that is awaited: quick at first, then easy on PostgreSQL.
@@ -151,20 +152,20 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
 
     def _outcome(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> Outcome:
         return Outcome(
-            task_id=task_id,
+            task_id=str(task_id),
             state=state,
             at=datetime.now(UTC).isoformat(),
             attempt=(getattr(request, "retries", None) or 0) + 1,
             result=result,
             traceback=str(traceback)[-TRACEBACK_LIMIT:] if traceback else None,
-            name=getattr(request, "task", None),
+            name=_name(getattr(request, "task", None)),
             args=_as(list, request, "args"),
             kwargs=_as(dict, request, "kwargs"),
-            queue=(getattr(request, "delivery_info", None) or {}).get("routing_key"),
+            queue=_name((getattr(request, "delivery_info", None) or {}).get("routing_key")),
             worker_id=_worker_id(request),
-            parent_id=getattr(request, "parent_id", None),
-            root_id=getattr(request, "root_id", None),
-            group_id=getattr(request, "group", None),
+            parent_id=_name(getattr(request, "parent_id", None)),
+            root_id=_name(getattr(request, "root_id", None)),
+            group_id=_name(getattr(request, "group", None)),
             children=self.current_task_children(request) if state in states.READY_STATES else None,
             runtime=self._runtime(task_id, state),
             pid=os.getpid(),
@@ -215,8 +216,11 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
     def apply_chord(self, header_result_args: tuple[Any, ...], body: Any, **_: Any) -> None:
         """Tell the recorder of a chord before its parts are published."""
         header = self.app.GroupResult(*header_result_args)
-        parts = leaves(header)
-        entry = ChordCreated(group_id=header.id, parts=parts, header=header.as_tuple(), body=dict(body))
+        document = dict(body)
+        check_signatures(document)
+        parts = [recordable(part) for part in leaves(header)]
+        group_id = recordable(header.id)
+        entry = ChordCreated(group_id=group_id, parts=parts, header=texts(header.as_tuple()), body=document)
         self._ensure_retryable(self.append, entry)
 
     def get_state(self, task_id: str) -> str:  # noqa: ARG002  # Celery's signature
@@ -232,7 +236,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         return importlib.import_module("howl.reader").Reader(url)
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
-        meta = self.reader.task_meta(task_id)
+        meta = self.reader.task_meta(recordable(task_id))
         if meta["status"] in self.EXCEPTION_STATES:
             meta["result"] = self.exception_to_python(meta["result"])
         return meta
@@ -255,7 +259,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         return meta
 
     def _forget(self, task_id: str) -> None:
-        self.reader.forget(task_id)
+        self.reader.forget(recordable(task_id))
 
     # --- saved groups: in Redis for `result_expires`, where clients and workers alike can read them ------------
 
@@ -306,7 +310,13 @@ def _tag_of(request: Any) -> str:
 
 def _worker_id(request: Any) -> str | None:
     node_name = getattr(request, "hostname", None)
-    return worker_id_of(node_name) if node_name else None
+    return _name(worker_id_of(node_name)) if node_name else None
+
+
+def _name(given: Any) -> str | None:
+    """Another client may have said anything here, for which the outcome itself must not be refused."""
+    given = texts(given)
+    return given if is_id(given) else None
 
 
 def _short(arguments: Any, limit: int) -> Any:

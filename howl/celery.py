@@ -29,10 +29,12 @@ class Task(celery.Task):
 
 def create_app(settings: Settings | None = None) -> Celery:
     """A Celery application on the given settings; without any, they are loaded when the first one is needed."""
-    # By name: who runs or sends tasks loads the loader, who commands workers the control, a worker all the rest.
+    # By name: who runs tasks loads the loader, who sends them the messages' maker, who commands workers the control,
+    # a worker all the rest.
     made = Celery(
         "howl",
         loader=_loader,
+        amqp="howl.broker.amqp:AMQP",
         control="howl.broker.control:Control",
         task_cls=Task,
         set_as_current=settings is None,

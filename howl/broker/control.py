@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery.app import control
+from celery.utils.functional import maybe_list
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from howl.broker.transport import is_for_a_worker
 from howl.celery import settings_of
+from howl.ids import texts
 from howl.tls import reason
 
 #: Ids of revoked tasks that workers who start later are told, about.
@@ -29,9 +31,13 @@ class Control(control.Control):
         if is_for_a_worker():
             return None
         if not destination:
-            for each in [task_id] if isinstance(task_id, str) else task_id:
-                self.revoke_for_good(each)
+            for each in maybe_list(task_id):
+                self.revoke_for_good(str(each))
         return super().revoke(task_id, destination, *args, **options)
+
+    def broadcast(self, command: str, arguments: Any = None, *args: Any, **options: Any) -> Any:
+        """Workers know a task whose id was given as a UUID by the text of it."""
+        return super().broadcast(command, texts(arguments), *args, **options)
 
     def revoke_for_good(self, task_id: str) -> None:
         """Workers that start later hear of it too, as of no broadcast; raises OperationalError."""
