@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from howl.outcomes import ArtifactKept, Outcome, error_of
+from howl.outcomes import FINAL_RANK, ArtifactKept, Outcome, error_of
 from howl.server.storable import as_json, storable
 from howl.server.stream import Received
 
@@ -58,6 +58,12 @@ _OF_THE_END = ("result", "error", "error_type", "error_message", "traceback", "f
 
 def _supersedes(new: dict[str, Any], old: dict[str, Any]) -> bool:
     """The rule of the upsert below, for two outcomes of one batch."""
+    if old["status"] == "succeeded":
+        return bool(new["status"] == "succeeded" and new["finished_at"] < old["finished_at"])
+    if new["status"] == "succeeded":
+        return True
+    if new["rank"] == old["rank"] == FINAL_RANK:
+        return bool((new["finished_at"], new["attempts"]) > (old["finished_at"], old["attempts"]))
     new_place, old_place = (new["attempts"], new["rank"]), (old["attempts"], old["rank"])
     return new_place > old_place or (new_place == old_place and new["rank"] < 3)
 
@@ -161,8 +167,14 @@ _STANDING = ("status", "rank", "attempts", *_OF_THE_END)
 #: What is told once and remains: the submitter's word comes first.
 _TOLD = ("name", "args", "kwargs", "parent_id", "root_id", "group_id")
 
-_NEWER = "(excluded.attempts, excluded.rank) > (t.attempts, t.rank) OR \
-((excluded.attempts, excluded.rank) = (t.attempts, t.rank) AND t.rank < 3)"
+# As with Celery's own backends, a success stands, whatever is said after it; any other end holds until the next one:
+# the task may have been sent again under its id, or have called itself failed and gone on.
+_NEWER = """CASE
+WHEN t.status = 'succeeded' THEN excluded.status = 'succeeded' AND excluded.finished_at < t.finished_at
+WHEN excluded.status = 'succeeded' THEN true
+WHEN t.rank = 3 AND excluded.rank = 3 THEN (excluded.finished_at, excluded.attempts) > (t.finished_at, t.attempts)
+ELSE (excluded.attempts, excluded.rank) > (t.attempts, t.rank)
+    OR ((excluded.attempts, excluded.rank) = (t.attempts, t.rank) AND t.rank < 3) END"""
 
 # Of a task that nobody submitted, whoever tells how it stands tells its queue as well: a word that another user's
 # workers said before may have been forged, to make it look like theirs.

@@ -70,7 +70,7 @@ class Run:
 
     task_id: str
     #: The ends it has told, by task: its own, and those of others, such as the rest of its chain.
-    ends: dict[str, bytes] = field(default_factory=dict)
+    ends: dict[str, Parcel] = field(default_factory=dict)
     #: It has told all it will.
     told_all: bool = False
     begun: bool = False
@@ -218,8 +218,8 @@ class Holder:
         """What the run had said of its success, if its process died after that."""
         self.collector.read()
         run = self._runs.get(tag)
-        document = run.ends.get(task_id) if run is not None else None
-        end = loads(document) if document is not None else {}
+        told = run.ends.get(task_id) if run is not None else None
+        end = loads(told.document) if told is not None else {}
         return {"status": end["state"], "result": end.get("result")} if end.get("state") == states.SUCCESS else None
 
     def died(self, tag: str) -> None:
@@ -262,7 +262,7 @@ class Holder:
             if not run.told_all:
                 self.collector.read()
             with self._lock:
-                ends = list(run.ends.values())
+                ends = [end.document for end in run.ends.values()]
             self.ledger.settle(tag, run.task_id, ends or [_bare(run.task_id, begun=run.begun)])
         self._forget(tag)
 
@@ -301,8 +301,11 @@ class Holder:
         if run is None:
             return  # its claim is settled or stale: this comes too late
         with self._lock:
-            # The first end of a task stands: a hard time limit is stored twice.
-            run.ends.setdefault(item.task_id, item.document)
+            # As in Celery, the last word holds that is said before a success (`update_state(state="FAILURE")`, and then
+            # a normal return); but that its process died is no news of a run that has told how it ended.
+            told = run.ends.get(item.task_id)
+            if told is None or (told.kind == END and (item.kind == LAST or not run.died)):
+                run.ends[item.task_id] = item
         if item.kind == LAST and item.task_id == run.task_id:
             run.told_all = True
 

@@ -24,8 +24,8 @@ from howl.worker import sight
 
 #: Lengths of the four parts of a frame: kind, tag, task id, document.
 HEADER = struct.Struct("!BHHI")
-#: Kinds: a run's progress, its end (or wish to be retried), an end that is its last word, what belongs to no task; and
-#: an event for those who watch, which no ledger ever sees.
+#: Kinds: a run's progress, its end (or wish to be retried), an end that nothing said after it changes (a success, or
+#: that it was cancelled), what belongs to no task; and an event for those who watch, which no ledger ever sees.
 PROGRESS, END, LAST, OTHER, SIGHT = range(5)
 #: Seconds a child waits for its parent to read.
 PATIENCE = 60.0
@@ -52,7 +52,7 @@ def parcel(entry: Entry, document: bytes, tag: str) -> Parcel:
         return Parcel(PROGRESS, tag, entry.task_id, document)
     if not isinstance(entry, Outcome):
         return Parcel(OTHER, tag, "", document)
-    if entry.state == states.SUCCESS:
+    if entry.state in (states.SUCCESS, states.REVOKED):
         kind = LAST
     elif entry.state in states.READY_STATES or entry.state == states.RETRY:
         kind = END

@@ -72,12 +72,38 @@ def test_recording_the_same_entries_again_changes_nothing(shared, settings):
         assert session.scalar(select(func.count()).select_from(TaskEvent)) == len(STORY)
 
 
-def test_the_first_of_two_ends_of_one_attempt_stands(shared):
-    recorder, row = shared
-    recorder.record([Received("1-0", _outcome("SUCCESS", result=1))])
-    recorder.record([Received("2-0", _outcome("FAILURE", result={"exc_type": "E", "exc_message": ["late"]}))])
-    recorder.record([Received("3-0", _outcome("STARTED"))])
-    assert (row().status, row().result, row().error) == ("succeeded", 1, None)
+#: Ends of one task in the order of time, and which of them stands.
+ENDS = {
+    "a success stands": (["SUCCESS", "FAILURE", "STARTED"], 0),
+    "the first of two": (["SUCCESS", "SUCCESS"], 0),
+    "sent again, it succeeded": (["FAILURE", "SUCCESS", "FAILURE"], 1),
+    "sent again, it failed otherwise": (["FAILURE", "FAILURE"], 1),
+    "cancelled at last": (["FAILURE", "REVOKED"], 1),
+}
+
+
+def test_a_success_stands_and_of_other_ends_the_last(shared, task_row):
+    """In whatever order they arrive, and of whichever attempt: a task that is sent again begins with its first."""
+    recorder, number = shared[0], 0
+    for what, (states, standing) in ENDS.items():
+        told = [(place, state) for place, state in enumerate(states)]
+        for order in permutations(told):
+            for together in (True, False):
+                number += 1
+                received = [
+                    Received(f"{1000 + place}-{number}", _end(f"t{number}", place, state)) for place, state in order
+                ]
+                for batch in [received] if together else [[item] for item in received]:
+                    recorder.record(batch)
+                ended = task_row(f"t{number}")
+                assert ended.finished_at == datetime.fromtimestamp(1 + standing / 1000, UTC), what
+                assert (ended.result or ended.error["exc_message"][0]) == f"end {standing}", what
+
+
+def _end(task_id: str, place: int, state: str) -> Outcome:
+    word = f"end {place}"
+    result = word if state == "SUCCESS" else {"exc_type": "E", "exc_message": [word]}
+    return Outcome(task_id=task_id, state=state, at=AT, attempt=3 if place == 0 else 1, result=result)
 
 
 def test_what_was_read_and_not_confirmed_is_read_again_after_a_restart(settings, app, client, task_row):

@@ -66,6 +66,22 @@ def fail() -> None:
     raise ValueError("as told")
 
 
+@shared_task(name="endings.fail_once")
+def fail_once(path: str) -> str:
+    """Fail at the first start."""
+    if _starts(path) == 1:
+        fail()
+    return "done"
+
+
+@shared_task(name="endings.change_mind", bind=True)
+def change_mind(self: Any, state: str) -> str:
+    """Call oneself something, and end well."""
+    error = {"exc_type": "ValueError", "exc_message": ["not yet"], "exc_module": "builtins"}
+    self.update_state(state=state, meta=error)
+    return "done"
+
+
 @shared_task(name="endings.wait")
 def wait(begun: str, go_on: str) -> str:
     """Say that it began, and wait for a file."""

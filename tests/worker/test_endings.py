@@ -52,6 +52,20 @@ def test_a_failure_is_recorded_once_with_its_error(crew):
     assert crew.kinds(task_id) == ["failed"]
 
 
+def test_a_failed_task_that_is_sent_again_under_its_id_ends_as_it_ends_then(crew, ledger):
+    task_id = crew.send("fail_once", str(ledger))
+    assert crew.ended(task_id).status == "failed"
+    crew.send("fail_once", str(ledger), task_id=task_id)
+    row = eventually(lambda: (found := crew.row(task_id)).status == "succeeded" and found)
+    assert (row.result, row.error, row.error_type, row.traceback) == ("done", None, None, None)
+
+
+@pytest.mark.parametrize("state", ["FAILURE", "RETRY"])
+def test_a_task_that_called_itself_failed_and_ends_well_has_succeeded(crew, state):
+    row = crew.ended(crew.send("change_mind", state))
+    assert (row.status, row.result, row.error) == ("succeeded", "done", None)
+
+
 def test_the_parts_of_a_chord_are_recorded_and_its_body_runs(crew):
     parts = [crew.app.tasks["endings.echo"].s(number) for number in range(4)]
     body = chord(parts, crew.app.tasks["endings.total"].s(), app=crew.app).apply_async()
