@@ -121,6 +121,8 @@ class Task(Base):
     #: Seconds by the worker's clock.
     runtime: Mapped[float | None]
     result: Mapped[Any | None] = mapped_column(JSONB)
+    #: JSON as it was told, of those among result, error, args and kwargs that JSONB changes: howl.server.storable.
+    exact: Mapped[str | None]
     error_type: Mapped[str | None]
     error_message: Mapped[str | None]
     #: The exception as Celery prepares it, from which its clients make one again.

@@ -296,7 +296,18 @@ def error_of(outcome: Outcome) -> tuple[str, str] | None:
         return None
     module, name = outcome.result.get("exc_module"), outcome.result.get("exc_type")
     qualified = f"{module}.{name}" if module and module != "builtins" else str(name)
-    arguments = outcome.result.get("exc_message")
+    arguments = unmarked(outcome.result.get("exc_message"))
     if isinstance(arguments, list | tuple):
-        return qualified, ", ".join(str(argument) for argument in arguments)
+        return qualified, ", ".join(map(str, arguments))
     return qualified, str(arguments or "")
+
+
+def unmarked(value: Any) -> Any:
+    """Dates, UUIDs, decimals and bytes, which Celery's JSON writes as marked objects, as themselves.
+
+    Where something is marked as one and is none, a stranger wrote it, and all stays as it is.
+    """
+    try:
+        return json.loads(json.dumps(value))
+    except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError, EncodeError):
+        return value

@@ -1,13 +1,13 @@
 """Reading results for Celery's clients, out of PostgreSQL: what `AsyncResult` asks."""
 
+import json
 from typing import Any
 
-from kombu.utils import json
 from sqlalchemy import delete, select
 
 from howl.db import session
 from howl.models import Artifact, Task, TaskEvent
-from howl.outcomes import STATES
+from howl.outcomes import STATES, unmarked
 
 
 class Reader:
@@ -37,29 +37,36 @@ def _latest_progress(opened: Any, task_id: str) -> dict[str, Any] | None:
     """The custom state a running task last reported with `update_state`; HOWL's own progress has none."""
     newest = select(TaskEvent.data).where(TaskEvent.task_id == task_id).order_by(TaskEvent.event_id.desc()).limit(1)
     data = opened.scalar(newest.where(TaskEvent.kind == "progress", TaskEvent.data.has_key("state")))
-    return {"status": data["state"], "result": _values(data.get("result"))} if data else None
+    return {"status": data["state"], "result": unmarked(data.get("result"))} if data else None
 
 
 def _meta(task: Task) -> dict[str, Any]:
-    failed = task.error is not None
+    told = _told(task)
     return {
         "task_id": task.task_id,
         "status": STATES[task.status],
-        "result": task.error if failed else _values(task.result),
+        "result": unmarked(told["result"]) if task.error is None else _error(told["error"]),
         "traceback": task.traceback,
-        "children": task.children,
+        "children": unmarked(task.children),
         "date_done": task.finished_at,
         "group_id": task.group_id,
         "parent_id": task.parent_id,
         "name": task.name,
-        "args": task.args,
-        "kwargs": task.kwargs,
+        "args": unmarked(told["args"]),
+        "kwargs": unmarked(told["kwargs"]),
         "worker": task.worker_id,
         "retries": max(task.attempts - 1, 0),
         "queue": task.queue,
     }
 
 
-def _values(stored: Any) -> Any:
-    """Dates, UUIDs and decimals, which Celery's JSON writes as marked objects, become themselves again."""
-    return json.loads(json.dumps(stored))
+def _told(task: Task) -> dict[str, Any]:
+    """The task's values as they were told; but a submitter's arguments are his own word, whatever a worker says."""
+    exact = json.loads(task.exact) if task.exact else {}
+    known = {name: getattr(task, name) for name in ("result", "error", "args", "kwargs")}
+    of_the_submitter = ("args", "kwargs") if task.pushed_at else ()
+    return known | {name: value for name, value in exact.items() if name not in of_the_submitter}
+
+
+def _error(error: dict[str, Any]) -> dict[str, Any]:
+    return error | {"exc_message": unmarked(error.get("exc_message", ""))}

@@ -50,8 +50,8 @@ NAMES_TOLD = 50
 RETRIABLE = ("failed", "dead", "expired")
 AS_NEW: dict[str, Any] = {
     "status": "queued", "rank": 0, "attempts": 0, "worker_id": None, "pushed_at": None, "started_at": None,
-    "finished_at": None, "runtime": None, "result": None, "error": None, "error_type": None, "error_message": None,
-    "traceback": None, "children": None, "expires_at": None, "target_worker_id": None,
+    "finished_at": None, "runtime": None, "result": None, "error": None, "exact": None, "error_type": None,
+    "error_message": None, "traceback": None, "children": None, "expires_at": None, "target_worker_id": None,
     "redis_user": None,
 }  # fmt: skip
 

@@ -2,6 +2,9 @@
 
 import os
 import time
+import uuid
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,22 @@ def total(values: list[int]) -> int:
 def fail(message: str = "as told") -> None:
     """Fail with a message."""
     raise ValueError(message)
+
+
+@shared_task(name="tests.fail_with")
+def fail_with(what: str) -> None:
+    """Fail with an exception whose arguments are no plain JSON."""
+    raise ERRORS[what]
+
+
+#: What it fails with.
+ERRORS: dict[str, Exception] = {
+    "a UUID": KeyError(uuid.UUID(int=5)),
+    "numbers and times": ValueError(Decimal("1.50"), date(2026, 1, 2), datetime(2026, 1, 2, 3, 4, tzinfo=UTC), 1e16),
+    "bytes": ValueError(b"\xff\x00", b"abc"),
+    "NUL": ValueError("a\x00b", "\ud800"),
+    "undecodable": UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+}
 
 
 @shared_task(name="tests.variables")
@@ -94,12 +113,6 @@ def environment() -> dict[str, str]:
 def large(size: int) -> str:
     """Return a text of so many characters."""
     return "x" * size
-
-
-@shared_task(name="tests.not_a_number")
-def not_a_number() -> list[Any]:
-    """Return what JSON and PostgreSQL cannot hold as it is."""
-    return [float("nan"), float("inf"), "a\x00b", "\ud800"]
 
 
 @shared_task(name="tests.quiet", ignore_result=True)

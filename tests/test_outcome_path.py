@@ -1,5 +1,9 @@
 """From a task's end on a worker that knows no PostgreSQL, to a client that reads the result from it."""
 
+import uuid
+from datetime import date
+from decimal import Decimal
+
 import pytest
 from celery import chain, chord, group
 from celery.exceptions import ChordError
@@ -100,9 +104,36 @@ def test_a_task_that_ignores_its_result_is_recorded_without_it(task_row):
     assert (row.status, row.result) == ("succeeded", None)
 
 
-def test_what_postgresql_cannot_hold_is_recorded_as_its_like():
-    expected = ["NaN", "Infinity", "a\ufffdb", "\ufffd"]
-    assert tasks.not_a_number.delay().get(timeout=PATIENCE) == expected
+def test_what_jsonb_would_change_is_read_as_it_was_told_and_recorded_as_its_like(task_row):
+    told = [
+        float("nan"),
+        float("-inf"),
+        "a\x00b",
+        "\ud800",
+        {"b": 1, "a": {"z": 1, "y\x00": 2}},
+        1e16,
+        -1e300,
+        -0.0,
+        5e-324,
+    ]
+    told += [uuid.UUID(int=7), Decimal("1.10"), date(2026, 1, 2), b"\xff", 2**70, 1.0, True, None, {}, []]
+    single = tasks.echo.delay(told)
+    assert repr(single.get(timeout=PATIENCE)) == repr(told)
+    assert repr(single.args) == repr([told])
+    assert task_row(single.id).result[:4] == ["NaN", "-Infinity", "a\ufffdb", "\ufffd"]
+    chained = chain(tasks.echo.s(told), tasks.echo.s()).delay()
+    assert repr(chained.get(timeout=PATIENCE)) == repr(told)
+    joined = chord([tasks.echo.s(told), tasks.echo.s(1)], tasks.echo.s()).delay()
+    assert repr(joined.get(timeout=PATIENCE)) == repr([told, 1])
+
+
+def test_exceptions_come_back_with_the_arguments_that_they_had(task_row):
+    for what, error in tasks.ERRORS.items():
+        result = tasks.fail_with.delay(what)
+        with pytest.raises(type(error)) as raised:
+            result.get(timeout=PATIENCE)
+        assert raised.value.args == error.args
+        assert "__type__" not in task_row(result.id).error_message
 
 
 def test_a_result_larger_than_an_outcome_may_be_fails_the_task_and_says_so(task_row):

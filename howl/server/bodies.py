@@ -114,7 +114,8 @@ def _size() -> Any:
     """Bytes of a part's value in memory, about: where most of it is empty lists, much more than in JSON."""
     written = func.coalesce(cast(Task.result, Text), "")
     containers = func.length(written) - func.length(func.translate(written, "[{,", ""))
-    return func.length(written) + CONTAINER * containers + func.length(func.coalesce(Task.error_message, ""))
+    besides = func.length(func.coalesce(Task.exact, "")) + func.length(func.coalesce(Task.error_message, ""))
+    return func.length(written) + CONTAINER * containers + besides
 
 
 def _is_part_of(chord: Chord) -> ColumnElement[bool]:
@@ -162,13 +163,16 @@ def _values(shape: Any, values: dict[str, Any]) -> Any:
 
 
 def _values_of(chord: Chord, opened: Session) -> dict[str, Any]:
-    columns = (Task.task_id, Task.status, Task.result, Task.worker_id, Task.error_type, Task.error_message)
+    columns = (
+        Task.task_id, Task.status, Task.result, Task.exact, Task.worker_id, Task.error_type, Task.error_message,
+    )  # fmt: skip
     return {part.task_id: _value(part) for part in opened.execute(select(*columns).where(_is_part_of(chord)))}
 
 
 def _value(part: Row[Any]) -> Any:
     if part.status == "succeeded":
-        return part.result
+        # Where JSONB would change it, it stands beside it as it was told.
+        return json.loads(part.exact).get("result", part.result) if part.exact else part.result
     names = ("worker_id", "error_type", "error_message")
     return {PART_STATUS: part.status} | {name: getattr(part, name) for name in names}
 

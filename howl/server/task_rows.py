@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from howl.outcomes import FINAL_RANK, ArtifactKept, Outcome, error_of
-from howl.server.storable import as_json, storable
+from howl.server.storable import as_json, exact, storable
 from howl.server.stream import Received
 
 #: Seconds that a run can be believed to have taken.
@@ -53,7 +53,17 @@ def _merge(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
 
 
 #: Columns that speak of how a run ended: nothing of an earlier attempt may shine through.
-_OF_THE_END = ("result", "error", "error_type", "error_message", "traceback", "finished_at", "runtime", "children")
+_OF_THE_END = (
+    "result",
+    "error",
+    "exact",
+    "error_type",
+    "error_message",
+    "traceback",
+    "finished_at",
+    "runtime",
+    "children",
+)
 
 
 def _supersedes(new: dict[str, Any], old: dict[str, Any]) -> bool:
@@ -71,11 +81,17 @@ def _supersedes(new: dict[str, Any], old: dict[str, Any]) -> bool:
 def _task_row(item: Received, outcome: Outcome) -> dict[str, Any]:
     kind, message = error_of(outcome) or (None, None)
     at = item.at.isoformat()
-    return {
-        "task_id": outcome.task_id,
-        "name": outcome.name,
+    values = {
         "args": outcome.args,
         "kwargs": outcome.kwargs,
+        "result": outcome.result if outcome.state == "SUCCESS" else None,
+        "error": outcome.result if kind else None,
+    }
+    return {
+        **values,
+        "exact": exact(values),
+        "task_id": outcome.task_id,
+        "name": outcome.name,
         "queue": outcome.queue,
         "redis_user": item.user,
         "status": outcome.status,
@@ -89,8 +105,6 @@ def _task_row(item: Received, outcome: Outcome) -> dict[str, Any]:
         "started_at": _began(item, outcome),
         "finished_at": at if outcome.is_final else None,
         "runtime": outcome.runtime if outcome.is_final else None,
-        "result": outcome.result if outcome.state == "SUCCESS" else None,
-        "error": outcome.result if kind else None,
         "error_type": kind,
         "error_message": message,
         "traceback": outcome.traceback,
@@ -158,7 +172,7 @@ _TASK_TYPES = {
     "status": "text",
     "rank": "int", "attempts": "int", "worker_id": "text", "parent_id": "text", "root_id": "text",
     "group_id": "text", "queued_at": "timestamptz", "started_at": "timestamptz", "finished_at": "timestamptz",
-    "runtime": "double precision", "result": "jsonb", "error": "jsonb", "error_type": "text",
+    "runtime": "double precision", "result": "jsonb", "error": "jsonb", "exact": "text", "error_type": "text",
     "error_message": "text", "traceback": "text", "children": "jsonb",
 }  # fmt: skip
 
