@@ -145,6 +145,10 @@ class TaskDied(HowlError):
     """A task's process died with it too often: it is kept for replay, and not started again by itself."""
 
 
+class TaskSetAside(HowlError):
+    """`howl server` could not put a task on its queue, or do what else was due, however often it tried."""
+
+
 class NotGranted(HowlError):
     """A worker's credential does not reach a queue."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import redis
 
 from howl.backend import redis_client
-from howl.broker import reading
+from howl.broker import faults, reading
 from howl.broker.areas import Area, all_areas
 from howl.config import Settings
 from howl.errors import QueueUnavailable
@@ -72,6 +72,7 @@ def _survey(client: Any, settings: Settings) -> dict[str, Any]:
         **_backlog(client, areas, settings),
         "in_flight": client.hlen(settings.key("inflight")),
         "removed": reading.removed(client, settings),
+        "set_aside": faults.told(client.hgetall(settings.key(faults.SET_ASIDE))),
     }
 
 

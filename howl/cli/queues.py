@@ -21,7 +21,7 @@ COLUMNS = (
 )
 #: What is said below the table, in this order, when there is any of it.
 ASIDE = ("parked", "deaths", "dead", "unreadable", "outcomes_waiting", "outcomes_bytes", "held_up", "in_flight",
-         "removed")  # fmt: skip
+         "removed", "set_aside")  # fmt: skip
 
 
 @click.command()
@@ -32,6 +32,7 @@ def queues(as_json: bool) -> None:
     `oldest` is how long the longest-waiting submitted task has waited. Dead tasks are kept: `howl tasks retry ID`.
     `held_up`: so many outcomes wait to be recorded that workers take no tasks; look whether `howl server` runs.
     `removed`: what workers of a Redis user wrote within a day or so, and was too large or too much.
+    `set_aside`: what `howl server` gave up within a day or so, after a few tries: chords, tasks, messages.
 
     \b
     Examples:

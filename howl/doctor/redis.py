@@ -10,6 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, NoScriptError
 
+from howl.broker import faults
 from howl.broker.areas import area_of
 from howl.broker.reading import REMOVED
 from howl.doctor.finding import Answer, beware, well, wrong
@@ -147,6 +148,17 @@ async def nobody_wrote_too_much(visit: Visit) -> Answer | None:
     return well(told)
 
 
+async def nothing_was_set_aside(visit: Visit) -> Answer | None:
+    """What `howl server` gave up after a few tries; a worker may not know."""
+    if visit.as_worker:
+        return None
+    told = faults.told(await visit.client.hgetall(visit.settings.key(faults.SET_ASIDE)))
+    if not told:
+        return well("nothing within a day")
+    what = "; ".join(f"{kind}: {words}" for kind, words in told.items())
+    return beware(what, "their tasks have failed: mend what is told here, then `howl tasks retry ID`, or publish again")
+
+
 async def _is_refused(visit: Visit, *command: Any) -> bool:
     try:
         await visit.client.execute_command(*command)
@@ -165,5 +177,6 @@ STEPS = (
     Step("rights", rights_suffice, "look at the log of Redis"),
     Step("limits", rights_end_somewhere, "look at the log of Redis"),
     Step("memory", nobody_wrote_too_much, "look at the log of Redis"),
+    Step("set aside", nothing_was_set_aside, "look at the log of Redis"),
     Step("version", version_is_told, "bring Redis's users up to date: run `howl init` on the server"),
 )

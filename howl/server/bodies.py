@@ -39,14 +39,28 @@ def submit(
     chord_id: int, opened: Session, settings: Settings, app: Celery, expired: ChordExpired | None = None
 ) -> None:
     """Publish the body of a chord whose parts have all ended, or have it fail; raises whatever a forged one causes."""
-    chord = opened.execute(select(Chord).where(Chord.chord_id == chord_id)).scalar_one()
+    chord = _chord(chord_id, opened)
     with _as_told_by(chord.redis_user, settings, app):
         _submit(chord, opened, app, Reach(app.backend.redis, settings), expired)
+
+
+def fail(chord_id: int, opened: Session, settings: Settings, app: Celery, reason: str) -> None:
+    """Have the body of a chord fail that cannot be submitted; raises whatever a forged one causes."""
+    chord = _chord(chord_id, opened)
+    with _as_told_by(chord.redis_user, settings, app):
+        _fail(json.loads(chord.body), reason, app)
+
+
+def _chord(chord_id: int, opened: Session) -> Chord:
+    return opened.execute(select(Chord).where(Chord.chord_id == chord_id)).scalar_one()
 
 
 @contextmanager
 def _as_told_by(user: str | None, settings: Settings, app: Celery) -> Iterator[None]:
     """Within it, what this process publishes and tells has the user's rights, and leaves nothing behind."""
+    # Signatures within the body have no application of their own: Celery asks this thread for one, and would make
+    # another, whose broker is its default.
+    app.set_current()
     if user is None:
         yield
         return
@@ -77,6 +91,7 @@ def _submit(chord: Chord, opened: Session, app: Celery, reach: Reach, expired: C
     if reason is None:
         reason = _publish(body, _values(shape, _values_of(chord, opened)), replaces=replaces)
     if reason is not None:
+        logger.warning("Chord body %s fails: %s.", body.id, " ".join(reason[:ERROR_LIMIT].split()))
         _fail(document, reason, app)
 
 
@@ -180,7 +195,6 @@ def _value(part: Row[Any]) -> Any:
 def _fail(document: dict[str, Any], reason: str, app: Celery) -> None:
     """Celery would run some error callbacks here and now; a worker wrote them, and this process knows the database."""
     body = maybe_signature(_without_errbacks(document), app=app)
-    logger.warning("Chord body %s fails: %s.", body.id, " ".join(reason[:ERROR_LIMIT].split()))
     try:
         raise ChordError(reason)  # noqa: TRY301  # Celery takes the traceback from the stack
     except ChordError as error:

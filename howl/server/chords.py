@@ -19,9 +19,10 @@ from sqlalchemy.exc import InterfaceError
 from sqlalchemy.exc import OperationalError as DatabaseError
 from sqlalchemy.orm import Session
 
+from howl.broker import faults
 from howl.config import Settings
 from howl.db import session
-from howl.errors import ChordExpired
+from howl.errors import ChordExpired, ChordRefused
 from howl.models import Chord, Task
 from howl.outcomes import FINAL_RANK, ChordCreated
 from howl.server import bodies
@@ -38,8 +39,8 @@ WAITING_CHORDS, WAITING_PARTS = 10_000, 1_000_000
 DELETED_AT_ONCE = 1000
 #: Text, because SQLAlchemy takes longer to put a statement together than PostgreSQL to answer this one.
 ANY_WAIT = text("SELECT EXISTS (SELECT FROM chords WHERE body_submitted_at IS NULL)")
-#: Characters of a reason that is logged: it may quote what a worker wrote.
-REASON_LIMIT = 200
+#: How what is set aside is called where people are told of it.
+KIND = "chords"
 
 
 def record(opened: Session, created: Iterable[tuple[ChordCreated, str | None]]) -> None:
@@ -87,16 +88,17 @@ def wake(settings: Settings, ended: set[str]) -> None:
 def submit_due(settings: Settings, app: Celery) -> bool:
     """Look at chords, and submit the bodies whose parts have all ended; whether there are more to be looked at.
 
-    Raises DatabaseUnavailable, and kombu's OperationalError when Redis is away; the keeper's next round tries again.
+    Raises DatabaseUnavailable, and redis's or kombu's errors when Redis is away. What fails for another reason waits
+    for the keeper's next round.
     """
     until = time.monotonic() + LONGEST
     with session(settings.database()) as opened:
         for chord_id in opened.scalars(_awake()).all():
             if time.monotonic() > until:
                 break
-            _look_at(chord_id, opened, settings, app, until)
-            # A part may have ended, and nobody have been found to wait for it, before that it is waited for was there.
-            _wake(opened, (Chord.chord_id == chord_id) & _waits_in_vain())
+            if _look_at(chord_id, opened, settings, app, until):
+                # A part may have ended, and nobody have been found to wait for it, before that was written down.
+                _wake(opened, (Chord.chord_id == chord_id) & _waits_in_vain())
         return opened.scalar(_awake()) is not None
 
 
@@ -114,9 +116,9 @@ def expire(settings: Settings, app: Celery) -> None:
         for chord_id in opened.scalars(old.where(_waits()).limit(AT_ONCE)).all():
             if chord := _taken(chord_id, opened):
                 limit = f"its parts had not all ended within {settings.chord_retention / 86_400:g} days"
-                _deal_with(chord, opened, settings, app, ChordExpired(limit))
-                opened.execute(_row(chord).values(expired=True, parts=[], header="null", body="null"))
-                logger.warning("Chord %s has expired: %s.", chord.group_id, limit)
+                if _deal_with(chord, opened, settings, app, ChordExpired(limit)):
+                    opened.execute(_row(chord).values(expired=True, parts=[], header="null", body="null"))
+                    logger.warning("Chord %s has expired: %s.", chord.group_id, limit)
             opened.commit()
         gone = old.where(Chord.body_submitted_at < over).limit(DELETED_AT_ONCE)
         opened.execute(delete(Chord).where(Chord.chord_id.in_(gone)))
@@ -146,11 +148,13 @@ def _waits_in_vain() -> ColumnElement[bool]:
     return exists().where(Task.task_id == Chord.waits_for, Task.rank == FINAL_RANK)
 
 
-def _look_at(chord_id: int, opened: Session, settings: Settings, app: Celery, until: float) -> None:
-    chord = _taken(chord_id, opened)
+def _look_at(chord_id: int, opened: Session, settings: Settings, app: Celery, until: float) -> bool:
+    """Whether it may be looked at again before the keeper's next round."""
+    chord, done = _taken(chord_id, opened), True
     if chord is not None and _all_ended(chord, opened, until):
-        _deal_with(chord, opened, settings, app)
+        done = _deal_with(chord, opened, settings, app)
     opened.commit()
+    return done
 
 
 def _taken(chord_id: int, opened: Session) -> Chord | None:
@@ -188,23 +192,43 @@ def _row(chord: Chord) -> Any:
 
 def _deal_with(
     chord: Chord, opened: Session, settings: Settings, app: Celery, expired: ChordExpired | None = None
-) -> None:
-    """Its documents come from a worker, who may have written anything: what cannot be submitted is dropped."""
+) -> bool:
+    """Submit its body, or set it aside; False: the keeper's next round tries again.
+
+    Its documents come from a worker, who may have written anything: whatever is wrong with them holds up no other.
+    """
     try:
         with opened.begin_nested():
             bodies.submit(chord.chord_id, opened, settings, app, expired)
-    except Exception as error:
-        if _passes(error):
-            raise
-        reason = " ".join(repr(error)[:REASON_LIMIT].split())
-        # One line: a traceback of somebody else's garbage tells nothing.
-        logger.error("Chord %s has no body that could be submitted: %s.", chord.group_id, reason)  # noqa: TRY400
+    except Exception as error:  # noqa: BLE001  # a worker's documents fail in any way there is
+        # Which of them it is, nobody can tell by the error: a broker that is none is as far away as one that is down.
+        if _may_pass(error) and not faults.is_last_try(app.backend.redis, settings, KIND, str(chord.chord_id)):
+            # For a part that has ended: nobody wakes it but the keeper.
+            opened.execute(_row(chord).values(waits_for=Chord.parts[chord.size]))
+            logger.warning("The body of chord %s is tried again: %s.", chord.group_id, faults.in_short(error))
+            return False
+        _set_aside(chord, error, opened, settings, app)
     opened.execute(_row(chord).values(body_submitted_at=func.now()))
+    return True
 
 
-def _passes(error: Exception) -> bool:
-    """Whether Redis or PostgreSQL is at fault, not the chord, whose body may name a queue that is none."""
-    away = isinstance(error, OperationalError | RedisError | DatabaseError | InterfaceError)
+def _set_aside(chord: Chord, error: Exception, opened: Session, settings: Settings, app: Celery) -> None:
+    # One line: a traceback of somebody else's garbage tells nothing.
+    why = faults.in_short(repr(error))
+    logger.error("Chord %s has no body that could be submitted: %s.", chord.group_id, why)
+    faults.note(app.backend.redis, settings, KIND, chord.group_id, why)
+    if isinstance(error, ChordRefused):
+        return  # what it names may be another's
+    try:
+        with opened.begin_nested():
+            bodies.fail(chord.chord_id, opened, settings, app, f"It could not be submitted: {why}")
+    except Exception as useless:  # noqa: BLE001  # forged documents fail in any way there is, and nobody waits for them
+        logger.debug("Nor can it be told that chord %s has failed: %r.", chord.group_id, useless)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether it can be Redis's or PostgreSQL's fault, not the chord's, whose body may name a queue that is none."""
+    away = isinstance(error, OperationalError | RedisError | DatabaseError | InterfaceError | OSError)
     unfit = isinstance(error.__cause__ or error, DataError)  # kombu wraps what redis-py refuses to send
     return away and not unfit and "WRONGTYPE" not in str(error)
 

@@ -14,13 +14,13 @@ from typing import Any
 import redis
 
 from howl.bounded_json import parse
-from howl.broker import reading
-from howl.broker.areas import DEFAULT_USER, Area, all_areas, may_push
+from howl.broker import faults, reading
+from howl.broker.areas import Area, all_areas, may_push
 from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
 from howl.broker.scripts import FEED, KEEP
 from howl.celery import worker_id_of
 from howl.config import Settings
-from howl.errors import TaskDied
+from howl.errors import TaskDied, TaskSetAside
 from howl.outcomes import encode, failure, is_id
 from howl.queue_names import fault_of, queue_of
 from howl.tls import takes_nothing_new
@@ -42,17 +42,61 @@ NAMED = 255
 UNREADABLE_KEPT = 1000
 #: Seconds before its time at which a parked task goes back: a worker holds it for the rest.
 AHEAD = 30
+#: By owner: the deadline that was granted him; and the life of Redis in which that was.
+GRANTED, LIFE = "_granted", b"redis"
+#: How what is set aside is called where people are told of it.
+PARKED, HELD, AREA = "parked tasks", "claims", "areas of Redis users"
+#: Why messages are not put on a queue.
+NOT_REACHED, NO_LIST = "it does not reach", "that is no list"
 
 
 def grant_one_more_lease(client: Any, settings: Settings) -> None:
-    """After Redis or this server was away nobody could renew: everyone gets the time to."""
+    """After Redis was away nobody could renew: everyone gets the time to, once; raises redis's errors.
+
+    Who was granted one and has not renewed it since is dead, however often the server starts, unless Redis did.
+    """
     seconds, _ = client.time()
+    until = (seconds + settings.lease) * 1000
+    key, life = settings.key(GRANTED), _life_of_redis(client)
+    known = client.hgetall(key)
+    known = known if known.get(LIFE) == life else {}
+    granted: dict[bytes, float] = {}
 
     def grant(area: Area) -> None:
-        for owner in reading.scores(client, settings, area, "leases"):
-            client.zadd(area.key("leases"), {owner: (seconds + settings.lease) * 1000}, xx=True, gt=True)
+        for owner, deadline in reading.scores(client, settings, area, "leases").items():
+            name = area.root.encode() + owner
+            if _deadline(known.get(name)) == deadline:
+                granted[name] = deadline
+            else:
+                client.zadd(area.key("leases"), {owner: until}, xx=True, gt=True)
+                granted[name] = max(deadline, until)
 
     _in_every_area(client, settings, grant)
+    with client.pipeline(transaction=True) as together:
+        together.delete(key)
+        together.hset(key, mapping={LIFE: life, **{name: repr(deadline) for name, deadline in granted.items()}})
+        together.execute()
+
+
+def could_not_renew(error: BaseException) -> bool:
+    """Whether the error tells of a Redis that was away, or took nothing, for workers as well."""
+    while True:
+        if isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError):
+            return True
+        if takes_nothing_new(error):
+            return True
+        if (cause := error.__cause__ or error.__context__) is None:
+            return False
+        error = cause
+
+
+def _life_of_redis(client: Any) -> bytes:
+    """What is another after each start of Redis."""
+    return str(client.info("server").get("run_id", "")).encode()
+
+
+def _deadline(text: bytes | None) -> float | None:
+    return None if text is None else float(text)
 
 
 def living_workers(client: Any, settings: Settings, among: Collection[str]) -> list[str]:
@@ -115,7 +159,11 @@ def put_back_what_the_dead_held(client: Any, settings: Settings) -> None:
 
     def put_back(area: Area) -> None:
         for owner in reading.scores(client, settings, area, "leases", highest=now):
-            _put_back(client, settings, area, owner)
+            try:
+                _put_back(client, settings, area, owner)
+            except redis.exceptions.ResponseError as error:
+                if _tell_if_often(client, settings, HELD, area.named(owner[:NAMED].decode(errors="replace")), error):
+                    client.zrem(area.key("leases"), owner)  # its claims stay for a person to look at
 
     _in_every_area(client, settings, put_back)
 
@@ -130,11 +178,23 @@ def _in_every_area(client: Any, settings: Settings, duty: Callable[[Area], Any])
         try:
             duty(area)
         except redis.exceptions.ResponseError as error:
-            ours = area.user == DEFAULT_USER or isinstance(error, redis.exceptions.NoPermissionError)
-            # While Redis takes nothing, nobody can renew a lease: the keeper starts again, and grants one more.
-            if ours or takes_nothing_new(error):
-                raise
-            logger.error("What the workers of Redis user %s left cannot be looked after: %s.", area.user, error)  # noqa: TRY400
+            _tell_if_often(client, settings, AREA, area.user, error)
+
+
+def _tell_if_often(
+    client: Any, settings: Settings, kind: str, name: str, error: redis.exceptions.ResponseError
+) -> bool:
+    """One that makes no sense holds up no other; whether that was the last of a few tries, which is told of.
+
+    Raises the error if it is Redis's own trouble, or the server's rights do not suffice.
+    """
+    if takes_nothing_new(error) or isinstance(error, redis.exceptions.NoPermissionError):
+        raise error
+    if not faults.is_last_try(client, settings, kind, name):
+        return False
+    faults.note(client, settings, kind, name, error)
+    logger.error("What the workers of Redis user %s left cannot be looked after: %s.", name, error)
+    return True
 
 
 def _feed(client: Any, settings: Settings, area: Area) -> None:
@@ -150,15 +210,17 @@ def _lists_let_through(client: Any, settings: Settings, area: Area) -> tuple[int
     near = (client.time()[0] + AHEAD) * 1000
     limits = reading.MESSAGES._replace(members=AT_ONCE)
     due = reading.scores(client, settings, area, "parked", limits, highest=near)
-    rights = {name: _may(client, settings, area, name) for name in {_list_of(claim) for claim in due}}
-    refused = [claim for claim in due if not rights[_list_of(claim)]]
-    for claim in refused:
-        _set_aside(client, settings, area, claim)
-    return len(due) - len(refused), ["only", *(name for name, right in rights.items() if right)]
+    faults_of = {name: _fault_of(client, settings, area, name) for name in {_list_of(claim) for claim in due}}
+    refused = [(claim, fault) for claim in due if (fault := faults_of[_list_of(claim)])]
+    for claim, fault in refused:
+        _set_aside(client, settings, area, claim, fault)
+        if fault == NO_LIST:
+            _tell_of_its_end(client, settings, area, PARKED, claim)
+    return len(due) - len(refused), ["only", *(name for name, fault in faults_of.items() if not fault)]
 
 
-def _set_aside(client: Any, settings: Settings, area: Area, claim: bytes) -> None:
-    logger.error("Redis user %s had parked a message for a queue it does not reach: set aside.", area.user)
+def _set_aside(client: Any, settings: Settings, area: Area, claim: bytes, fault: str) -> None:
+    logger.error("Redis user %s had parked a message for a queue %s: set aside.", area.user, fault)
     unreadable = settings.key("unreadable")
     with client.pipeline(transaction=True) as together:
         together.lpush(unreadable, claim)
@@ -167,16 +229,29 @@ def _set_aside(client: Any, settings: Settings, area: Area, claim: bytes) -> Non
         together.execute()
 
 
+def _tell_of_its_end(client: Any, settings: Settings, area: Area, kind: str, claim: bytes) -> None:
+    """Of a task whose message can go nowhere: whoever waits for it is told."""
+    list_name = _list_of(claim).decode(errors="replace")
+    error = TaskSetAside(f"Its queue cannot take it back: the key {list_name[:NAMED]!r} is no list of Redis's.")
+    task_id = _task_id(claim).decode()
+    faults.note(client, settings, kind, task_id, error.message)
+    client.xadd(area.key("outcomes"), {"outcome": encode(failure(task_id, "FAILURE", error))})
+
+
 def _put_back(client: Any, settings: Settings, area: Area, owner: bytes) -> None:
     """A portion that fits into memory after the other."""
     moved, refused = 0, False
     for _ in range(FEEDINGS):
         held = reading.fields(client, settings, area, b"claims:" + owner, reading.MESSAGES)
         tags = sorted((tag for tag in held if not tag.startswith(BEGAN)), key=_order, reverse=True)
-        rights = {name: _may(client, settings, area, name) for name in {_list_of(held[tag]) for tag in tags}}
+        faults_of = {name: _fault_of(client, settings, area, name) for name in {_list_of(held[tag]) for tag in tags}}
+        rights = {name: fault is None for name, fault in faults_of.items()}
         count = _put_portion_back(client, settings, area, owner, held, tags, rights)
         if count is None:
             return  # it spoke in the meantime
+        for tag in tags:
+            if faults_of[_list_of(held[tag])] == NO_LIST:
+                _tell_of_its_end(client, settings, area, HELD, held[tag])
         moved, refused = moved + count, refused or not all(rights.values())
         if not count:
             break
@@ -184,7 +259,7 @@ def _put_back(client: Any, settings: Settings, area: Area, owner: bytes) -> None
     if moved:
         logger.warning("Owner %s is gone: %d of its messages are back on their queues.", name, moved)
     if refused:
-        logger.error("Owner %s held messages of queues it does not reach: set aside.", name)
+        logger.error("Owner %s held messages of queues it does not reach, or that are none: set aside.", name)
 
 
 def _put_portion_back(
@@ -216,6 +291,13 @@ def _deaths(client: Any, settings: Settings, area: Area) -> dict[bytes, bytes]:
     if spoilt:
         client.hdel(area.key("deaths"), *spoilt)
     return {name: count for name, count in found.items() if name not in spoilt}
+
+
+def _fault_of(client: Any, settings: Settings, area: Area, name: bytes) -> str | None:
+    """Why nothing that the area's user left may go on this list, or can; None if it may."""
+    if not _may(client, settings, area, name):
+        return NOT_REACHED
+    return None if client.type(name) in (b"list", b"none") else NO_LIST
 
 
 def _may(client: Any, settings: Settings, area: Area, name: bytes) -> bool:

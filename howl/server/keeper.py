@@ -4,7 +4,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,14 +14,15 @@ from celery.exceptions import TaskRevokedError
 from sqlalchemy import func, or_, select, update
 
 from howl.backend import redis_client
-from howl.broker import scripts
+from howl.broker import faults, scripts
 from howl.config import Settings
 from howl.db import session
-from howl.errors import InvalidRequest, WorkerGone
+from howl.errors import DatabaseUnavailable, InvalidRequest, TaskSetAside, WorkerGone
 from howl.models import Task, Worker
 from howl.outcomes import FINAL_RANK, failure
 from howl.server import chords, claims, sight
 from howl.submit import push, take_off_queue
+from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ AT_ONCE = 1000
 PATIENCE = 10.0
 #: Seconds between two looks for events that are too old.
 FORGETTING = 60.0
+#: How tasks that are set aside are called where people are told of them.
+KIND = "tasks"
 
 
 class Keeper:
@@ -44,15 +48,35 @@ class Keeper:
         self.names = claims.SharedNames()
         #: Monotonic second of the next look for events that are too old.
         self.next_forgetting = 0.0
+        #: Whether Redis was away since leases were last granted: this alone, and no fault of a duty's, is a reason to.
+        self.redis_was_away = True
 
     async def run(self) -> None:
         """Until cancelled; raises DatabaseUnavailable, QueueUnavailable or Redis's errors."""
-        await asyncio.to_thread(claims.grant_one_more_lease, self.redis, self.settings)
-        self.names = claims.SharedNames()  # it must not take what was granted for a renewal
         while True:
-            for duty in self._duties():
-                await asyncio.to_thread(duty)
+            if self.redis_was_away:
+                await asyncio.to_thread(claims.grant_one_more_lease, self.redis, self.settings)
+                self.names = claims.SharedNames()  # it must not take what was granted for a renewal
+                self.redis_was_away = False
+            await self._round()
             await asyncio.sleep(self._pause())
+
+    async def _round(self) -> None:
+        """Every duty, whatever becomes of those before it; raises the first one's error when all are done.
+
+        But none when Redis is away, for each would wait for it.
+        """
+        first: Exception | None = None
+        for duty in self._duties():
+            try:
+                await asyncio.to_thread(duty)
+            except Exception as error:
+                if claims.could_not_renew(error):
+                    self.redis_was_away = True
+                    raise
+                first = first or error
+        if first is not None:
+            raise first
 
     def _duties(self) -> tuple[Callable[[], None], ...]:
         messages = (self.load_scripts, self.put_back, self.push_what_is_missing)
@@ -73,10 +97,12 @@ class Keeper:
         # What had begun is lost as well when Redis forgets its message. Told of a later attempt, a row may have ended
         # before, and a worker's word is not enough to start it anew.
         for task in self._unmarked(self._open((Task.attempts <= 1) & or_(never_pushed, pushed_long_ago))):
-            if self._still_open(task):
+            with self._trying(task, "FAILURE"):
                 self._push_again(task)
 
     def _push_again(self, task: Task) -> None:
+        if not self._still_open(task):
+            return
         try:
             push(task, self.app)
         except InvalidRequest as error:  # a row of an earlier version, or of what a worker has told
@@ -85,6 +111,22 @@ class Keeper:
             return
         self._note_push(task)
         logger.warning("Task %s (%s) was not on its queue: pushed again.", task.task_id, task.name)
+
+    @contextmanager
+    def _trying(self, task: Task, state: str) -> Iterator[None]:
+        """Within it, what cannot be done for one task holds up no other; after a few rounds it ends in that state."""
+        try:
+            yield
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001  # counted, and told of
+            why = faults.in_short(reason(error))
+            if not faults.is_last_try(self.redis, self.settings, KIND, task.task_id):
+                logger.warning("Task %s is tried again in a moment: %s.", task.task_id, why)
+                return
+            logger.error("Task %s is set aside: %s.", task.task_id, why)  # noqa: TRY400  # one line says it
+            faults.note(self.redis, self.settings, KIND, task.task_id, why)
+            self.app.backend.append(failure(task.task_id, state, TaskSetAside(why)))
 
     def fail_what_nobody_can_start(self) -> None:
         """End tasks assigned to one worker that is gone without having started them."""
@@ -98,12 +140,14 @@ class Keeper:
         living = claims.living_workers(self.redis, self.settings, silent)
         workers = {worker_id for worker_id, _ in found}.difference(living)
         for task in self._queued(Task.target_worker_id.in_(workers)) if workers else ():
-            self._end(task, "FAILURE", WorkerGone("worker gone"))
+            with self._trying(task, "FAILURE"):
+                self._end(task, "FAILURE", WorkerGone("worker gone"))
 
     def expire(self) -> None:
         """End tasks whose time is over although no worker came to see it."""
         for task in self._queued(Task.expires_at < func.now() - timedelta(seconds=PATIENCE)):
-            self._end(task, "REVOKED", TaskRevokedError("expired"))
+            with self._trying(task, "REVOKED"):
+                self._end(task, "REVOKED", TaskRevokedError("expired"))
 
     def load_scripts(self) -> None:
         """Workers may run them and not load them, and a restarted Redis has forgotten them."""

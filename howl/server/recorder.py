@@ -16,6 +16,7 @@ from howl.server import artifacts, chords, task_rows
 from howl.server.reach import Reach
 from howl.server.stream import PACE, REASON_LIMIT, Batch, OutcomeStream, Received
 from howl.server.usage import Budget
+from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,6 @@ class Recorder:
                 if done.chords_wait:
                     await asyncio.to_thread(chords.wake, self.settings, kept.ended)
                     self.chords_due.set()
-                if submitting.done():
-                    submitting.result()
                 del batch, kept  # before the next one is parsed: two may be more than there is memory for
         finally:
             submitting.cancel()
@@ -78,7 +77,12 @@ class Recorder:
         while True:
             await self.chords_due.wait()
             self.chords_due.clear()
-            if await asyncio.to_thread(chords.submit_due, self.settings, self.app):
+            try:
+                more = await asyncio.to_thread(chords.submit_due, self.settings, self.app)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the recording goes on
+                logger.warning("Chords' bodies wait for the keeper: %s.", reason(error))
+                more = False
+            if more:
                 self.chords_due.set()
             await asyncio.sleep(PACE)
 

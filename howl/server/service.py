@@ -41,7 +41,8 @@ def main(settings: Settings) -> None:
     require_redis(settings)
     require_current(settings.database())
     app = create_app(settings)
-    app.set_current()
+    # Of all threads, in which the parts do their work, not of this one alone.
+    app.set_default()
     app.loader.import_default_modules()
     asyncio.run(_serve(settings, app))
 

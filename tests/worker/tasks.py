@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from celery import Task, chord, shared_task, states
+from celery import Task, chain, chord, group, shared_task, states
 from celery.exceptions import ChordError, Ignore, Reject, SoftTimeLimitExceeded
 
 from howl.worker.artifacts import artifact
@@ -52,6 +52,24 @@ def make_chord(parts: int) -> str:
 def replace_by_chord(self: Task, parts: int) -> Any:
     """End as a chord does."""
     return self.replace(chord([echo.s(number) for number in range(parts)], total.s()))
+
+
+@shared_task(name="endings.add")
+def add(number: int, other: int) -> int:
+    """Add two numbers."""
+    return number + other
+
+
+@shared_task(name="endings.replace_by", bind=True)
+def replace_by(self: Task, number: int, kind: str) -> Any:
+    """End as a canvas of that kind does."""
+    parts = [echo.si(number), echo.si(number + 1)]
+    canvas = {
+        "chord": chord([add.si(number, -1), echo.si(number)], total.s()),
+        "group": group(parts),
+        "chain": chain(add.si(number, 1), add.s(1)),
+    }
+    return self.replace(canvas[kind])
 
 
 @shared_task(name="endings.on_error")

@@ -1,0 +1,42 @@
+"""Canvas that the server itself submits, or has fail: its values are those of Celery with Redis as its backend."""
+
+from typing import Any
+
+import pytest
+from celery import chain, chord, group
+
+from tests.worker.crew import Crew
+
+
+@pytest.fixture(scope="module")
+def crew(enlist: Any) -> Crew:
+    """A server and one prefork worker."""
+    made: Crew = enlist("prefork")
+    return made
+
+
+@pytest.fixture
+def echo(crew: Crew) -> Any:
+    return crew.app.tasks["endings.echo"]
+
+
+@pytest.fixture
+def total(crew: Crew) -> Any:
+    return crew.app.tasks["endings.total"]
+
+
+def test_a_chords_body_may_be_a_group_of_chains(crew: Crew, echo: Any) -> None:
+    body = chord([echo.s(1), echo.s(2)], group(echo.s() | echo.s(), echo.s())).apply_async()
+    assert body.get(timeout=20) == [[1, 2], [1, 2]]
+
+
+def test_a_chords_body_may_be_a_chain_that_ends_in_a_chord(crew: Crew, echo: Any, total: Any) -> None:
+    body = chord([echo.s(1), echo.s(2)], chain(total.s(), group(echo.s(), echo.s()), total.s())).apply_async()
+    assert body.get(timeout=20) == 6
+
+
+@pytest.mark.parametrize("kind", ["chord", "group", "chain"])
+def test_a_task_within_a_chain_may_replace_itself_by_a_canvas(crew: Crew, echo: Any, total: Any, kind: str) -> None:
+    replace = crew.app.tasks["endings.replace_by"]
+    result = chain(echo.s(2), replace.s(kind), echo.s()).apply_async()
+    assert result.get(timeout=20) == {"chord": 3, "group": [2, 3], "chain": 4}[kind]
