@@ -28,13 +28,15 @@ from howl.celery import ANSWER_TIMEOUT, CONNECT_TIMEOUT, settings_of, worker_id_
 from howl.config import Settings
 from howl.errors import OutcomeTooLarge, QueueUnavailable
 from howl.ids import check_signatures, recordable, texts
-from howl.outcomes import ENTRY_FIELD, ChordCreated, Entry, Outcome, encode, is_id
+from howl.outcomes import ENTRY_FIELD, ChordCreated, Entry, Outcome, encode, in_pieces, is_id
 from howl.tls import reason, redis_options
 
 #: Seconds between two looks at a result that is awaited: quick at first, then easy on PostgreSQL.
 FIRST_LOOK, LAST_LOOK = 0.02, 0.5
 #: Characters kept of a traceback: the end tells most.
 TRACEBACK_LIMIT = 20_000
+#: Children that are recorded of a task; and bytes of an outcome that are not its result, nor optional.
+CHILDREN_KEPT, ENVELOPE = 1000, 4096
 
 
 _stream: ContextVar[str | None] = ContextVar("howl_outcomes_stream", default=None)
@@ -136,21 +138,29 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         Raises OutcomeTooLarge, EncodeError or redis's errors.
         """
         document = encode(entry)
-        if len(document) > self.settings.outcome_limit and isinstance(entry, Outcome) and entry.args is not None:
-            # Arguments are told with the start, for the record alone: the task is not to fail for them.
-            document = encode(_without_arguments(entry))
-        if len(document) > self.settings.outcome_limit:
-            raise OutcomeTooLarge(
-                f"The outcome has {len(document):,} bytes and {self.settings.outcome_limit:,} are allowed: "
-                "return less, or write a file and return where it is."
-            )
+        if isinstance(entry, Outcome) and len(document) > self.settings.outcome_limit:
+            document = self._fitting(entry)
         outbox = getattr(self.app, "howl_outbox", None)
         if outbox is not None:
             outbox(entry, document, tag)
         else:
             self.redis.xadd(_stream.get() or self.settings.key("outcomes"), {ENTRY_FIELD: document})
 
+    def _fitting(self, outcome: Outcome) -> bytes:
+        """The limit is the result's alone: what else is told is told with less, and the task does not fail for it."""
+        limit = self.settings.outcome_limit
+        bare = replace(outcome, args=None, kwargs=None, traceback=None, children=None)
+        if (size := len(encode(bare))) > limit + ENVELOPE:
+            raise OutcomeTooLarge(
+                f"The result has {size:,} bytes and {limit:,} are allowed: "
+                "return less, or write a file and return where it is."
+            )
+        # The recorder reads what has twice the limit.
+        fuller = (encode(each) for each in (_without_arguments(outcome), replace(bare, traceback=outcome.traceback)))
+        return next((document for document in fuller if len(document) <= 2 * limit), encode(bare))
+
     def _outcome(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> Outcome:
+        children, left_out = self._children(request) if state in states.READY_STATES else (None, None)
         return Outcome(
             task_id=str(task_id),
             state=state,
@@ -166,10 +176,26 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
             parent_id=_name(getattr(request, "parent_id", None)),
             root_id=_name(getattr(request, "root_id", None)),
             group_id=_name(getattr(request, "group", None)),
-            children=self.current_task_children(request) if state in states.READY_STATES else None,
+            children=children,
+            children_left_out=left_out,
             runtime=self._runtime(task_id, state),
             pid=os.getpid(),
         )
+
+    def _children(self, request: Any) -> tuple[list[Any] | None, int | None]:
+        """Celery's tuples of the first tasks that this one started, and how many tasks more it did."""
+        request = request or getattr(get_current_task(), "request", None)
+        if request is None:
+            return None, None
+        kept: list[Any] = []
+        left_out, room = 0, self.settings.outcome_limit // 4
+        for child in getattr(request, "children", None) or ():
+            told = None if left_out or len(kept) >= CHILDREN_KEPT else child.as_tuple()
+            if told is None or (room := room - len(json.dumps(told))) < 0:
+                left_out += len(leaves(child))
+            else:
+                kept.append(told)
+        return kept, left_out or None
 
     def _runtime(self, task_id: str, state: str) -> float | None:
         begun = self._started.get(task_id)
@@ -214,14 +240,15 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
     # --- chords: the recorder counts the parts and submits the body; nothing polls -----------------------------
 
     def apply_chord(self, header_result_args: tuple[Any, ...], body: Any, **_: Any) -> None:
-        """Tell the recorder of a chord before its parts are published."""
+        """Tell the recorder of a chord before its parts are published; raises ChordRefused."""
         header = self.app.GroupResult(*header_result_args)
         document = dict(body)
         check_signatures(document)
         parts = [recordable(part) for part in leaves(header)]
         group_id = recordable(header.id)
-        entry = ChordCreated(group_id=group_id, parts=parts, header=texts(header.as_tuple()), body=document)
-        self._ensure_retryable(self.append, entry)
+        entry = ChordCreated(group_id=group_id, parts=parts, header=texts(_shape(header)), body=document)
+        for piece in [*in_pieces(entry, self.settings.outcome_limit)]:
+            self._ensure_retryable(self.append, piece)
 
     def get_state(self, task_id: str) -> str:  # noqa: ARG002  # Celery's signature
         """Only a failing chain asks, so as not to count a chord's part twice; the recorder counts distinct tasks."""
@@ -288,6 +315,12 @@ def leaves(result: Any) -> list[str]:
     """Ids of the tasks a result stands for: a group's members, their members, and so on."""
     members = getattr(result, "results", None)
     return [result.id] if members is None else [leaf for member in members for leaf in leaves(member)]
+
+
+def _shape(result: Any) -> list[Any]:
+    """Celery's `as_tuple()` without the parents, which each member of a group would bring along."""
+    members = getattr(result, "results", None)
+    return [[result.id, None], None if members is None else [_shape(member) for member in members]]
 
 
 def _is_eager(request: Any, store_result: bool) -> bool:

@@ -226,6 +226,20 @@ class Chord(Base):
     expired: Mapped[bool] = mapped_column(server_default=false())
 
 
+class StoredPiece(Base):
+    """A piece of a large chord that is not all told of yet: see howl.server.chord_pieces."""
+
+    __tablename__ = "chord_pieces"
+    __table_args__ = (UniqueConstraint("group_id", "redis_user", "number", postgresql_nulls_not_distinct=True),)
+
+    piece_id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    group_id: Mapped[str]
+    redis_user: Mapped[str | None]
+    number: Mapped[int]
+    text: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+
+
 class RecordUsage(Base):
     """What one Redis user's workers have had recorded, against HOWL_RECORD_LIMIT: see howl.server.usage."""
 

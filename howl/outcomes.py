@@ -5,6 +5,7 @@ everything: field names, types, lengths.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
@@ -12,7 +13,8 @@ from typing import Any, TypeGuard
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
-from howl.errors import UnreadableOutcome
+from howl.bounded_json import parsed_size
+from howl.errors import ChordRefused, UnreadableOutcome
 
 #: The one field of a stream entry.
 ENTRY_FIELD = b"outcome"
@@ -52,8 +54,8 @@ PART_STATUS = "howl_status"
 
 #: Longest id or name in characters; Celery's own ids have 36.
 NAME_LIMIT = 255
-#: Most parts of one chord.
-PARTS_LIMIT = 100_000
+#: Most parts of one chord; most bytes of its document, which travels in pieces, and of what it takes when it is parsed.
+PARTS_LIMIT, CHORD_LIMIT, CHORD_PARSED_LIMIT = 100_000, 16 << 20, 128 << 20
 HEX = re.compile(r"[0-9a-f]+")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}")
@@ -80,6 +82,8 @@ class Outcome:
     root_id: str | None = None
     group_id: str | None = None
     children: list[Any] | None = None
+    #: Tasks that it started and that are not among its children, for there were too many.
+    children_left_out: int | None = None
     #: Seconds by the worker's clock.
     runtime: float | None = None
     #: The process that ran it, on the worker's machine.
@@ -115,6 +119,17 @@ class ChordCreated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChordPiece:
+    """One of the pieces in which a large chord is told of: together they are the document of its ChordCreated."""
+
+    group_id: str
+    #: From 0 on.
+    number: int
+    pieces: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArtifactKept:
     """A file that a task left behind: JetStream has all of it, as object `artifact_id` of the artifacts' bucket."""
 
@@ -133,9 +148,11 @@ class ArtifactKept:
     worker_id: str | None = None
 
 
-Entry = Outcome | ChordCreated | ArtifactKept
+Entry = Outcome | ChordCreated | ChordPiece | ArtifactKept
 
-KINDS: dict[str, type[Entry]] = {"outcome": Outcome, "chord": ChordCreated, "artifact": ArtifactKept}
+KINDS: dict[str, type[Entry]] = {
+    "outcome": Outcome, "chord": ChordCreated, "chord piece": ChordPiece, "artifact": ArtifactKept,
+}  # fmt: skip
 _KIND_OF = {made: kind for kind, made in KINDS.items()}
 
 #: One for all: kombu's `dumps` makes a new one each time.
@@ -153,6 +170,26 @@ def encode(entry: Entry) -> bytes:
         return _ENCODER.encode(document).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise EncodeError(f"The outcome is not JSON: {error}") from None
+
+
+def in_pieces(chord: ChordCreated, limit: int) -> Iterator[ChordCreated | ChordPiece]:
+    """The chord as it is told of, in entries of at most `limit` bytes, about; raises ChordRefused, or EncodeError."""
+    document = encode(chord)
+    if len(chord.parts) > PARTS_LIMIT:
+        raise ChordRefused(f"The chord has {len(chord.parts):,} parts, and {PARTS_LIMIT:,} are allowed: make several.")
+    if len(document) <= limit:
+        yield chord
+        return
+    if len(document) > CHORD_LIMIT or parsed_size(document) > CHORD_PARSED_LIMIT:
+        raise ChordRefused(
+            f"The chord has {len(document):,} bytes with its body's arguments, and {CHORD_LIMIT:,} are allowed, or "
+            "fewer of many small values: write a file and pass where it is."
+        )
+    # Written as a text within JSON again, half of them at worst with a backslash before each.
+    text, size = document.decode(), limit // 2
+    cuts = range(0, len(text), size)
+    for number, cut in enumerate(cuts):
+        yield ChordPiece(group_id=chord.group_id, number=number, pieces=len(cuts), text=text[cut : cut + size])
 
 
 def decode(document: Any) -> Entry:
@@ -176,9 +213,13 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "task_id": str, "state": str, "at": str, "attempt": int, "traceback": str, "name": str, "args": list,
     "kwargs": dict, "queue": str, "worker_id": str, "parent_id": str, "root_id": str, "group_id": str,
     "children": list, "runtime": (int, float), "pid": int, "parts": list, "header": list, "body": dict,
-    "artifact_id": str, "media_type": str, "size": int, "sha256": str,
+    "artifact_id": str, "media_type": str, "size": int, "sha256": str, "children_left_out": int, "number": int,
+    "pieces": int, "text": str,
 }  # fmt: skip
 _REQUIRED = (
+    "number",
+    "pieces",
+    "text",
     "task_id",
     "state",
     "at",
@@ -206,12 +247,10 @@ def _check(entry: Entry) -> None:
             raise UnreadableOutcome(f"its field {name} is empty or longer than {NAME_LIMIT} characters")
         if name in _NAMES and UNSTORABLE.search(value):
             raise UnreadableOutcome(f"its field {name} has characters that PostgreSQL cannot hold")
-    if not isinstance(entry, ChordCreated):
+    if isinstance(entry, ChordCreated | ChordPiece):
+        _check_chord(entry)
+    else:
         _check_numbers(entry)
-    elif len(entry.parts) > PARTS_LIMIT:
-        raise UnreadableOutcome(f"it has {len(entry.parts):,} parts, and {PARTS_LIMIT:,} are allowed")
-    elif not all(map(is_id, entry.parts)):
-        raise UnreadableOutcome("its parts are not all ids of tasks")
     if isinstance(entry, ArtifactKept):
         _check_artifact(entry)
 
@@ -235,6 +274,16 @@ def _fits(name: str, value: Any) -> bool:
     return isinstance(value, _TYPES[name]) and not isinstance(value, bool)
 
 
+def _check_chord(chord: ChordCreated | ChordPiece) -> None:
+    if isinstance(chord, ChordPiece):
+        if not 0 <= chord.number < chord.pieces <= CHORD_LIMIT:
+            raise UnreadableOutcome("its number is none of its chord's pieces")
+    elif len(chord.parts) > PARTS_LIMIT:
+        raise UnreadableOutcome(f"it has {len(chord.parts):,} parts, and {PARTS_LIMIT:,} are allowed")
+    elif not all(map(is_id, chord.parts)):
+        raise UnreadableOutcome("its parts are not all ids of tasks")
+
+
 def _check_artifact(artifact: ArtifactKept) -> None:
     if fault := name_fault(artifact.name):
         raise UnreadableOutcome(f"its file's name {fault}")
@@ -246,6 +295,8 @@ def _check_artifact(artifact: ArtifactKept) -> None:
 
 
 def _check_numbers(entry: Outcome | ArtifactKept) -> None:
+    if isinstance(entry, Outcome) and not 0 <= (entry.children_left_out or 0) < 2**31:
+        raise UnreadableOutcome("its number of children is none")
     if not 1 <= entry.attempt < 2**31:
         raise UnreadableOutcome("its attempt is not a positive number")
     try:

@@ -149,12 +149,12 @@ async def nobody_wrote_too_much(visit: Visit) -> Answer | None:
 
 
 async def nothing_was_set_aside(visit: Visit) -> Answer | None:
-    """What `howl server` gave up after a few tries; a worker may not know."""
+    """What `howl server` gave up within a day, after a few tries; a worker may not know."""
     if visit.as_worker:
         return None
     told = faults.told(await visit.client.hgetall(visit.settings.key(faults.SET_ASIDE)))
     if not told:
-        return well("nothing within a day")
+        return None
     what = "; ".join(f"{kind}: {words}" for kind, words in told.items())
     return beware(what, "their tasks have failed: mend what is told here, then `howl tasks retry ID`, or publish again")
 

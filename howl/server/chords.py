@@ -23,7 +23,7 @@ from howl.broker import faults
 from howl.config import Settings
 from howl.db import session
 from howl.errors import ChordExpired, ChordRefused
-from howl.models import Chord, Task
+from howl.models import Chord, StoredPiece, Task
 from howl.outcomes import FINAL_RANK, ChordCreated
 from howl.server import bodies
 
@@ -122,6 +122,7 @@ def expire(settings: Settings, app: Celery) -> None:
             opened.commit()
         gone = old.where(Chord.body_submitted_at < over).limit(DELETED_AT_ONCE)
         opened.execute(delete(Chord).where(Chord.chord_id.in_(gone)))
+        opened.execute(delete(StoredPiece).where(StoredPiece.created_at < over))
 
 
 def _wake(opened: Session, condition: ColumnElement[bool]) -> None:

@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from howl.config import Settings
 from howl.db import session
-from howl.outcomes import ArtifactKept, ChordCreated, Outcome
-from howl.server import artifacts, chords, task_rows
+from howl.outcomes import ArtifactKept, ChordCreated, ChordPiece, Outcome
+from howl.server import artifacts, chord_pieces, chords, task_rows
 from howl.server.reach import Reach
 from howl.server.stream import PACE, REASON_LIMIT, Batch, OutcomeStream, Received
 from howl.server.usage import Budget
@@ -157,6 +157,8 @@ class Recorder:
 
     def _write(self, opened: Session, received: list[Received]) -> None:
         created = [(item.entry, item.user) for item in received if isinstance(item.entry, ChordCreated)]
+        pieces = [(item.entry, item.user) for item in received if isinstance(item.entry, ChordPiece)]
+        created += chord_pieces.put_together(opened, pieces)
         left = [(item.entry, item.at) for item in received if isinstance(item.entry, ArtifactKept)]
         chords.record(opened, created)
         task_rows.write(opened, received)

@@ -138,6 +138,8 @@ def _event_row(item: Received, outcome: Outcome) -> dict[str, Any]:
         data |= {"error_type": failure[0], "error_message": failure[1]}
     if outcome.pid is not None:
         data["pid"] = outcome.pid
+    if outcome.children_left_out:
+        data["children_left_out"] = outcome.children_left_out
     return {
         "task_id": outcome.task_id,
         "worker_id": outcome.worker_id,

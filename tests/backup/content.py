@@ -19,7 +19,7 @@ from psycopg import sql
 
 from howl.config import Settings
 from howl.db import session
-from howl.models import Artifact, Base, Burst, Chord, RecordUsage, Task, TaskEvent, Worker
+from howl.models import Artifact, Base, Burst, Chord, RecordUsage, StoredPiece, Task, TaskEvent, Worker
 
 NOW = datetime(2026, 11, 22, 13, 14, 15, 123456, tzinfo=UTC)
 #: What COPY must escape, quote or keep apart.
@@ -40,6 +40,7 @@ def fill_database(settings: Settings) -> None:
         opened.add(
             Burst(burst_id="b", origin="local", num_workers=1, runtime_minutes=0.1 + 0.2, minutes_planned=1e-300)
         )
+        opened.add(StoredPiece(group_id="g", number=0, text=AWKWARD))
         opened.add(Chord(group_id="g", parts=["p1", "p2"], header=AWKWARD, body="{}"))
         opened.add(RecordUsage(redis_user="burst", level=0.1 + 0.2, updated_at=NOW))
 

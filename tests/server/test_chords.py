@@ -10,8 +10,9 @@ import redis
 from sqlalchemy import func, select, text, update
 
 from howl import db
-from howl.models import Chord, Task
-from howl.outcomes import ChordCreated, Outcome, encode
+from howl.errors import ChordRefused
+from howl.models import Chord, StoredPiece, Task
+from howl.outcomes import ChordCreated, Outcome, encode, in_pieces
 from howl.server import chords
 from howl.server.doctor import judge_chords
 from howl.server.recorder import Recorder
@@ -82,6 +83,33 @@ def test_a_chord_of_a_hundred_thousand_parts_ends_soon(settings, app, bodies):
         looks += 1
     assert bodies() == 1
     assert looks < 20
+
+
+def test_a_chord_that_is_told_of_in_pieces_is_one_in_whatever_order_and_however_often_they_come(settings, app, bodies):
+    parts = [str(uuid.uuid4()) for _ in range(12_000)]
+    chord = _chord(parts)
+    pieces = [*in_pieces(chord, settings.outcome_limit)]
+    assert len(pieces) > 1
+    assert all(len(encode(piece)) <= settings.outcome_limit for piece in pieces)
+    recorder = Recorder(settings, app)
+    _record(recorder, *pieces[1:], pieces[1])
+    with db.session(settings.database()) as session:
+        assert session.scalars(select(Chord.size)).all() == []
+    _record(recorder, pieces[0])
+    with db.session(settings.database()) as session:
+        assert session.scalars(select(Chord.size)).all() == [12_000]
+        assert session.scalars(select(StoredPiece.number)).all() == []
+    _all_end(settings, parts)
+    while chords.submit_due(settings, app):
+        pass
+    assert bodies() == 1
+
+
+@pytest.mark.parametrize("kind", ["parts", "bytes"])
+def test_a_chord_that_is_too_large_is_refused_where_it_is_published(kind):
+    parts = ["p"] * (100_001 if kind == "parts" else 1)
+    with pytest.raises(ChordRefused, match="allowed"):
+        list(in_pieces(_chord(parts, stamp="x" * (0 if kind == "parts" else 17 << 20)), 1 << 20))
 
 
 def test_large_chords_that_wait_for_ever_hold_up_nobodys_outcomes(settings, app, client, task_row):

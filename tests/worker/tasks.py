@@ -60,6 +60,20 @@ def add(number: int, other: int) -> int:
     return number + other
 
 
+@shared_task(name="endings.length")
+def length(_: Any, text: str) -> int:
+    """Tell how long the text is that comes after the result of what was before."""
+    return len(text)
+
+
+@shared_task(name="endings.publish")
+def publish(tasks: int) -> str:
+    """Publish many tasks, on a queue that nobody serves."""
+    for number in range(tasks):
+        echo.apply_async((number,), queue="nobodys")
+    return "done"
+
+
 @shared_task(name="endings.replace_by", bind=True)
 def replace_by(self: Task, number: int, kind: str) -> Any:
     """End as a canvas of that kind does."""

@@ -40,3 +40,19 @@ def test_a_task_within_a_chain_may_replace_itself_by_a_canvas(crew: Crew, echo: 
     replace = crew.app.tasks["endings.replace_by"]
     result = chain(echo.s(2), replace.s(kind), echo.s()).apply_async()
     assert result.get(timeout=20) == {"chord": 3, "group": [2, 3], "chain": 4}[kind]
+
+
+def test_a_task_that_publishes_very_many_ends_and_its_first_children_are_on_record(crew: Crew) -> None:
+    row = crew.ended(task_id := crew.send("publish", 1100))
+    assert (row.status, row.result, len(row.children or [])) == ("succeeded", "done", 1000)
+    assert crew.events(task_id)[-1].data["children_left_out"] == 100
+
+
+def test_the_limit_of_results_is_no_limit_of_a_chords_body(crew: Crew, echo: Any) -> None:
+    body = chord([echo.s(1)], crew.app.tasks["endings.length"].s("x" * 1_200_000)).apply_async()
+    assert body.get(timeout=20) == 1_200_000
+
+
+def test_a_result_within_the_limit_is_kept_whatever_else_is_told_of_its_run(crew: Crew, echo: Any) -> None:
+    text = "x" * (crew.settings.outcome_limit - 1000)
+    assert echo.apply_async((text,), root_id="r" * 200, parent_id="p" * 200).get(timeout=20) == text
