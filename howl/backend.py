@@ -4,12 +4,13 @@ import importlib
 import os
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -88,7 +89,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
     """Writes outcomes wherever a task runs; reads results only where a database is configured."""
 
     persistent = True
-    supports_native_join = False
+    supports_native_join = True
 
     @cached_property
     def settings(self) -> Settings:
@@ -206,7 +207,8 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
     def mark_as_done(
         self, task_id: str, result: Any, request: Any = None, store_result: bool = True, state: str = states.SUCCESS
     ) -> None:
-        """Record every end: a task that ignores its result is recorded without one."""
+        """Record every end: a task that ignores its result is recorded without one, unless a chord waits for it."""
+        store_result = store_result or bool(getattr(request, "chord", None))
         if not _is_eager(request, store_result):
             self.store_result(task_id, result if store_result else None, state, request=request)
 
@@ -270,20 +272,48 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
 
     def wait_for(
         self, task_id: str, timeout: float | None = None, interval: float = LAST_LOOK,
-        no_ack: bool = True, on_interval: Any = None,  # noqa: ARG002  # Celery's signature
+        no_ack: bool = True, on_interval: Any = None, on_message: Any = None,  # noqa: ARG002  # Celery's signature
     ) -> dict[str, Any]:  # fmt: skip
         """Wait until the task has ended, `timeout` seconds at most; raises Celery's TimeoutError."""
         self._ensure_not_eager()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = FIRST_LOOK
-        while (meta := self.get_task_meta(task_id))["status"] not in states.READY_STATES:
-            if on_interval:
-                on_interval()
-            if deadline is not None and time.monotonic() >= deadline:
-                raise CeleryTimeoutError(f"Task {task_id} has not ended within {timeout} s.")
-            time.sleep(pause if deadline is None else max(0, min(pause, deadline - time.monotonic())))
-            pause = min(pause * 1.5, max(interval, FIRST_LOOK), LAST_LOOK)
-        return meta
+        told: Any = None
+        for _ in _looks(timeout, interval, on_interval):
+            meta: dict[str, Any] = self.get_task_meta(task_id)
+            state = (meta["status"], meta["result"])
+            if on_message is not None and state != told and state[0] != states.PENDING:
+                on_message(meta)
+                told = state
+            if meta["status"] in states.READY_STATES:
+                return meta
+        raise CeleryTimeoutError(f"Task {task_id} has not ended within {timeout} s.")
+
+    def wait_for_pending(
+        self, result: Any, timeout: float | None = None, interval: float = LAST_LOOK, no_ack: bool = True,
+        on_message: Any = None, on_interval: Any = None, callback: Any = None, propagate: bool = True,
+    ) -> Any:  # fmt: skip
+        """The same, and the task's result or exception; `on_message` gets each state of it that is seen."""
+        meta = self.wait_for(result.id, timeout, interval, no_ack, on_interval, on_message)
+        result._maybe_set_cache(meta)  # noqa: SLF001  # as Celery's own backends do
+        return result.maybe_throw(propagate=propagate, callback=callback)
+
+    def get_many(
+        self, task_ids: Iterable[str], timeout: float | None = None, interval: float | None = LAST_LOOK,
+        no_ack: bool = True, on_message: Any = None, on_interval: Any = None,  # noqa: ARG002  # Celery's signature
+        max_iterations: int | None = None, **_: Any,
+    ) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
+        """Each task and how it ended, as soon as it has; raises Celery's TimeoutError."""
+        waiting = dict.fromkeys(task_ids)
+        for look in _looks(timeout, interval or LAST_LOOK, on_interval):
+            for task_id in list(waiting):
+                meta = self.get_task_meta(task_id)
+                if meta["status"] in states.READY_STATES:
+                    del waiting[task_id]
+                    if on_message is not None:
+                        on_message(meta)
+                    yield task_id, meta
+            if not waiting or look == max_iterations:
+                return
+        raise CeleryTimeoutError(f"{len(waiting)} tasks have not ended within {timeout} s.")
 
     def _forget(self, task_id: str) -> None:
         self.reader.forget(recordable(task_id))
@@ -305,6 +335,21 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
 
     def _delete_group(self, group_id: str) -> None:
         self.redis.delete(self._group_key(group_id))
+
+
+def _looks(timeout: float | None, interval: float, on_interval: Any) -> Iterator[int]:
+    """Count from 1, at first in quick succession, until the seconds are over; the last look comes after that."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pause = FIRST_LOOK
+    for look in count(1):
+        over = deadline is not None and time.monotonic() >= deadline
+        yield look
+        if on_interval:
+            on_interval()
+        if over:
+            return
+        time.sleep(pause if deadline is None else max(0, min(pause, deadline - time.monotonic())))
+        pause = min(pause * 1.5, max(interval, FIRST_LOOK), LAST_LOOK)
 
 
 def _without_arguments(outcome: Outcome) -> Outcome:

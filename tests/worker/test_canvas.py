@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from celery import chain, chord, group
+from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from tests.worker.crew import Crew
 
@@ -56,3 +57,21 @@ def test_the_limit_of_results_is_no_limit_of_a_chords_body(crew: Crew, echo: Any
 def test_a_result_within_the_limit_is_kept_whatever_else_is_told_of_its_run(crew: Crew, echo: Any) -> None:
     text = "x" * (crew.settings.outcome_limit - 1000)
     assert echo.apply_async((text,), root_id="r" * 200, parent_id="p" * 200).get(timeout=20) == text
+
+
+def test_a_chord_has_the_values_of_parts_that_ignore_their_results(crew: Crew, echo: Any) -> None:
+    parts = [echo.s(number).set(ignore_result=True) for number in (1, 2)]
+    assert chord(parts, echo.s()).apply_async().get(timeout=20) == [1, 2]
+
+
+def test_a_group_is_joined_natively_and_a_client_hears_of_each_end(crew: Crew, echo: Any) -> None:
+    result = group(echo.s(1), echo.s(2), echo.s(1)).apply_async()
+    heard: list[str] = []
+    assert result.join_native(timeout=20) == [1, 2, 1]
+    assert {meta["result"] for _, meta in result.iter_native(timeout=20)} == {1, 2}
+    assert result.get(timeout=20, on_message=lambda meta: heard.append(meta["status"])) == [1, 2, 1]
+    assert heard == ["SUCCESS"] * 3
+    echo.apply_async((3,)).get(timeout=20, on_message=lambda meta: heard.append(meta["result"]))
+    assert heard[-1] == 3
+    with pytest.raises(CeleryTimeoutError):
+        group(echo.s(1).set(queue="nobodys"), echo.s(2)).apply_async().get(timeout=0.3)
