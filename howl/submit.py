@@ -128,11 +128,12 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
     if task.rank == FINAL_RANK:
         return task.status
     try:
-        app.control.revoke_for_good(task_id)
+        if task.rank == 0:
+            app.control.revoke_for_good(task_id)  # first: nobody shall start it meanwhile
         if task.rank == 0 and take_off_queue(task, app):
             app.backend.append(failure(task.task_id, "REVOKED", TaskRevokedError("cancelled")))
         else:
-            app.control.broadcast("revoke", arguments={"task_id": task_id, "terminate": True, "signal": "SIGTERM"})
+            app.control.revoke(task_id, terminate=True, signal="SIGTERM")
             _cancel_parts(task_id, session, app)
     except (OperationalError, RedisError) as error:
         raise QueueUnavailable(

@@ -1,10 +1,10 @@
-"""Remote control as clients use it: what they revoke stays revoked for workers that start later."""
+"""Remote control as clients use it: what they revoke stays revoked for workers that do not hear it now."""
 
-from collections.abc import Sequence
+import json
 from typing import Any
 
+from billiard.common import TERM_SIGNAME
 from celery.app import control
-from celery.utils.functional import maybe_list
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -15,35 +15,52 @@ from howl.tls import reason
 
 #: Ids of revoked tasks that workers who start later are told, about.
 REVOKED_KEPT = 50_000
+#: What is to hold whoever hears it: each worker's turn tells it again.
+REVOKING = ("revoke", "terminate", "revoke_by_stamped_headers")
 
 
 class Control(control.Control):
     """Named by the application."""
 
-    def revoke(
-        self, task_id: str | Sequence[str], destination: Sequence[str] | None = None, *args: Any, **options: Any
+    def broadcast(
+        self, command: str, arguments: dict[str, Any] | None = None, destination: Any = None, *args: Any, **options: Any
     ) -> Any:
-        """Tell all workers, or those named, never to run a task, or several; as Celery's own, it may stop a run.
+        """Tell workers; that tasks are revoked is kept too, for those who do not hear it.
 
-        Nothing happens where the server does what a worker wrote, who may name anybody's: Celery revokes the tasks of
-        a group that is the body of a failing chord, although it has told by then that they failed.
+        Nothing is revoked where the server does what a worker wrote, who may name anybody's: Celery revokes the tasks
+        of a group that is the body of a failing chord, although it has told by then that they failed.
         """
-        if is_for_a_worker():
-            return None
-        if not destination:
-            for each in maybe_list(task_id):
-                self.revoke_for_good(str(each))
-        return super().revoke(task_id, destination, *args, **options)
+        arguments = texts(arguments)  # workers know a task whose id was given as a UUID by the text of it
+        if command in REVOKING:
+            if is_for_a_worker():
+                return None
+            if not destination and not options.get("pattern"):  # else it is for those named alone
+                self._keep(command, **(arguments or {}))
+        return super().broadcast(command, arguments, destination, *args, **options)
 
-    def broadcast(self, command: str, arguments: Any = None, *args: Any, **options: Any) -> Any:
-        """Workers know a task whose id was given as a UUID by the text of it."""
-        return super().broadcast(command, texts(arguments), *args, **options)
+    def _keep(self, command: str, task_id: Any = (), headers: Any = (), **how: Any) -> None:
+        signal = (how.get("signal") or TERM_SIGNAME) if how.get("terminate") or command == "terminate" else None
+        for each in [task_id] if isinstance(task_id, str) else task_id:
+            self.revoke_for_good(each, signal)
+        if headers:
+            self._append({"task_id": "", "terminate": signal or "", "stamps": json.dumps(_named(headers))})
 
-    def revoke_for_good(self, task_id: str) -> None:
-        """Workers that start later hear of it too, as of no broadcast; raises OperationalError."""
+    def revoke_for_good(self, task_id: str, signal: str | int | None = None) -> None:
+        """Every worker's next turn tells it, and that of workers that start later; raises OperationalError.
+
+        With a signal, a run of the task is ended by it.
+        """
+        self._append({"task_id": task_id} | ({"terminate": str(signal)} if signal else {}))
+
+    def _append(self, order: dict[str, str]) -> None:
         client: Any = self.app.backend.redis
         key = settings_of(self.app).key("revoked")
         try:
-            client.xadd(key, {"task_id": task_id}, maxlen=REVOKED_KEPT, approximate=True)
+            client.xadd(key, order, maxlen=REVOKED_KEPT, approximate=True)
         except RedisError as error:
             raise OperationalError(reason(error)) from error
+
+
+def _named(headers: Any) -> dict[str, Any]:
+    """Stamps as Celery takes them: by name, or as words `name=value`."""
+    return headers if isinstance(headers, dict) else dict(word.split("=", 1) for word in headers)

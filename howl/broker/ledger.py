@@ -83,7 +83,7 @@ class Ledger(threading.Thread):
         owner: str,
         room: Room,
         on_stale: Callable[[str], None],
-        on_revoked: Callable[[list[str]], None],
+        on_revoked: Callable[[list[dict[bytes, bytes]]], None],
     ) -> None:
         super().__init__(name="howl-ledger", daemon=True)
         self.settings = settings
@@ -467,6 +467,8 @@ class Ledger(threading.Thread):
     def _hear(self, answer: Any, wanted: int) -> None:
         _, given, stale, revoked, held_up = answer
         now = time.monotonic()
+        if revoked[1:]:  # before the loop can take what is given, some of which may be among these
+            self._on_revoked([dict(zip(fields[::2], fields[1::2], strict=True)) for fields in revoked[1:]])
         with self._lock:
             for tag, key, message in zip(given[::3], given[1::3], given[2::3], strict=True):
                 claim = Claim(tag.decode(), key, message, now)
@@ -481,8 +483,6 @@ class Ledger(threading.Thread):
             self._note_held_up(bool(held_up))
         for tag in stale:
             self._on_stale(tag.decode())
-        if revoked[1:]:
-            self._on_revoked([task_id.decode() for task_id in revoked[1:]])
         if given:
             self._signal_ready()
 

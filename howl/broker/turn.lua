@@ -23,7 +23,7 @@
 --               park     due (milliseconds since 1970) until then, in `parked`
 --               aside                                  it cannot be read: to `unreadable`
 --               hold                                   still here: said of all that is held (or once, without a tag) after `gap`
--- Answer      {'ok', {tag, list, message, ...}, {stale tag, ...}, {last entry of `revoked`, task id, ...},
+-- Answer      {'ok', {tag, list, message, ...}, {stale tag, ...}, {last entry of `revoked`, its fields, ...},
 --              1 if nothing was given out because of those bytes, otherwise 0}
 --             {'old', last number}     a turn that came late: nothing done
 --             {'gap', last number}     Redis has forgotten later turns, or the lease ran out and the keeper put back what
@@ -120,7 +120,7 @@ local function revoked_since(entry)
   local told = {entry}
   for _, item in ipairs(redis.call('XRANGE', revoked, '(' .. entry, '+', 'COUNT', MOST_REVOKED)) do
     told[1] = item[1]
-    told[#told + 1] = item[2][2]
+    told[#told + 1] = item[2]
   end
   return told
 end

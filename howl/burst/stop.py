@@ -1,25 +1,27 @@
 """Ending a burst before its time, wherever its workers run."""
 
+from datetime import timedelta
 from typing import Any
 
-from kombu.exceptions import OperationalError
+from sqlalchemy import func, select
 
 from howl import db
 from howl.burst import budget, github, record
+from howl.burst.local import REGISTER_TIMEOUT
 from howl.burst.record import ON_GITHUB
-from howl.burst.request import BurstRequest
 from howl.celery import create_app
 from howl.config import Settings
-from howl.errors import QueueUnavailable
+from howl.dismiss import dismiss, require_answers
+from howl.errors import WorkerSilent
 from howl.models import Burst
-from howl.tls import reason
 
 
 def stop(burst_id: str, settings: Settings) -> dict[str, Any]:
     """Its workers put back what they cannot end, and leave; returns what a list says of the burst.
 
     On GitHub the run is cancelled, here the workers are asked to drain. One that has ended stays as it is. Raises
-    UnknownBurst, GitHubFailed, NotConfigured, DatabaseUnavailable or QueueUnavailable.
+    UnknownBurst, GitHubFailed, NotConfigured, DatabaseUnavailable, QueueUnavailable, or WorkerSilent when a worker did
+    not hear: the burst is as it was then.
     """
     with db.session(settings.database()) as session:
         row = record.find(session, burst_id)
@@ -41,11 +43,18 @@ def _end(row: Burst, settings: Settings) -> None:
 
 
 def _drain(row: Burst, settings: Settings) -> None:
-    names = BurstRequest(burst_id=row.burst_id, workers=row.num_workers, runtime=1).names
-    app = create_app(settings)
-    try:
-        app.control.shutdown(destination=[f"celery@{name}" for name in names])
-    except (OperationalError, OSError) as error:
-        raise QueueUnavailable(f"The workers cannot be told: Redis does not answer ({reason(error)}).") from error
-    finally:
-        app.close()
+    with db.session(settings.database()) as session:
+        now = session.scalars(select(func.now())).one()
+        if now > row.started_at + timedelta(minutes=row.runtime_minutes):
+            return  # they leave by themselves, whoever hears nothing
+        there = [worker.worker_id for worker in record.crew(session, row)]
+        if len(there) < row.num_workers and now < row.started_at + timedelta(seconds=REGISTER_TIMEOUT):
+            raise WorkerSilent(
+                f"{len(there)} of the burst's {row.num_workers} workers have come so far, and one that has not hears "
+                "nothing: stop it again in a moment."
+            )
+        app = create_app(settings)
+        try:
+            require_answers(dismiss(there, "drain", session, app))
+        finally:
+            app.close()

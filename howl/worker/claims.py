@@ -25,6 +25,7 @@ from howl.errors import MessageRefused, TaskDied
 from howl.outcomes import Outcome, encode, failure, is_id
 from howl.worker.outbox import END, LAST, OTHER, Collector, Parcel
 from howl.worker.pool import make_resizable, most_in_hand, slots_to_fill, withdraw, write_whole_jobs
+from howl.worker.revoking import Order, Revoking
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +94,9 @@ class Holder:
             self.owner,
             Room(partial(slots_to_fill, consumer.controller), most_in_hand(self.pool)),
             self._stale,
-            state.revoked.update,
+            self._revoked,
         )
+        self.revoking = Revoking(self.pool, self.ledger.wake_loop)
         self.collector: Collector = consumer.controller.howl_outbox.collector
         self.collector.deliver = self._received
         self._lock = threading.Lock()
@@ -133,6 +135,7 @@ class Holder:
     def release(self) -> None:
         """Take no more, and put back in order all that no process of the pool has yet; Celery's loop has ended."""
         self.ledger.listen([])
+        self.revoking.carry_out()
         self._put_back(self._withdrawn() | self._not_in_the_pool())
 
     def hand_back(self) -> None:
@@ -159,6 +162,7 @@ class Holder:
         self.ledger.listen(priorities)
 
     def _hand_over(self) -> None:
+        self.revoking.carry_out()
         if self.ledger.wants_back:
             self.ledger.wants_back = False
             # Behind a long task, while another worker may idle.
@@ -268,6 +272,9 @@ class Holder:
 
     def _forget(self, tag: str) -> None:
         self._runs.pop(tag, None)
+
+    def _revoked(self, orders: list[Order]) -> None:
+        self.revoking.told(orders)
 
     def _stale(self, tag: str) -> None:
         logger.warning("The claim %s is stale: another worker has its task now; how it ends here is not kept.", tag)

@@ -17,6 +17,8 @@ from howl.worker.leaving import Leaving
 
 logger = logging.getLogger(__name__)
 
+#: What a worker that drains still does.
+HEARD = ("howl_drain", "howl_stop", "ping", "revoke", "terminate", "revoke_by_stamped_headers")
 #: Seconds after which an order to stop is carried out, even if its answer is not out yet.
 ANSWER = 4.0
 #: Seconds for which a worker that drains may just leave, before it is worth listening again.
@@ -98,7 +100,7 @@ class Ear(threading.Thread):
         app, hostname = self.consumer.app, self.consumer.hostname
         soon: deque[Callable[[], None]] = deque()
         known = AttributeDict(app=app, hostname=hostname, consumer=self.consumer, tset=set, soon=soon.append)
-        orders = {name: Panel.data[name] for name in ("howl_drain", "howl_stop", "ping")}
+        orders = {name: Panel.data[name] for name in HEARD}
         node = app.control.mailbox.Node(hostname, handlers=orders, state=known, channel=connection.channel())
         node.listen(callback=_carry_out(node, soon))
         while not self.over.is_set():

@@ -60,7 +60,7 @@ class Owner:
         assert status == b"ok"
         return Answer(
             [tag.decode() for tag in given[::3]], given[2::3], given[1::3], [tag.decode() for tag in stale],
-            revoked[1:], revoked[0], bool(held_up),
+            [fields[1] for fields in revoked[1:]], revoked[0], bool(held_up),
         )  # fmt: skip
 
     def take(self, wanted: int = 1) -> list[str]:

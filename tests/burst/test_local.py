@@ -19,8 +19,8 @@ from howl.burst.local import LocalBurst
 from howl.burst.request import BurstRequest
 from howl.burst.stop import stop
 from howl.config import Settings
-from howl.errors import BurstFailed, NotConfigured
-from howl.models import Burst
+from howl.errors import BurstFailed, NotConfigured, WorkerSilent
+from howl.models import Burst, Worker
 from howl.submit import TaskRequest, submit
 from tests.support import Process, eventually
 
@@ -187,6 +187,18 @@ def test_a_burst_that_is_stopped_ends_what_it_runs_and_shows_that_it_is_leaving(
     eventually(lambda: not burst.alive())
     assert local.finish(burst, told) == {burst.request.names[0]: {"succeeded": 1}}
     assert stop(burst.request.burst_id, told)["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_burst_is_not_stopped_when_a_worker_of_it_has_not_heard(settings: Settings, there: bool) -> None:
+    request = BurstRequest(workers=1, runtime=120.0)
+    local._record_start(request, settings)
+    with db.session(settings.database()) as session:
+        if there:
+            session.add(Worker(worker_id=request.names[0], status="active"))
+    with pytest.raises(WorkerSilent, match="did not answer" if there else "has not hears nothing"):
+        stop(request.burst_id, settings)
+    assert row(settings, request.burst_id).run.get("conclusion") is None
 
 
 # --- howl burst start --------------------------------------------------------------------------------------------

@@ -530,3 +530,21 @@ def _swap(crew, message, changed, due):
         pipe.zrem(crew.key("parked"), message)
         pipe.zadd(crew.key("parked"), {changed: int(due.timestamp() * 1000)})
         pipe.execute()
+
+
+def test_a_running_task_is_cancelled_though_its_worker_did_not_hear_the_broadcast(prefork, tmp_path):
+    begun, go_on = tmp_path / "begun", tmp_path / "go-on"
+    task_id = prefork.send("wait", str(begun), str(go_on))
+    eventually(begun.exists)
+    prefork.app.control.revoke_for_good(task_id, "SIGTERM")
+    assert prefork.ended(task_id).status == "cancelled"
+
+
+def test_a_running_task_is_cancelled_by_its_stamp_though_its_worker_did_not_hear(prefork, tmp_path):
+    begun, go_on = tmp_path / "begun", tmp_path / "go-on"
+    signature = prefork.app.signature("endings.wait", (str(begun), str(go_on)))
+    signature.stamp(who="unheard")
+    task_id = signature.apply_async(queue=None).id
+    eventually(begun.exists)
+    prefork.app.control._keep("revoke_by_stamped_headers", headers={"who": "unheard"}, terminate=True)
+    assert prefork.ended(task_id).status == "cancelled"

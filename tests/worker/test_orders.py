@@ -181,3 +181,14 @@ def test_a_worker_that_is_gone_without_a_word_is_said_to_be_silent(house, howl):
     answer = howl("workers", "stop", "w1", "--json")
     assert (answer.returncode, json.loads(answer.stdout)[0]["answered"]) == (1, False)
     assert "If it is gone, what it held goes back on the queue by itself" in answer.stderr
+
+
+def test_a_worker_that_drains_ends_a_task_that_is_cancelled(house, gated, howl, task_row):
+    send, _, began = gated
+    process = house("w1", "prefork")
+    (task_id,) = send(1)
+    eventually(began)
+    assert howl("workers", "drain", "w1").returncode == 0
+    assert howl("tasks", "cancel", task_id).returncode == 0
+    eventually(lambda: task_row(task_id).status == "cancelled")
+    assert process.wait() == 0
