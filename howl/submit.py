@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -370,7 +370,7 @@ def _record(request: TaskRequest, session: Session, app: Celery) -> tuple[Task, 
         "priority": request.priority,
         "target_worker_id": request.worker_id,
         "time_limit": request.time_limit,
-        "expires_at": _moment(request.expires_in),
+        "expires_at": _moment(request.expires_in, session),
         "submitted_by": request.submitted_by,
         "idempotency_key": request.idempotency_key,
     }
@@ -395,5 +395,6 @@ def _routed(request: TaskRequest, app: Celery) -> str:
     return str(getattr(route["queue"], "name", route["queue"]))
 
 
-def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+def _moment(seconds: float | None, session: Session) -> datetime | None:
+    """So many seconds from now, by the server's clock."""
+    return None if seconds is None else session.scalars(select(func.now())).one() + timedelta(seconds=seconds)

@@ -84,6 +84,7 @@ class Ledger(threading.Thread):
         room: Room,
         on_stale: Callable[[str], None],
         on_revoked: Callable[[list[dict[bytes, bytes]]], None],
+        on_time: Callable[[float, float, float], None],
     ) -> None:
         super().__init__(name="howl-ledger", daemon=True)
         self.settings = settings
@@ -92,6 +93,8 @@ class Ledger(threading.Thread):
         self.room = room
         self._on_stale = on_stale
         self._on_revoked = on_revoked
+        #: Told this machine's time before and after a turn, and Redis's in between.
+        self._on_time = on_time
         self._lock = threading.Lock()
         self._priorities: list[list[str]] = []
         self._claims: OrderedDict[str, Claim] = OrderedDict()
@@ -107,6 +110,8 @@ class Ledger(threading.Thread):
         self._number = 0
         self._known_revoked = b"0-0"
         self._closing: float | None = None
+        #: Whether an error ended the thread, and so ends the worker.
+        self.failed = False
         self._claiming = True
         self._empty = False
         #: Whether the recorder has so much to do that nothing is given out.
@@ -285,6 +290,7 @@ class Ledger(threading.Thread):
         except Exception:
             # Without its ledger a worker would sit there, holding tasks for a while and doing none for ever.
             logger.exception("The ledger has failed: this worker ends, and what it holds goes back with its lease.")
+            self.failed = True
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
             self._client.close()
@@ -410,6 +416,7 @@ class Ledger(threading.Thread):
         """Say a turn until it is heard: the number makes repeating safe. None if closing ends it first."""
         failures = 0
         while True:
+            asked = time.time()
             try:
                 answer = TURN.run(self._client, self._keys(), self._arguments(words, wanted, wanted_bytes))
             except redis.RedisError as error:
@@ -424,6 +431,7 @@ class Ledger(threading.Thread):
                 time.sleep(min(2.0, 0.05 * 2 ** min(failures, 6)) * random.uniform(0.5, 1.0))  # noqa: S311  # jitter
                 continue
             if answer[0] == b"ok":
+                self._on_time(asked, time.time(), answer[5] / 1000)
                 return answer
             words, wanted = self._after_gap(int(answer[1])), 0
 
@@ -465,7 +473,7 @@ class Ledger(threading.Thread):
         return [*who, *numbers, self._known_revoked, len(self._lists()), self.settings.backlog_limit, *said]
 
     def _hear(self, answer: Any, wanted: int) -> None:
-        _, given, stale, revoked, held_up = answer
+        _, given, stale, revoked, held_up, _ = answer
         now = time.monotonic()
         if revoked[1:]:  # before the loop can take what is given, some of which may be among these
             self._on_revoked([dict(zip(fields[::2], fields[1::2], strict=True)) for fields in revoked[1:]])

@@ -24,7 +24,7 @@
 --               aside                                  it cannot be read: to `unreadable`
 --               hold                                   still here: said of all that is held (or once, without a tag) after `gap`
 -- Answer      {'ok', {tag, list, message, ...}, {stale tag, ...}, {last entry of `revoked`, its fields, ...},
---              1 if nothing was given out because of those bytes, otherwise 0}
+--              1 if nothing was given out because of those bytes, otherwise 0, milliseconds since 1970}
 --             {'old', last number}     a turn that came late: nothing done
 --             {'gap', last number}     Redis has forgotten later turns, or the lease ran out and the keeper put back what
 --                                      was held: nothing done; say `hold` for what is held
@@ -158,7 +158,7 @@ if number == last then -- its answer was lost on the way
     end
   end
   redis.call('ZADD', leases, now + lease, owner)
-  return {'ok', given, stale, revoked_since(known), left('full', 1)}
+  return {'ok', given, stale, revoked_since(known), left('full', 1), now}
 end
 
 local words, held, acting, values = {}, nil, 0, 0
@@ -360,4 +360,4 @@ if fenced then
 end
 redis.call('PEXPIRE', turns, 100 * lease)
 redis.call('ZADD', leases, now + lease, owner)
-return {'ok', given, stale, told, full and 1 or 0}
+return {'ok', given, stale, told, full and 1 or 0, now}

@@ -26,6 +26,7 @@ from howl.outcomes import Outcome, encode, failure, is_id
 from howl.worker.outbox import END, LAST, OTHER, Collector, Parcel
 from howl.worker.pool import make_resizable, most_in_hand, slots_to_fill, withdraw, write_whole_jobs
 from howl.worker.revoking import Order, Revoking
+from howl.worker.server_clock import ServerClock
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,9 @@ class Holder:
             Room(partial(slots_to_fill, consumer.controller), most_in_hand(self.pool)),
             self._stale,
             self._revoked,
+            app.howl_clock.heard,
         )
+        self._clock: ServerClock = app.howl_clock
         self.revoking = Revoking(self.pool, self.ledger.wake_loop)
         self.collector: Collector = consumer.controller.howl_outbox.collector
         self.collector.deliver = self._received
@@ -182,11 +185,12 @@ class Holder:
         self._runs[claim.tag] = Run(task_id)
         message["properties"]["delivery_tag"] = claim.tag
         due = _due(headers.get("eta"))
-        if due is not None and due > time.time() + AHEAD:
+        now = self._clock.time()
+        if due is not None and due > now + AHEAD:
             self._forget(claim.tag)
             self.ledger.park(claim.tag, due)
             return
-        if due is not None and due > time.time():
+        if due is not None and due > now:
             self.ledger.waits(claim.tag)
         self._channel.connection._deliver(message, self._queue_of(claim))  # noqa: SLF001  # kombu's way in
 

@@ -21,6 +21,7 @@ from celery import bootsteps, states
 from howl.errors import HowlError
 from howl.outcomes import ArtifactKept, Entry, Outcome
 from howl.worker import sight
+from howl.worker.server_clock import ServerClock
 
 #: Lengths of the four parts of a frame: kind, tag, task id, document.
 HEADER = struct.Struct("!BHHI")
@@ -73,6 +74,7 @@ class Outbox(bootsteps.Step):
         self._pid = os.getpid()
         self._senders: dict[int, Sender] = {}
         parent.howl_outbox = self
+        ServerClock().rule(parent.app)
         parent.app.howl_outbox = self.put
         parent.app.howl_show = self.show
 

@@ -5,10 +5,12 @@ A run within this very process, a thread's, cannot be ended from outside: its re
 
 import logging
 import os
+from datetime import datetime
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
+from celery.worker import state
 from celery.worker.request import Request
 
 from howl.worker import limits
@@ -38,6 +40,18 @@ class ClaimedRequest(Request):
             return on_success(self, outcome, **options)
 
         cls.on_success = on_end
+
+    @property
+    def eta(self) -> datetime | None:
+        """When it is due, as this machine's clock will show it: Celery's timer goes by that."""
+        return self._eta and self.app.howl_clock.own(self._eta)
+
+    def maybe_expire(self) -> bool:
+        """Whether it is too late to start it, by the server's time."""
+        is_late = bool(self.expires) and self.app.now() > self.expires
+        if is_late:
+            state.revoked.add(self.id)
+        return is_late
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         claims = _claims_of(self)

@@ -26,7 +26,9 @@ def ledger(settings: Settings) -> Iterator[Callable[..., Ledger]]:
     running: list[Ledger] = []
 
     def _ledger(owner: str, slots: list[None]) -> Ledger:
-        running.append(Ledger(settings, owner, Room(lambda: len(slots)), lambda _: None, lambda _: None))
+        running.append(
+            Ledger(settings, owner, Room(lambda: len(slots)), lambda _: None, lambda _: None, lambda *_: None)
+        )
         running[-1].start()
         running[-1].listen(QUEUE)
         return running[-1]

@@ -14,7 +14,7 @@ from howl.broker.room import Room
 from howl.config import load_settings
 
 logging.basicConfig()
-ledger = Ledger(load_settings(), "w1.life", Room(lambda: 1 // 0), print, print)
+ledger = Ledger(load_settings(), "w1.life", Room(lambda: 1 // 0), print, print, print)
 ledger.listen([["celery"]])
 ledger.start()
 time.sleep(60)
@@ -31,7 +31,7 @@ def test_a_worker_whose_ledger_fails_says_so_and_ends(env):
 
 
 def test_what_is_said_in_one_turn_is_bounded_in_words_values_and_bytes(settings):
-    talker = ledger.Ledger(settings, "w1.life", Room(lambda: 1, 1), print, print)
+    talker = ledger.Ledger(settings, "w1.life", Room(lambda: 1, 1), print, print, print)
     for number in range(1500):
         talker.append(b"%d" % number)
     for _ in range(20):
@@ -51,7 +51,7 @@ def test_what_is_said_in_one_turn_is_bounded_in_words_values_and_bytes(settings)
 
 
 def test_a_worker_holds_no_more_messages_than_it_could_say_in_one_turn(settings):
-    greedy = ledger.Ledger(settings, "w1.life", Room(lambda: 10**6, 10**6), print, print)
+    greedy = ledger.Ledger(settings, "w1.life", Room(lambda: 10**6, 10**6), print, print, print)
     greedy.listen([["celery"]])
     assert greedy._wants() > 0
     for number in range(ledger.MOST_HELD):

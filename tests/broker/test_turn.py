@@ -56,7 +56,7 @@ class Owner:
 
     def ask(self, *words: Any, **options: Any) -> Answer:
         """The same, for a turn that is heard."""
-        status, given, stale, revoked, held_up = self.turn(*words, **options)
+        status, given, stale, revoked, held_up, _ = self.turn(*words, **options)
         assert status == b"ok"
         return Answer(
             [tag.decode() for tag in given[::3]], given[2::3], given[1::3], [tag.decode() for tag in stale],

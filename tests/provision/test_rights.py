@@ -359,12 +359,12 @@ def test_what_the_server_publishes_for_a_worker_reaches_its_own_queue(app: Celer
 def test_the_credential_takes_settles_and_parks_in_its_own_queue(thief: Any, admin: Any) -> None:
     thief.lpush("t:mine", "one", "two", "three")
     thief.lpush("t:mine\x06\x169", "late")
-    _, given, _, _, _ = turn(thief, lists=("t:mine", "t:mine\x06\x169"), bells=("t:doorbell:mine",))
+    _, given, _, _, _, _ = turn(thief, lists=("t:mine", "t:mine\x06\x169"), bells=("t:doorbell:mine",))
     assert given[2::3] == [b"one", b"two", b"three", b"late"]
     one, two, three, late = (tag.decode() for tag in given[::3])
     words = [("began", one, "id"), ("note", one, "half"), ("settle", one, "id", "done"), ("park", two, 1),
              ("lost", three, "id3", 5, "dead"), ("aside", late)]  # fmt: skip
-    status, _, stale, _, _ = turn(thief, *words, number=2, bells=("t:doorbell:mine",), lists=())
+    status, _, stale, _, _, _ = turn(thief, *words, number=2, bells=("t:doorbell:mine",), lists=())
     assert (status, stale) == (b"ok", [])
     assert [fields[b"outcome"] for _, fields in admin.xrange(MINE.key("outcomes"))][1:] == [b"half", b"done"]
     assert admin.zscore(MINE.key("parked"), "t:mine\ntwo") == 1

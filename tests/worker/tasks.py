@@ -130,10 +130,10 @@ def report(self: Any) -> str:
 
 
 @shared_task(name="endings.retry", bind=True, max_retries=1)
-def retry(self: Any) -> int:
+def retry(self: Any, countdown: float = 0) -> int:
     """Fail once, then succeed."""
     if self.request.retries == 0:
-        raise self.retry(countdown=0, exc=ValueError("first"))
+        raise self.retry(countdown=countdown, exc=ValueError("first"))
     return int(self.request.retries)
 
 
