@@ -335,6 +335,10 @@ def path_fault(name: str) -> str | None:
     return f"is longer than {NAME_LIMIT} bytes" if len(name.encode()) > NAME_LIMIT else None
 
 
+#: What Celery stores of a task that its worker does not know.
+UNREGISTERED = "celery.exceptions.NotRegistered"
+
+
 def failure(task_id: str, state: str, error: Exception) -> Outcome:
     """The end of a task that no run of it could store, with the error as Celery prepares one."""
     result = {"exc_type": type(error).__name__, "exc_message": list(error.args), "exc_module": type(error).__module__}
@@ -348,9 +352,13 @@ def error_of(outcome: Outcome) -> tuple[str, str] | None:
     module, name = outcome.result.get("exc_module"), outcome.result.get("exc_type")
     qualified = f"{module}.{name}" if module and module != "builtins" else str(name)
     arguments = unmarked(outcome.result.get("exc_message"))
-    if isinstance(arguments, list | tuple):
-        return qualified, ", ".join(map(str, arguments))
-    return qualified, str(arguments or "")
+    told = ", ".join(map(str, arguments)) if isinstance(arguments, list | tuple) else str(arguments or "")
+    if qualified == UNREGISTERED:  # whose one argument is the task's name
+        return qualified, (
+            f"The worker that took it does not know the task {told}: have the workers of its queue load the module "
+            "that has it (HOWL_TASK_MODULES), or name a queue whose workers do."
+        )
+    return qualified, told
 
 
 def unmarked(value: Any) -> Any:

@@ -229,7 +229,9 @@ def test_a_state_of_the_tasks_own_is_progress(crew):
 
 def test_an_unregistered_task_fails_and_says_so(crew):
     task_id = crew.app.send_task("endings.nobody_knows").id
-    assert crew.ended(task_id).error_type == "celery.exceptions.NotRegistered"
+    row = crew.ended(task_id)
+    assert row.error_type == "celery.exceptions.NotRegistered"
+    assert "does not know the task endings.nobody_knows: have the workers of its queue load" in row.error_message
     assert crew.kinds(task_id) == ["failed"]
 
 
