@@ -1,11 +1,33 @@
 """What Alembic runs: HOWL's tables, at the address HOWL's settings give."""
 
+import logging
+import random
+import time
+
 from alembic import context
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from howl.config import load_settings
 from howl.db import engine
+from howl.errors import DatabaseUnavailable, visible
 from howl.models import Base
+
+logger = logging.getLogger("alembic.howl")
+
+
+#: Seconds that a statement waits for a lock, and that all of them try: what waits for a table that somebody reads keeps
+#: everybody else from it, so it waits in short pieces.
+LOCK_TIMEOUT, PATIENCE = 4, 60
+
+#: Whoever may be in the way, the longest first.
+_OTHERS = """
+SELECT pid, coalesce(nullif(application_name, ''), 'no name'), state, extract(epoch FROM now() - xact_start)::int
+FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+ORDER BY xact_start LIMIT 3
+"""
 
 
 def migrate() -> None:
@@ -15,19 +37,42 @@ def migrate() -> None:
         _migrate_on(given)
         return
     url = context.config.attributes.get("database_url") or load_settings().database()
+    deadline = time.monotonic() + context.config.attributes.get("patience", PATIENCE)
+    while not _migrated(url, last=time.monotonic() > deadline):
+        time.sleep(random.uniform(0.2, 0.5))  # noqa: S311  # jitter
+
+
+def _migrated(url: str, *, last: bool) -> bool:
+    """Whether it could be done; raises DatabaseUnavailable where somebody is in the way the `last` time."""
     with engine(url).connect() as connection:
-        _migrate_on(connection)
+        try:
+            _migrate_on(connection)
+        except OperationalError as error:
+            if not isinstance(error.orig, LockNotAvailable):
+                raise
+            connection.rollback()
+            waits = f"The migration waits for {_in_the_way(connection)}"
+            if last:
+                raise DatabaseUnavailable(
+                    f"{waits}, and gives up, with nothing changed: end it, and migrate again."
+                ) from None
+            logger.warning("%s.", waits)
+            return False
+    return True
+
+
+def _in_the_way(connection: Connection) -> str:
+    rows = connection.exec_driver_sql(_OTHERS).all()
+    told = [f"process {pid} of PostgreSQL ({visible(name)}, {state}, {age} s)" for pid, name, state, age in rows]
+    return " or ".join(told) or "a lock that somebody held until now"
 
 
 def _migrate_on(connection: Connection) -> None:
-    """Two migrating processes wait for each other. The lock is one that a mere reader may not take (roles.sql).
-
-    What waits for a table that somebody reads keeps everybody else from it: for a minute at most.
-    """
+    """Two migrating processes wait for each other. The lock is one that a mere reader may not take (roles.sql)."""
     context.configure(connection=connection, target_metadata=Base.metadata, compare_server_default=True)
     with context.begin_transaction():
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('howl.migrate'))")
-        connection.exec_driver_sql("SET LOCAL lock_timeout = '60s'")
         context.run_migrations()
 
 
