@@ -1,11 +1,13 @@
 """The Celery result backend: a run's outcome goes into Redis's outcomes stream, results are read from PostgreSQL."""
 
 import importlib
+import logging
 import os
+import random
 import ssl
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,6 +34,10 @@ from howl.ids import check_signatures, recordable, texts
 from howl.outcomes import ENTRY_FIELD, ChordCreated, Entry, Outcome, encode, in_pieces, is_id
 from howl.tls import reason, redis_options
 
+logger = logging.getLogger(__name__)
+
+#: Seconds for which a Redis that still reads its data from the disk is waited for.
+LOADING = 120.0
 #: Seconds between two looks at a result that is awaited: quick at first, then easy on PostgreSQL.
 FIRST_LOOK, LAST_LOOK = 0.02, 0.5
 #: Characters kept of a traceback: the end tells most.
@@ -68,14 +74,26 @@ def redis_client(settings: Settings, timeout: float = ANSWER_TIMEOUT) -> redis.R
 
 
 def require_redis(settings: Settings) -> None:
-    """Raise QueueUnavailable within a few seconds if Redis cannot be used."""
+    """Raise QueueUnavailable within a few seconds if Redis cannot be used, or within two minutes if it still starts."""
     with redis_client(settings, timeout=5) as client:
         try:
-            client.ping()
+            _ping(client)
         except redis.RedisError as error:
             where = urlsplit(settings.redis())
             address = f"{where.hostname}:{where.port or 6379}"
             raise QueueUnavailable(f"Redis at {address} cannot be used: {_advice(error)}.") from None
+
+
+def _ping(client: redis.Redis) -> None:
+    """Redis that reads its data from the disk answers that it does: that is waited for."""
+    deadline = time.monotonic() + LOADING
+    while time.monotonic() < deadline:
+        with suppress(redis.BusyLoadingError):
+            client.ping()
+            return
+        logger.info("Redis reads its data from the disk: waiting until it has.")
+        time.sleep(random.uniform(0.5, 1.0))  # noqa: S311  # jitter
+    client.ping()
 
 
 def _advice(error: redis.RedisError) -> str:

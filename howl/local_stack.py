@@ -5,12 +5,21 @@ import json
 import os
 from pathlib import Path
 
+#: The state folder of a service.
+SYSTEMS = Path("/var/lib/howl")
+
 
 def default_home() -> Path:
-    """The state folder: root's must be enterable by the user PostgreSQL runs as, so it is not in root's home."""
+    """The state folder: root's must be enterable by the user PostgreSQL runs as, so it is not in root's home.
+
+    Nor is it where there is no home: a container may run as a user whom nobody there knows.
+    """
     if os.geteuid() == 0:
-        return Path("/var/lib/howl")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "howl"
+        return SYSTEMS
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "howl"
+    except RuntimeError:  # what `Path.home` raises without HOME and an entry in passwd
+        return SYSTEMS
 
 
 def running_stack(home: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
-from redis.exceptions import AuthenticationError, OutOfMemoryError, ResponseError
+from redis.exceptions import AuthenticationError, BusyLoadingError, OutOfMemoryError, ResponseError
 
 from howl.config import Settings
 
@@ -26,6 +26,7 @@ _NO_ROOM = {
     "MISCONF": "the disk it writes to is full, or fails: make room there, and work goes on by itself",
     "OOM": "its memory is full (`maxmemory` in redis.conf): once some is recorded or purged, work goes on by itself",
 }
+_LOADING = "it still reads its data from the disk: wait until it has, and try again"
 _LOGIN = "user name or password is wrong, perhaps rotated: store a new HOWL_JOIN (`howl init join` prints it)"
 
 
@@ -107,4 +108,6 @@ def _words(error: BaseException) -> str | None:
         return next((words for codes, words in _VERDICTS if error.verify_code in codes), None)
     if isinstance(error, ssl.SSLError):
         return _NO_TLS if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE") else None
+    if isinstance(error, BusyLoadingError):
+        return _LOADING
     return _LOGIN if is_refused_login(error) else _no_room(error)

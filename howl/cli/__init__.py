@@ -2,6 +2,8 @@
 
 import difflib
 import importlib
+import io
+import sys
 from typing import Any
 
 import click
@@ -90,3 +92,6 @@ def main() -> None:
     `howl COMMAND --help` shows examples of each command. Commands end with status 0 when all went well, 1 when
     something failed, 2 when the command line was wrong.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what this terminal's encoding lacks ends no command
+            stream.reconfigure(errors="backslashreplace")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy
 
+from howl import objects
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import WAY
 from howl.doctor.redis import judge_round_trip, round_trip
@@ -15,6 +16,8 @@ DEFAULT_PORT = 4222
 #: Share of JetStream's space that should be free.
 ENOUGH = 0.1
 GIB = 1 << 30
+#: Bytes that a message's headers may take.
+HEADERS = 1 << 10
 #: An event that says nothing: a list of none.
 NOTHING = b"[]"
 #: No stream keeps it: none has this name.
@@ -32,6 +35,19 @@ async def login_succeeds(visit: Visit) -> Answer:
     await visit.client.open(visit.settings, "howl doctor", connect_timeout=STEP_TIMEOUT, error_cb=complain)
     visit.client.complaints = complaints
     return well("the credential is accepted")
+
+
+async def messages_may_be_large(visit: Visit) -> Answer:
+    """A file goes in pieces, each in one message."""
+    return judge_payload(visit.client.max_payload)
+
+
+def judge_payload(most: int) -> Answer:
+    """By bytes of the largest message that the server takes."""
+    said, needed = f"messages of up to {most:,} bytes", objects.PIECE + HEADERS
+    if most >= needed:
+        return well(said)
+    return wrong(f"{said}; files need {needed:,}", "raise max_payload in nats.conf, where `howl init` writes 1MB")
 
 
 async def version_is_told(visit: Visit) -> Answer:
@@ -126,6 +142,7 @@ STEPS = (
     Step("round trip", round_trip_is_short, "look at the network between"),
     Step("rights", rights_suffice, "look at the log of NATS"),
     Step("limits", rights_end_somewhere, "look at the log of NATS"),
+    Step("messages", messages_may_be_large, "look at the log of NATS"),
     Step("jetstream", jetstream_has_room, "look at the log of NATS"),
     Step("version", version_is_told, "look at the log of NATS"),
 )

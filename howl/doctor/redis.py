@@ -1,14 +1,16 @@
 """What `howl doctor` asks of Redis. Nothing it asks changes anything, whatever the credential may do."""
 
+import asyncio
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, NoScriptError
+from redis.exceptions import BusyLoadingError, NoPermissionError, NoScriptError
 
 from howl.broker import faults
 from howl.broker.areas import area_of
@@ -24,6 +26,8 @@ PINGS, PINGING = 7, 0.5
 #: Seconds a round trip may take before short tasks suffer, and two clocks may differ before times mislead or tasks
 #: expire unseen.
 FAR, CLOCKS_DIFFER, CLOCKS_LIE = 0.3, 2.0, 30.0
+#: Seconds for which a Redis that has just been started is waited for, within the step's own.
+LOADING = STEP_TIMEOUT / 2
 #: Celery's, where no queue is named.
 DEFAULT_QUEUE = "celery"
 NO_SUCH_SCRIPT = "0" * 40
@@ -44,8 +48,19 @@ async def login_succeeds(visit: Visit) -> Answer:
     pool = visit.client.connection_pool
     pool.connection_class = type("Parting", (_Parting, pool.connection_class), {})
     visit.farewell.push_async_callback(visit.client.aclose)
-    await visit.client.ping()
+    await _ping(visit.client)
     return well("the credential is accepted")
+
+
+async def _ping(client: Redis) -> None:
+    """Wait a moment for one that still reads its data from the disk."""
+    deadline = asyncio.get_running_loop().time() + LOADING
+    while asyncio.get_running_loop().time() < deadline:
+        with suppress(BusyLoadingError):
+            await client.ping()
+            return
+        await asyncio.sleep(0.2)
+    await client.ping()
 
 
 class _Parting:

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import billiard
 import redis
 from celery import bootsteps
 
@@ -11,7 +12,7 @@ from howl.broker.areas import DEFAULT_USER, user_of
 from howl.celery import settings_of, worker_id_of, worker_queue
 from howl.config import Settings
 from howl.env_file import require_chosen_servers
-from howl.errors import NotGranted
+from howl.errors import NotGranted, SettingsError
 from howl.queue_names import require_queue
 from howl.worker import environment, remote
 
@@ -31,6 +32,8 @@ class Preflight(bootsteps.Step):
         environment.withdraw(settings)  # `howl worker` has done so; `celery -A howl worker` comes here first
         for name in parent.app.amqp.queues.consume_from:
             require_queue(name)
+        if parent.pool_cls.__module__ == "celery.concurrency.prefork":
+            _require_semaphores()
         require_redis(settings)
         remote.install()
         if user_of(settings) != DEFAULT_USER:
@@ -38,6 +41,17 @@ class Preflight(bootsteps.Step):
                 parent.task_events = False
             parent.options |= dict.fromkeys(BROADCASTS, True)
             _look_at_what_is_granted(parent, settings)
+
+
+def _require_semaphores() -> None:
+    """Raises SettingsError: a pool of processes cannot be made without them."""
+    try:
+        billiard.Lock()
+    except OSError as error:
+        raise SettingsError(
+            f"Processes cannot share a lock on this machine ({error.strerror}): see that /dev/shm is there and can be "
+            "written, or start the worker with `--pool threads`."
+        ) from error
 
 
 def _look_at_what_is_granted(parent: Any, settings: Settings) -> None:

@@ -36,10 +36,10 @@ class Leaving(bootsteps.StartStopStep):
             for number in SIGNALS:
                 signal.signal(number, self._told)
 
-    def close(self, parent: Any) -> None:
+    def close(self, parent: Any) -> None:  # noqa: ARG002  # Celery's signature
         """The worker takes no more: what it holds and has not begun is for others, while the rest ends."""
         self.drain("shutdown")  # Celery's remote command begins here; a signal, or an order, has asked before
-        claims = getattr(parent.consumer, "howl_claims", None)
+        claims = self._claims()
         if claims is not None:
             claims.release()
 
@@ -57,11 +57,19 @@ class Leaving(bootsteps.StartStopStep):
         self._asked = True
         safe_say("worker: Taking no more tasks; those that run may end. Another signal puts them back at once.")
         signals.worker_shutting_down.send(sender=self.worker.hostname, sig=name, how="Warm", exitcode=0)
-        state.should_stop = 0
-        claims = getattr(self.worker.consumer, "howl_claims", None)
+        state.should_stop = self._status()
+        claims = self._claims()
         if claims is not None:
             claims.ledger.wake_loop()
         return True
+
+    def _claims(self) -> Any:
+        return getattr(self.worker.consumer, "howl_claims", None)
+
+    def _status(self) -> int:
+        """The exit status: a worker that ends because it cannot go on has not done what it was started for."""
+        claims = self._claims()
+        return 1 if claims is not None and claims.ledger.failed else 0
 
     def put_back_at_once(self) -> None:
         """Once; in a thread of its own, and the process ends with it.
@@ -75,7 +83,7 @@ class Leaving(bootsteps.StartStopStep):
         running = pids(self.worker.pool)
         try:
             _signal_all(running, signal.SIGSTOP)
-            claims = getattr(self.worker.consumer, "howl_claims", None)
+            claims = self._claims()
             if claims is not None:
                 claims.hand_back()
             signals.worker_shutdown.send(sender=self.worker)
@@ -83,7 +91,7 @@ class Leaving(bootsteps.StartStopStep):
             _signal_all(running, signal.SIGKILL)
             logging.shutdown()
             # Threads cannot be stopped, and a main thread that waits for them does not end.
-            os._exit(0)
+            os._exit(self._status())
 
 
 def _signal_all(running: list[int], number: signal.Signals) -> None:

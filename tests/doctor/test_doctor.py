@@ -21,7 +21,7 @@ from howl.backend import redis_client
 from howl.config import Settings
 from howl.doctor.examine import run
 from howl.doctor.finding import Finding, Verdict
-from howl.doctor.nats import judge_room
+from howl.doctor.nats import judge_payload, judge_room
 from howl.doctor.network import judge_expiry
 from howl.doctor.redis import judge_clocks, judge_round_trip
 from howl.embedded.isolation import clean_environment
@@ -65,7 +65,7 @@ def only_failure(findings: list[Finding], server: str) -> tuple[str, str]:
 def test_a_server_with_all_it_needs_is_well(settings: Settings) -> None:
     findings = run(settings)
     assert verdicts(findings, "redis") == dict.fromkeys([*WAY, "clock", "rights", "memory", "version"], OK)
-    assert verdicts(findings, "nats") == dict.fromkeys([*WAY, "rights", "jetstream", "version"], OK)
+    assert verdicts(findings, "nats") == dict.fromkeys([*WAY, "rights", "messages", "jetstream", "version"], OK)
     assert verdicts(findings, "postgresql") == dict.fromkeys([*WAY, "rights", "migrations", "chords", "version"], OK)
 
 
@@ -82,7 +82,8 @@ def test_a_burst_machine_with_one_secret_is_well(tmp_path: Path, start: Callable
     assert told["well"]
     assert len(checks) == len(told["findings"])
     wanted = ["dns", "tcp", "tls", "login", "round trip", "rights", "limits", "version"]
-    assert checks == {("here", "version"), ("redis", "clock"), *((s, c) for s in ("redis", "nats") for c in wanted)}
+    alone = {("here", "version"), ("redis", "clock"), ("nats", "messages")}
+    assert checks == alone | {*((s, c) for s in ("redis", "nats") for c in wanted)}
 
 
 def test_the_server_s_own_credential_over_tls_is_well(tmp_path: Path) -> None:
@@ -439,3 +440,8 @@ def test_a_wrong_setting_is_a_finding_too(start: Callable[..., Process]) -> None
     assert process.wait() == 1
     told: dict[str, Any] = json.loads(process.output)
     assert [(each["check"], "cut short" in each["advice"]) for each in told["findings"]] == [("settings", True)]
+
+
+def test_a_nats_that_takes_no_whole_piece_of_a_file_is_told():
+    assert [judge_payload(most).verdict for most in (1 << 20, 512 << 10)] == [OK, FAILURE]
+    assert judge_payload(512 << 10).said == "messages of up to 524,288 bytes; files need 1,025,024"
