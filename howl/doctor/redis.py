@@ -15,6 +15,7 @@ from redis.exceptions import BusyLoadingError, NoPermissionError, NoScriptError
 from howl.broker import faults
 from howl.broker.areas import area_of
 from howl.broker.reading import REMOVED
+from howl.doctor import ailing
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import WAY
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
@@ -174,6 +175,15 @@ async def nothing_was_set_aside(visit: Visit) -> Answer | None:
     return beware(what, "their tasks have failed: mend what is told here, then `howl tasks retry ID`, or publish again")
 
 
+async def servers_parts_are_well(visit: Visit) -> Answer | None:
+    """What `howl server` says of its own parts; a worker may not know."""
+    if visit.as_worker:
+        return None
+    words = await visit.client.hvals(visit.settings.key(ailing.AILING))
+    seconds, _ = await visit.client.time()
+    return ailing.judge(ailing.read(words, int(seconds)))
+
+
 async def _is_refused(visit: Visit, *command: Any) -> bool:
     try:
         await visit.client.execute_command(*command)
@@ -193,5 +203,6 @@ STEPS = (
     Step("limits", rights_end_somewhere, "look at the log of Redis"),
     Step("memory", nobody_wrote_too_much, "look at the log of Redis"),
     Step("set aside", nothing_was_set_aside, "look at the log of Redis"),
+    Step("parts", servers_parts_are_well, "look at the log of `howl server`"),
     Step("version", version_is_told, "bring Redis's users up to date: run `howl init` on the server"),
 )

@@ -2,12 +2,14 @@
 
 import math
 import sys
+from typing import Any
 
 import redis
 
 from howl.backend import redis_client
 from howl.config import Settings, load_settings
-from howl.errors import HowlError
+from howl.doctor.ailing import AILING, VITAL, Ailing, read
+from howl.errors import HowlError, visible
 from howl.server.stream import GROUP
 
 #: Seconds. The recorder looks for outcomes several times in one, unless PostgreSQL keeps it waiting.
@@ -15,13 +17,21 @@ PATIENCE = 60
 
 
 def main() -> None:
-    """Exit 1, with one line saying why, unless the recorder has lately asked Redis for outcomes."""
+    """Exit 1, saying why, unless the recorder has lately asked Redis for outcomes and no vital part is ailing.
+
+    A line for each part that is ailing; without the other parts tasks still run and are recorded.
+    """
     try:
-        silence = recorder_silence(load_settings())
+        settings = load_settings()
+        silence, ailing = recorder_silence(settings), ailing_parts(settings)
     except (HowlError, redis.RedisError) as error:
         sys.exit(f"Nothing is known of the recorder: {error}")
+    for each in ailing:
+        print(visible(f"Ailing: {each}."))  # noqa: T201  # the health check's log
     if silence > PATIENCE:
         sys.exit(f"The recorder has not asked for outcomes for {PATIENCE} s: see the log of `howl server`.")
+    if any(each.part in VITAL for each in ailing):
+        sys.exit(1)
 
 
 def recorder_silence(settings: Settings) -> float:
@@ -29,6 +39,13 @@ def recorder_silence(settings: Settings) -> float:
     with redis_client(settings, timeout=5) as client:
         consumers = client.xinfo_consumers(settings.key("outcomes"), GROUP)
     return min((consumer["idle"] / 1000 for consumer in consumers), default=math.inf)
+
+
+def ailing_parts(settings: Settings) -> list[Ailing]:
+    """Those that end again and again, the vital ones first; raises NotConfigured or redis.RedisError."""
+    with redis_client(settings, timeout=5) as opened:
+        client: Any = opened
+        return read(client.hvals(settings.key(AILING)), client.time()[0])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from howl.outcomes import JOIN_ALL, ArtifactKept, ChordCreated, Entry, Outcome, 
 from howl.provision.rights import Grant
 from howl.server import chords
 from howl.server.recorder import Recorder
-from howl.server.service import end
+from howl.server.supervision import end
 from howl.submit import TaskRequest, cancel, submit
 from tests.secured import ADMIN, SERVER, Secured
 from tests.support import eventually

@@ -16,8 +16,8 @@ from howl.outcomes import ChordCreated, Outcome, encode, in_pieces
 from howl.server import chords
 from howl.server.doctor import judge_chords
 from howl.server.recorder import Recorder
-from howl.server.service import end
 from howl.server.stream import Received
+from howl.server.supervision import end
 from tests.support import eventually
 
 AT = datetime.now(UTC).isoformat()

@@ -14,8 +14,8 @@ from howl import db
 from howl.models import TaskEvent
 from howl.outcomes import ChordCreated, Outcome, encode
 from howl.server.recorder import Recorder
-from howl.server.service import end
 from howl.server.stream import OutcomeStream, Received
+from howl.server.supervision import end
 from tests import tasks
 from tests.support import PATIENCE, eventually, taken_away
 
