@@ -5,12 +5,14 @@ docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api.
 """
 
 import random
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -26,8 +28,13 @@ TRIES, FIRST_WAIT = 4, 0.5
 PATIENCE = 20.0
 #: GitHub asks for a minute after a secondary limit that does not say how long it lasts.
 UNSAID = 60.0
+#: The longest of GitHub's limits that is believed.
+LONGEST = 86_400.0
 #: Newest runs among which one is looked for.
 RUNS_SEEN = 50
+
+#: What a token is made of: anything else would be quoted, token and all, by the error of who cannot send it.
+TOKEN = re.compile(r"[\x21-\x7e]+")
 
 #: Before the request was sent: nothing can have happened.
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -56,16 +63,10 @@ class GitHub:
         assert settings.github_token  # noqa: S101  # is_configured has looked, which mypy cannot see
         self.repository = str(settings.github_repository)
         self.workflow, self.ref = settings.github_workflow, settings.github_ref
-        self._http = httpx.Client(
-            base_url=f"{settings.github_api}/repos/{self.repository}/actions",
-            headers={
-                "Accept": "application/vnd.github+json",
-                "Authorization": f"Bearer {settings.github_token.get_secret_value()}",
-                "User-Agent": "howl",
-                "X-GitHub-Api-Version": VERSION,
-            },
-            timeout=httpx.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT),
-        )
+        token = settings.github_token.get_secret_value().strip()
+        if not TOKEN.fullmatch(token):
+            raise NotConfigured("HOWL_GITHUB_TOKEN has characters that no token has: copy it anew from GitHub.")
+        self._http = _client(f"{settings.github_api}/repos/{self.repository}/actions", token)
 
     def __enter__(self) -> Self:
         return self
@@ -85,12 +86,13 @@ class GitHub:
         if answer.status_code == httpx.codes.NO_CONTENT:
             return None
         told = _json(answer)
-        return (str(told["workflow_run_id"]), str(told["html_url"])) if "workflow_run_id" in told else None
+        return (str(told["workflow_run_id"]), str(told.get("html_url", ""))) if "workflow_run_id" in told else None
 
     def runs(self) -> list[WorkflowRun]:
         """The newest runs that were started by a dispatch."""
         path = f"/workflows/{self.workflow}/runs?event=workflow_dispatch&per_page={RUNS_SEEN}"
-        return [_run(told) for told in _json(self._ask("GET", path)).get("workflow_runs", [])]
+        found = _json(self._ask("GET", path)).get("workflow_runs") or []
+        return [_run(told) for told in found if isinstance(told, dict)]
 
     def run(self, run_id: str) -> WorkflowRun | None:
         """One run, its latest attempt; None if GitHub knows none of that id."""
@@ -115,7 +117,7 @@ class GitHub:
             again = tried < TRIES
             try:
                 answer = self._http.request(method, path, json=body)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 self._or_raise(again, error, repeatable)
                 _pause(FIRST_WAIT * 2**tried)
                 continue
@@ -131,7 +133,7 @@ class GitHub:
                 raise self._refusal(answer, repeatable)
         raise AssertionError("the last try returns or raises")
 
-    def _or_raise(self, again: bool, error: httpx.TransportError, repeatable: bool) -> None:
+    def _or_raise(self, again: bool, error: httpx.RequestError, repeatable: bool) -> None:
         if isinstance(error, NOT_SENT):
             if not again:
                 raise GitHubFailed(
@@ -158,6 +160,40 @@ def is_configured(settings: Settings) -> bool:
     return settings.github_repository is not None and settings.github_token is not None
 
 
+def _client(url: str, token: str) -> httpx.Client:
+    """With the proxy that the environment names for this one host, and nothing else of it.
+
+    httpx reads all of NO_PROXY, ALL_PROXY and the like, and raises for what it does not know: a network (`fd07::/64`),
+    as other programs take, or SOCKS.
+    """
+    headers = {
+        "Accept": "application/vnd.github+json",
+        "Authorization": f"Bearer {token}",
+        "User-Agent": "howl",
+        "X-GitHub-Api-Version": VERSION,
+    }
+    try:
+        return httpx.Client(
+            base_url=url, headers=headers, timeout=httpx.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT),
+            verify=httpx.create_ssl_context(), trust_env=False, proxy=_proxy(url),
+        )  # fmt: skip
+    except (httpx.InvalidURL, ImportError, ValueError, OSError) as error:
+        raise GitHubFailed(
+            f"This environment names a proxy, or certificates, that cannot be used ({type(error).__name__}): set "
+            "HTTPS_PROXY to an HTTP proxy's address or unset it and ALL_PROXY, and see that SSL_CERT_FILE can be read."
+        ) from error
+
+
+def _proxy(url: str) -> str | None:
+    """Of HTTPS_PROXY (or HTTP_PROXY) and ALL_PROXY, unless NO_PROXY names the host."""
+    where = urlsplit(url)
+    named = getproxies()
+    found = named.get(where.scheme) or named.get("all")
+    if not found or proxy_bypass(where.netloc.rpartition("@")[2]):
+        return None
+    return found if "://" in found else f"http://{found}"
+
+
 _UNKNOWN = "check HOWL_GITHUB_API."
 _ADVICE = {
     301: "{repository} was renamed: correct HOWL_GITHUB_REPOSITORY.",
@@ -182,6 +218,7 @@ def _limited_for(answer: httpx.Response) -> float | None:
 
 
 def _limit(seconds: float) -> str:
+    seconds = min(seconds, LONGEST)
     until = datetime.fromtimestamp(time.time() + seconds, UTC)
     return (
         f"GitHub takes no more requests of this token until {until:%H:%M:%S} UTC (in {seconds:.0f} s): try again then."

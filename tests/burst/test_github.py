@@ -92,6 +92,49 @@ def test_what_the_budget_refuses_never_reaches_github(told: Settings, fake: Fake
     assert fake.requests == []
 
 
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+@pytest.fixture
+def proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    "hosts", ["fd07::/64", "10.0.0.0/8,fd07::/64,[::1]", "*.example,:::", "http://[", "[::1]:80", "*"]
+)
+def test_whatever_stands_in_no_proxy_is_no_reason_not_to_ask(
+    hosts: str, told: Settings, fake: FakeGitHub, proxies: pytest.MonkeyPatch
+) -> None:
+    proxies.setenv("NO_PROXY", hosts)
+    assert github.start(wish(), told).run_id == str(fake.runs[0]["id"])
+
+
+def test_hosts_of_no_proxy_are_asked_without_one(told: Settings, fake: FakeGitHub, proxies: pytest.MonkeyPatch) -> None:
+    proxies.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    proxies.setenv("NO_PROXY", "fd07::/64,127.0.0.1")
+    assert github.start(wish(), told).run_id == str(fake.runs[0]["id"])
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "ftp://x"])
+def test_a_proxy_that_cannot_be_used_is_said_in_a_sentence(
+    proxy: str, told: Settings, fake: FakeGitHub, proxies: pytest.MonkeyPatch
+) -> None:
+    proxies.setenv("ALL_PROXY", proxy)
+    assert "HTTPS_PROXY" in refusal(told)
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize("token", ["ghp_é", "ghp one", "ghp\x00"])
+def test_a_token_that_cannot_be_sent_is_not_quoted(token: str, told: Settings, fake: FakeGitHub) -> None:
+    with pytest.raises(NotConfigured, match="HOWL_GITHUB_TOKEN") as caught:
+        GitHub(told.model_copy(update={"github_token": SecretStr(token)}))
+    assert token not in caught.value.message
+
+
 # --- when GitHub refuses -----------------------------------------------------------------------------------------
 
 
