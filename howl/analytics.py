@@ -33,7 +33,7 @@ DEFAULT_TIME_RANGE = "24h"
 
 #: What a list says of each task: not its arguments and result, which may be large.
 TASK_SUMMARY = (
-    Task.task_id, Task.name, Task.description, Task.status, Task.queue, Task.priority, Task.worker_id,
+    Task.task_id, Task.name, Task.description, live.status_now, Task.queue, Task.priority, Task.worker_id,
     Task.target_worker_id, Task.submitted_by, Task.attempts, Task.queued_at, Task.started_at, Task.finished_at,
     Task.runtime, Task.error_type, Task.error_message,
 )  # fmt: skip
@@ -73,7 +73,7 @@ def list_tasks(
         raise InvalidRequest(f"limit must be a whole number from 1 to {LIMIT}.")
     question = select(*TASK_SUMMARY).order_by(Task.queued_at.desc(), Task.task_id).limit(limit)
     if status is not None:
-        question = question.where(Task.status == _one_of("status", status, TASK_STATUSES))
+        question = question.where(live.status_now == _one_of("status", status, TASK_STATUSES))
     if name is not None:
         question = question.where(Task.name == _text("name", name))
     if worker_id is not None:
@@ -235,13 +235,13 @@ def _by_task(session: Session, since: datetime, entity_id: str | None) -> list[R
 
 def _by_queue(session: Session, since: datetime, entity_id: str | None) -> list[Row]:
     """What waits and runs now, whenever it was queued, and what was queued in the time range."""
-    queued = Task.status == "queued"
+    queued = live.status_now == "queued"
     age = func.extract("epoch", func.now() - func.min(Task.queued_at).filter(queued)).cast(Float)
     question = select(
         Task.queue,
         func.count().filter(queued).label("waiting"),
         age.label("oldest_waiting"),
-        func.count().filter(Task.status == "started").label("running"),
+        func.count().filter(live.status_now == "started").label("running"),
         *_counts(Task.queued_at >= since),
         _median(_wait()).label("wait_median"),
     )
@@ -271,7 +271,7 @@ QUESTIONS: dict[str, Callable[[Session, datetime, str | None], list[Row]]] = {
 def _counts(condition: ColumnElement[bool] | None = None) -> list[ColumnElement[int]]:
     """A column a status; `_folded` makes one `tasks` of them."""
     extra = [] if condition is None else [condition]
-    return [func.count().filter(Task.status == status, *extra).label(f"tasks_{status}") for status in TASK_STATUSES]
+    return [func.count().filter(live.status_now == status, *extra).label(f"tasks_{status}") for status in TASK_STATUSES]
 
 
 def _speed() -> list[ColumnElement[Any]]:

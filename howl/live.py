@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, literal, select
+from sqlalchemy import Select, and_, case, func, literal, select
 from sqlalchemy.orm import Session
 
 from howl.models import Task, TaskEvent, Worker
@@ -27,16 +27,21 @@ NEWEST, SPAN = 5000, 10
 #: Ends that are shown.
 ENDS = 50
 #: Events at which a run may begin anew, and how many of the newest, with progress among them, tell how far it is.
-BEGINNINGS, NEEDED = ("received", "started", "retrying"), 20
-
-STANDING = (
-    Task.task_id, Task.name, Task.status, Task.worker_id, Task.target_worker_id, Task.attempts, Task.queued_at,
-    Task.started_at, Task.finished_at, Task.runtime, Task.error_type, Task.error_message,
-)  # fmt: skip
-EVENT = (TaskEvent.event_id, TaskEvent.task_id, TaskEvent.at, TaskEvent.kind, TaskEvent.worker_id, TaskEvent.data)
+BEGINNINGS, NEEDED = ("received", "started", "retrying", "requeued"), 20
 
 # Written out in the statement, or PostgreSQL could not tell that the partial index serves.
 RUNS = Task.status == literal("started", literal_execute=True)
+#: A run that was broken off, and whose message is back on its queue: no worker has it.
+IS_REQUEUED = and_(RUNS, Task.worker_id.is_(None), Task.started_at.is_not(None))
+#: How a task stands, to whoever asks. The record says `started` of what is on its queue again, for the keeper pushes
+#: what is queued, and a worker's word alone must not bring it to that.
+status_now = case((IS_REQUEUED, "queued"), else_=Task.status).label("status")
+
+STANDING = (
+    Task.task_id, Task.name, status_now, Task.worker_id, Task.target_worker_id, Task.attempts, Task.queued_at,
+    Task.started_at, Task.finished_at, Task.runtime, Task.error_type, Task.error_message,
+)  # fmt: skip
+EVENT = (TaskEvent.event_id, TaskEvent.task_id, TaskEvent.at, TaskEvent.kind, TaskEvent.worker_id, TaskEvent.data)
 
 
 # --- tasks -------------------------------------------------------------------------------------------------------
@@ -95,6 +100,8 @@ class Course:
         """Whether that progress was a run's before the one that this begins, or whose end it is."""
         by_outcome, kind = "state" in told["data"], event["kind"]
         attempt = _attempt(told) if by_outcome else self._attempt
+        if kind == "requeued":
+            return True
         if kind == "retrying":
             return _attempt(event) >= attempt
         if not by_outcome:
@@ -191,13 +198,14 @@ def _present(session: Session) -> list[Row]:
 
 
 def _running_by_worker(session: Session) -> dict[str | None, int]:
-    counted = session.execute(select(Task.worker_id, func.count()).where(RUNS).group_by(Task.worker_id))
+    counted = session.execute(select(Task.worker_id, func.count()).where(RUNS, ~IS_REQUEUED).group_by(Task.worker_id))
     return {row[0]: row[1] for row in counted}
 
 
 def _running(session: Session) -> list[Row]:
     columns = (Task.task_id, Task.name, Task.worker_id, Task.attempts, Task.started_at)
-    return _rows(session, select(*columns).where(RUNS).order_by(Task.started_at.desc(), Task.task_id).limit(SHOWN))
+    runs = select(*columns).where(RUNS, ~IS_REQUEUED)
+    return _rows(session, runs.order_by(Task.started_at.desc(), Task.task_id).limit(SHOWN))
 
 
 def _just_ended(session: Session) -> list[Row]:

@@ -32,6 +32,8 @@ STATUSES: dict[str, tuple[str, int]] = {
     "REVOKED": ("cancelled", 3),
     "DEAD": ("dead", 3),
 }
+#: Not Celery's: the run was broken off, and its message is back on its queue.
+REQUEUED = "REQUEUED"
 FINAL_STATUSES = ("succeeded", "failed", "cancelled", "expired", "dead")
 FINAL_RANK = 3
 #: Celery's states by status, for its clients.
@@ -343,6 +345,11 @@ def failure(task_id: str, state: str, error: Exception) -> Outcome:
     """The end of a task that no run of it could store, with the error as Celery prepares one."""
     result = {"exc_type": type(error).__name__, "exc_message": list(error.args), "exc_module": type(error).__module__}
     return Outcome(task_id=task_id, state=state, at=datetime.now(UTC).isoformat(), result=result)
+
+
+def requeued(task_id: str, worker_id: str) -> Outcome:
+    """The end of a run that was broken off on this worker: its message is back on its queue."""
+    return Outcome(task_id=task_id, state=REQUEUED, at=datetime.now(UTC).isoformat(), worker_id=worker_id)
 
 
 def error_of(outcome: Outcome) -> tuple[str, str] | None:

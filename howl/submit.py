@@ -128,9 +128,9 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
     if task.rank == FINAL_RANK:
         return task.status
     try:
-        if task.rank == 0:
+        if waits := _waits(task):
             app.control.revoke_for_good(task_id)  # first: nobody shall start it meanwhile
-        if task.rank == 0 and take_off_queue(task, app):
+        if waits and take_off_queue(task, app):
             app.backend.append(failure(task.task_id, "REVOKED", TaskRevokedError("cancelled")))
         else:
             app.control.revoke(task_id, terminate=True, signal="SIGTERM")
@@ -139,7 +139,12 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
         raise QueueUnavailable(
             f"Task {task_id} is not cancelled: Redis does not answer ({reason(error)}). Try again."
         ) from error
-    return task.status
+    return "queued" if _waits(task) else task.status
+
+
+def _waits(task: Task) -> bool:
+    """Whether no worker has it: see howl.live.IS_REQUEUED."""
+    return task.rank == 0 or (task.status == "started" and task.worker_id is None)
 
 
 def _cancel_parts(task_id: str, session: Session, app: Celery) -> None:

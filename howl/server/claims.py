@@ -21,7 +21,7 @@ from howl.broker.scripts import FEED, KEEP
 from howl.celery import worker_id_of
 from howl.config import Settings
 from howl.errors import TaskDied, TaskSetAside
-from howl.outcomes import encode, failure, is_id
+from howl.outcomes import encode, failure, is_id, requeued
 from howl.queue_names import fault_of, queue_of
 from howl.tls import takes_nothing_new
 
@@ -271,12 +271,13 @@ def _put_portion_back(
     keys = [root + name for name in
             (b"claims:" + owner, b"leases", b"deaths", b"outcomes", b"turns:" + owner, b"dead")]  # fmt: skip
     deaths = _deaths(client, settings, area) if tags else {}
+    worker_id = worker_id_of(owner.decode(errors="replace").rpartition(".")[0])
     moved = 0
     for first in range(0, max(len(tags), 1), AT_ONCE):
         words: list[Any] = []
         for tag in tags[first : first + AT_ONCE]:
             allowed = rights[_list_of(held[tag])]
-            words += _words(deaths, tag, held) if allowed else ["aside", tag, 1, settings.key("unreadable")]
+            words += _words(deaths, tag, held, worker_id) if allowed else ["aside", tag, 1, settings.key("unreadable")]
         answer = int(KEEP.run(client, keys, [owner, settings.key_prefix, *words]))
         if answer < 0:
             return None
@@ -312,7 +313,7 @@ def _list_of(claim: bytes) -> bytes:
     return claim.partition(b"\n")[0]
 
 
-def _words(deaths: dict[bytes, bytes], tag: bytes, held: dict[bytes, bytes]) -> list[Any]:
+def _words(deaths: dict[bytes, bytes], tag: bytes, held: dict[bytes, bytes], worker_id: str) -> list[Any]:
     begun = held.get(BEGAN + tag, b"")
     if not is_id(begun.decode(errors="replace")):
         begun = b""
@@ -320,7 +321,8 @@ def _words(deaths: dict[bytes, bytes], tag: bytes, held: dict[bytes, bytes]) -> 
     counter = task_id if begun else b"back:" + task_id
     limit = DEATHS if begun else HAND_BACKS
     if reading.number(deaths.get(counter)) < limit:
-        return ["back", tag, 2, _list_of(held[tag]), counter]
+        told = [encode(requeued(begun.decode(), worker_id))] if begun else []
+        return ["back", tag, 2 + len(told), _list_of(held[tag]), counter, *told]
     reason = f"Its worker died with it more than {DEATHS} times." if begun else "No worker could ever begin it."
     return ["dead", tag, 2, task_id, encode(failure(task_id.decode(errors="replace"), "DEAD", TaskDied(reason)))]
 

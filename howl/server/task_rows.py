@@ -9,12 +9,14 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from howl.outcomes import FINAL_RANK, ArtifactKept, Outcome, error_of
+from howl.outcomes import FINAL_RANK, REQUEUED, ArtifactKept, Outcome, error_of
 from howl.server.storable import as_json, exact, storable
 from howl.server.stream import Received
 
 #: Seconds that a run can be believed to have taken.
 LONGEST = 30 * 86_400
+#: Events that are not called as the status that they bring.
+KINDS = {"ENDED": "ended", REQUEUED: "requeued"}
 
 
 def write(opened: Session, received: list[Received]) -> None:
@@ -22,6 +24,7 @@ def write(opened: Session, received: list[Received]) -> None:
     walk = any(item.may_be_deep for item in received)
     outcomes = [(item, item.entry) for item in received if isinstance(item.entry, Outcome)]
     _execute(opened, UPSERT_TASKS, _task_rows(outcomes), walk)
+    _execute(opened, LET_GO, _let_go_rows(outcomes), walk)
     _execute(opened, APPEND_EVENTS, [*_event_rows(received)], walk)
 
 
@@ -38,6 +41,17 @@ def _task_rows(outcomes: list[tuple[Received, Outcome]]) -> list[dict[str, Any]]
         if outcome.status is not None:
             rows[outcome.task_id] = _merge(rows.get(outcome.task_id), _task_row(item, outcome))
     return [rows[task_id] for task_id in sorted(rows)]  # one order for all, so that no two transactions deadlock
+
+
+def _let_go_rows(outcomes: list[tuple[Received, Outcome]]) -> list[dict[str, Any]]:
+    """Tasks whose last run here was broken off, and on which worker."""
+    rows: dict[str, dict[str, Any]] = {}
+    for _, outcome in outcomes:
+        if outcome.state == REQUEUED:
+            rows[outcome.task_id] = {"task_id": outcome.task_id, "worker_id": outcome.worker_id}
+        elif outcome.state == "STARTED":
+            rows.pop(outcome.task_id, None)
+    return [rows[task_id] for task_id in sorted(rows)]
 
 
 def _merge(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +146,7 @@ def _event_rows(received: list[Received]) -> Iterator[dict[str, Any]]:
 
 def _event_row(item: Received, outcome: Outcome) -> dict[str, Any]:
     data: dict[str, Any] = {"attempt": outcome.attempt}
-    if outcome.status is None:
+    if outcome.status is None and outcome.state != REQUEUED:
         data |= {"state": outcome.state, "result": outcome.result}
     elif failure := error_of(outcome):
         data |= {"error_type": failure[0], "error_message": failure[1]}
@@ -143,7 +157,7 @@ def _event_row(item: Received, outcome: Outcome) -> dict[str, Any]:
     return {
         "task_id": outcome.task_id,
         "worker_id": outcome.worker_id,
-        "kind": "ended" if outcome.state == "ENDED" else outcome.status or "progress",
+        "kind": KINDS.get(outcome.state) or outcome.status or "progress",
         "at": item.at.isoformat(),
         "data": data,
         "source": _source(item),
@@ -217,6 +231,13 @@ redis_user = CASE WHEN {_ANOTHERS} THEN excluded.redis_user ELSE t.redis_user EN
 worker_id = CASE WHEN {_NEWER} THEN coalesce(excluded.worker_id, t.worker_id) ELSE t.worker_id END,
 started_at = least(t.started_at, excluded.started_at)
 """  # noqa: S608  # built from the names above alone
+
+# The status stays: see howl.outcomes.STATUSES. Another worker may have begun it since, and have told of it before.
+LET_GO = """
+UPDATE tasks AS t SET worker_id = NULL
+FROM json_to_recordset(CAST(:rows AS json)) AS given(task_id text, worker_id text)
+WHERE t.task_id = given.task_id AND t.worker_id = given.worker_id AND t.status = 'started'
+"""
 
 APPEND_EVENTS = """
 INSERT INTO task_events (task_id, worker_id, kind, at, data, source)

@@ -20,9 +20,9 @@ from kombu.utils.json import loads
 from howl.broker.ledger import Claim, Ledger
 from howl.broker.message import NO_TASK, task_headers
 from howl.broker.room import Room
-from howl.celery import settings_of
+from howl.celery import settings_of, worker_id_of
 from howl.errors import MessageRefused, TaskDied
-from howl.outcomes import Outcome, encode, failure, is_id
+from howl.outcomes import Outcome, encode, failure, is_id, requeued
 from howl.worker.outbox import END, LAST, OTHER, Collector, Parcel
 from howl.worker.pool import make_resizable, most_in_hand, slots_to_fill, withdraw, write_whole_jobs
 from howl.worker.revoking import Order, Revoking
@@ -86,6 +86,7 @@ class Holder:
     def __init__(self, consumer: Any) -> None:
         app = consumer.app
         self.owner = f"{consumer.hostname}.{uuid.uuid4().hex[:12]}"
+        self.worker_id = worker_id_of(consumer.hostname)
         #: Every claim's tag begins with this.
         self.mark = f"{self.owner}:"
         self.pool = consumer.pool
@@ -152,7 +153,14 @@ class Holder:
     def close(self) -> None:
         """Settle what ended, put back what did not."""
         self.collector.close()
+        for tag, run in list(self._runs.items()):
+            self._tell_requeued(tag, run)
         self.ledger.close()
+
+    def _tell_requeued(self, tag: str, run: Run) -> None:
+        """Before its message goes back: who reads the record shall not take it for work that goes on."""
+        if run.begun:
+            self.ledger.note(tag, encode(requeued(run.task_id, self.worker_id)))
 
     def _put_back(self, tags: set[str]) -> None:
         for tag in reversed([tag for tag in list(self._runs) if tag in tags]):
@@ -257,6 +265,8 @@ class Holder:
         self.collector.read()
         run = self._runs.get(tag)
         self._forget(tag)  # and what the run said of its end: it runs again
+        if run is not None:
+            self._tell_requeued(tag, run)
         if run is not None and run.died:
             self.ledger.lost(tag, run.task_id, DEATHS, _dead(run.task_id))
         else:
