@@ -27,7 +27,8 @@ from kombu.utils import json
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from howl.celery import ANSWER_TIMEOUT, CONNECT_TIMEOUT, settings_of, worker_id_of
+from howl.celery import settings_of, worker_id_of
+from howl.celery_settings import ANSWER_TIMEOUT, CONNECT_TIMEOUT
 from howl.config import Settings
 from howl.errors import OutcomeTooLarge, QueueUnavailable
 from howl.ids import check_signatures, recordable, texts

@@ -1,55 +1,62 @@
-"""The Celery application and its configuration: `celery -A howl …`, and `from howl import app`."""
+"""HOWL as a Celery application, or in one: `celery -A howl …`, `from howl import app`, `howl.install(app)`."""
 
-import logging
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import celery
 from celery import Celery
+from celery.app.utils import find_app
 from celery.signals import celeryd_after_setup
 from kombu.entity import Exchange, Queue
 from kombu.utils.imports import symbol_by_name
 
+from howl.celery_settings import decide, look_here_first
 from howl.config import Settings, load_settings
-from howl.tls import redis_options
+from howl.errors import NotConfigured, SettingsError
 from workers import TASK_MODULES
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    #: The application that HOWL_APP names, or else HOWL's own; made when it is first asked for.
+    app: Celery
 
-#: Seconds to wait for Redis to accept a connection, and for it to answer.
-CONNECT_TIMEOUT = 5
-ANSWER_TIMEOUT = 30
+#: What a HOWL worker does beside Celery's own, by where it does it; by name, for only a worker loads it.
+STEPS = {
+    "worker": ("boot:Preflight", "outbox:Outbox", "beacon:Beacon", "leaving:Leaving", "orders:Orders",
+               "summary:Summary"),
+    "consumer": ("dispatcher:Events", "claims:Claims", "pulse:Pulse"),
+}  # fmt: skip
+#: Celery's remote control, and what takes its place.
+CELERYS_CONTROL, CONTROL = Celery.control_cls, "howl.broker.control:Control"
+#: What makes messages: it refuses ids that cannot be recorded.
+AMQP = "howl.broker.amqp:AMQP"
 
 
-class Task(celery.Task):
-    """Every task's base: its messages are claims."""
+def install(app: Celery, settings: Settings | None = None) -> Celery:
+    """Make a Celery application, whosever it is, a HOWL one, and return it; a second time: with other settings.
 
-    abstract = True
-    Request = "howl.worker.request:ClaimedRequest"
+    Its broker, its result backend and what its workers do are HOWL's from then on; docs/celery.md says what of its
+    configuration is kept. Without settings, they are loaded when the first one is needed. Raises SettingsError for an
+    application with a remote control of its own.
+    """
+    if app.control_cls not in (CELERYS_CONTROL, CONTROL):
+        raise SettingsError(f"{app.main} has a remote control of its own, and HOWL needs its own: remove control=.")
+    app.control_cls = CONTROL
+    app.amqp_cls = AMQP
+    for made in ("control", "amqp"):  # already, by somebody who looked
+        app.__dict__.pop(made, None)
+    app.backend_cls = None  # which would come before its configuration
+    for place, names in STEPS.items():
+        app.steps[place].update(f"howl.worker.{name}" for name in names)
+    app.on_after_configure.disconnect(dispatch_uid="howl")
+    app.on_after_configure.connect(lambda source, **_: decide(source, settings), weak=False, dispatch_uid="howl")
+    look_here_first(app.conf)
+    if app.configured:
+        decide(app.conf, settings)
+    return app
 
 
 def create_app(settings: Settings | None = None) -> Celery:
-    """A Celery application on the given settings; without any, they are loaded when the first one is needed."""
-    # By name: who runs tasks loads the loader, who sends them the messages' maker, who commands workers the control,
-    # a worker all the rest.
-    made = Celery(
-        "howl",
-        loader=_loader,
-        amqp="howl.broker.amqp:AMQP",
-        control="howl.broker.control:Control",
-        task_cls=Task,
-        set_as_current=settings is None,
-    )
-    made.add_defaults(lambda: configuration(settings or load_settings()))
-    made.steps["worker"].add("howl.worker.boot:Preflight")
-    made.steps["worker"].add("howl.worker.outbox:Outbox")
-    made.steps["worker"].add("howl.worker.beacon:Beacon")
-    made.steps["worker"].add("howl.worker.leaving:Leaving")
-    made.steps["worker"].add("howl.worker.orders:Orders")
-    made.steps["worker"].add("howl.worker.summary:Summary")
-    made.steps["consumer"].add("howl.worker.dispatcher:Events")
-    made.steps["consumer"].add("howl.worker.claims:Claims")
-    made.steps["consumer"].add("howl.worker.pulse:Pulse")
-    return made
+    """HOWL's own application on the given settings; without any, they are loaded when the first one is needed."""
+    return install(Celery("howl", loader=_loader, include=TASK_MODULES, set_as_current=settings is None), settings)
 
 
 def _loader(app: Celery) -> Any:
@@ -57,43 +64,38 @@ def _loader(app: Celery) -> Any:
     return symbol_by_name("howl.worker.loader:Loader")(app=app)
 
 
-def configuration(settings: Settings) -> dict[str, Any]:
-    """Celery's configuration; raises NotConfigured where no Redis is known."""
-    return {
-        "broker_url": settings.redis(),
-        "broker_use_ssl": redis_options(settings),
-        "broker_transport": "howl.broker.transport:Transport",
-        "broker_transport_options": {
-            "global_keyprefix": settings.key_prefix,
-            "socket_connect_timeout": CONNECT_TIMEOUT,
-            "socket_timeout": ANSWER_TIMEOUT,
-            "socket_keepalive": True,
-            # For clients that publish: an absent Redis is said within a second. Workers wait by their own rules.
-            "max_retries": 3,
-            "interval_start": 0,
-            "interval_step": 0.2,
-            "interval_max": 0.5,
-        },
-        "broker_connection_retry_on_startup": False,
-        # A worker outlives an absent Redis; its deadline, not a count of attempts, ends its patience.
-        "broker_connection_max_retries": None,
-        "result_backend": "howl.backend:HowlBackend",
-        "result_backend_always_retry": True,
-        "result_backend_max_retries": 40,
-        "imports": (*TASK_MODULES, *settings.task_modules),
-        "task_queues": [Queue(name, Exchange(name), routing_key=name) for name in settings.queues] or None,
-        "accept_content": ["json"],
-        "task_serializer": "json",
-        "result_serializer": "json",
-        "result_extended": True,
-        # Nothing is acknowledged that has not ended.
-        "task_acks_late": True,
-        "task_reject_on_worker_lost": True,
-        "task_track_started": True,
-        "worker_prefetch_multiplier": 1,
-        "worker_cancel_long_running_tasks_on_connection_loss": False,
-        "howl": settings,
-    }
+def application(settings: Settings) -> Celery:
+    """The application that HOWL_APP names, on these settings, with its tasks; or else HOWL's own.
+
+    Raises NotConfigured where there is none of that name, or it is not HOWL's.
+    """
+    if settings.app is None:
+        return create_app(settings)
+    found = _find(settings.app)
+    if f"howl.worker.{STEPS['worker'][0]}" not in found.steps["worker"]:
+        raise NotConfigured(f"{settings.app} (HOWL_APP) is not HOWL's yet: write `howl.install(app)` where it is made.")
+    install(found, settings)
+    # Now: what is read from the environment while modules are imported may be gone when a worker has started.
+    found.loader.import_default_modules()
+    return found
+
+
+def _find(name: str) -> Celery:
+    """As `celery -A` finds it, but that the working directory is not searched first."""
+    try:
+        found = find_app(name, imp=importlib.import_module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name.partition(':')[0]}.".startswith(f"{error.name}."):
+            raise  # one that it imports itself
+        raise NotConfigured(
+            f"There is no module {error.name} for the application {name} (HOWL_APP): say where it is, "
+            "`PYTHONPATH=/folder/of/it howl …`."
+        ) from None
+    except AttributeError:
+        found = None
+    if not isinstance(found, Celery):
+        raise NotConfigured(f"{name} is no Celery application (HOWL_APP): write module:name, as in proj.celery:app.")
+    return found
 
 
 def settings_of(app: Celery) -> Settings:
@@ -123,4 +125,10 @@ def worker_id_of(node_name: str) -> str:
     return node_name.partition("@")[2] or node_name
 
 
-app = create_app()
+def __getattr__(name: str) -> Any:
+    """Make the application when it is asked for: who imports this to install HOWL in his own has no use for it."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    settings = load_settings()
+    made = globals()["app"] = application(settings) if settings.app else create_app()
+    return made

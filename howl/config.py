@@ -73,7 +73,9 @@ class Settings(env_file.FileSettings):
     subject_prefix: str = Field("howl", pattern=r"^[A-Za-z0-9_-]+$")
     #: Queues a worker takes tasks from when its command line names none.
     queues: Queues = ()
-    #: Modules with tasks, beside those in workers/.
+    #: The Celery application that HOWL runs and submits to, as `celery -A` takes it; None: HOWL's own.
+    app: str | None = None
+    #: Modules with tasks, beside those in workers/ or those of HOWL_APP.
     task_modules: CommaSeparated = ()
 
     worker_id: str | None = Field(None, validation_alias=plain("WORKER_ID"))

@@ -24,7 +24,7 @@ LONGEST = 1 << 20
 
 #: Settings that decide which code runs here, what it may do, or where a token is sent.
 POWERS = (
-    "agent_command", "agent_env", "agent_repository", "allow_commands", "browser", "browser_sandbox",
+    "agent_command", "agent_env", "agent_repository", "allow_commands", "app", "browser", "browser_sandbox",
     "checkout_schemes", "github_api", "home", "pulse_file", "task_modules", "web_allow_private", "work_folder",
     "worker_origin",
 )  # fmt: skip

@@ -17,7 +17,7 @@ from howl.burst import detached, github, record
 from howl.burst.api import is_configured
 from howl.burst.request import BurstRequest
 from howl.burst.stop import stop
-from howl.celery import create_app
+from howl.celery import application
 from howl.config import Settings, load_settings
 from howl.errors import visible
 from howl.mcp_answers import (
@@ -298,7 +298,7 @@ class Tools:
 
 @lru_cache(maxsize=1)
 def _application(settings: Settings) -> Celery:
-    return create_app(settings)
+    return application(settings)
 
 
 def _client_name(ctx: Context) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from howl import __version__
+from howl.cli.options import application
 
 #: Commands in the order of a first hour, with what `howl --help` says of each: showing it must not load them all.
 #: Command `up` is `up` in howl/cli/up.py.
@@ -78,6 +79,7 @@ def _load(package: str, name: str) -> click.Command:
 @click.command(
     cls=CommandFiles, package="howl.cli", told=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
 )
+@application
 @click.version_option(__version__, message="howl %(version)s")
 def main() -> None:
     """HOWL: a Celery task queue whose workers live far away and die young.

@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 from rich.status import Status
 
-from howl.celery import app
+import howl
 from howl.cli import words
 from howl.cli.output import emit
 from howl.cli.telling import can_move
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 def dismiss(worker_ids: Sequence[str], order: Order, patience: float | None, as_json: bool) -> None:
     """Waits `patience` seconds for those who have heard; raises WorkerSilent for those who have not."""
     with session(load_settings().database()) as opened:
-        rows = tell(list(dict.fromkeys(worker_ids)), order, opened, app)
+        rows = tell(list(dict.fromkeys(worker_ids)), order, opened, howl.app)
     if not as_json:
         for row in rows:
             click.echo(_heard(row, order))
@@ -69,7 +69,7 @@ def _wait(rows: list[Row], patience: float) -> list[Row]:
     try:
         if status:
             status.start()
-        for still in until_gone(rows, app, patience):
+        for still in until_gone(rows, howl.app, patience):
             if status and still:
                 status.update(f"Still there: {words.visible(_names(still))}")
     finally:

@@ -5,8 +5,8 @@ from functools import partial
 
 import click
 
-from howl.celery import app
-from howl.cli.options import configure_logging, verbose
+import howl
+from howl.cli.options import application, configure_logging, verbose
 from howl.config import LOOPBACK_HOSTS, Settings, load_settings
 from howl.embedded.files import write_private
 from howl.errors import NotConfigured
@@ -23,6 +23,7 @@ from howl.server.flower import House, run
 @click.option("--url-prefix", default="", envvar="FLOWER_URL_PREFIX", metavar="PATH",
               help="What all its addresses begin with, behind a proxy.")  # fmt: skip
 @click.option("--read-only", is_flag=True, envvar="FLOWER_READ_ONLY", help="Refuse all that changes something.")
+@application
 @verbose
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF FLOWER]")
 def flower(port: int, address: str, url_prefix: str, read_only: bool, verbose: bool, options: tuple[str, ...]) -> None:
@@ -53,7 +54,7 @@ def flower(port: int, address: str, url_prefix: str, read_only: bool, verbose: b
         url_prefix=url_prefix,
         read_only=read_only,
     )
-    run(app, house, options, partial(_welcome, credentials, where))
+    run(howl.app, house, options, partial(_welcome, credentials, where))
 
 
 def _who_may_enter(settings: Settings, address: str) -> tuple[tuple[str, ...], str]:

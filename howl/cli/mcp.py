@@ -6,10 +6,11 @@ import signal
 import click
 
 from howl import mcp_shim
-from howl.cli.options import configure_logging, verbose
+from howl.cli.options import application, configure_logging, verbose
 
 
 @click.command()
+@application
 @verbose
 def mcp(verbose: bool) -> None:
     """Serve HOWL's tools to an MCP client, such as Cursor or Claude, on standard input and output.

@@ -1,7 +1,10 @@
 """Kinds of options that several commands share."""
 
 import logging
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -56,6 +59,21 @@ NAMES = Names()
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+
+def _choose_app(_: click.Context, __: click.Parameter, name: str | None) -> None:
+    """For this process and those that it starts; its module may be in the folder where somebody names it here."""
+    if name is None:
+        return
+    os.environ["HOWL_APP"] = name
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last: no file there is to take a library's place
+
+
+application: Decorator = click.option(
+    "-A", "--app", metavar="APP", callback=_choose_app, expose_value=False,
+    help="A Celery application of your own, as `celery -A` takes it; by default HOWL_APP, or HOWL's own.",
+)  # fmt: skip
 as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 verbose: Decorator = click.option("-v", "--verbose", is_flag=True, help="Log every step.")
 

@@ -2,12 +2,13 @@
 
 import click
 
-from howl.cli.options import configure_logging, verbose
+from howl.cli.options import application, configure_logging, verbose
 from howl.config import load_settings
 from howl.server import service
 
 
 @click.command()
+@application
 @verbose
 def server(verbose: bool) -> None:
     """Run the persistent side.
@@ -19,6 +20,7 @@ def server(verbose: bool) -> None:
     \b
     Examples:
         howl server
+        howl server --app proj
         HOWL_DATABASE_URL=postgresql://howl:secret@db/mcp_manager howl server -v
     """
     configure_logging(verbosely=verbose)

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from howl.celery import app
-from howl.cli.options import DURATION, as_json
+import howl
+from howl.cli.options import DURATION, application, as_json
 from howl.cli.output import Column, emit
 from howl.cli.person import person
 from howl.cli.waiting import wait_for
@@ -60,6 +60,7 @@ def _text_of(value: str) -> str:
 @click.option("--wait", is_flag=True, help="Wait until it has ended, and print its result.")
 @click.option("--timeout", type=DURATION, metavar="TIME", help="How long to wait at most; the task goes on.")
 @click.option("--list", "listing", is_flag=True, help="Show the tasks that can be submitted.")
+@application
 @as_json
 def submit(
     name: str | None, arguments: Any, wait: bool, timeout: float | None, listing: bool, as_json: bool, **given: Any
@@ -77,7 +78,7 @@ def submit(
         howl submit agent.run --args @prompt.json --worker github-worker-1 --time-limit 30m
     """
     if listing:
-        emit([_described(name, task) for name, task in known_tasks(app).items()], as_json, columns=TASK_COLUMNS)
+        emit([_described(name, task) for name, task in known_tasks(howl.app).items()], as_json, columns=TASK_COLUMNS)
         return
     if name is None:
         raise click.UsageError("Name a task; `howl submit --list` shows those there are.")
@@ -94,7 +95,7 @@ def submit(
 
 def _submit(request: TaskRequest) -> str:
     with session(load_settings().database()) as opened:
-        return put_on_queue(request, opened, app)
+        return put_on_queue(request, opened, howl.app)
 
 
 def _request(name: str, arguments: Any, given: dict[str, Any]) -> TaskRequest:

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+import howl
 from howl import analytics, live
-from howl.celery import app
 from howl.cli import words
 from howl.cli.artifacts import OF_A_TASK
 from howl.cli.options import DURATION, as_json, since
@@ -148,7 +148,7 @@ def cancel_(task_ids: tuple[str, ...], as_json: bool) -> None:
     """
     with session(load_settings().database()) as opened:
         found = [analytics.find_task_id(opened, given) for given in task_ids]
-        answers = [{"task_id": task_id, "status_before": cancel(task_id, opened, app)} for task_id in found]
+        answers = [{"task_id": task_id, "status_before": cancel(task_id, opened, howl.app)} for task_id in found]
     if as_json:
         emit(answers, as_json)
         return
@@ -194,6 +194,6 @@ def retry_(task_ids: tuple[str, ...], as_json: bool) -> None:
     with session(load_settings().database()) as opened:
         found = [analytics.find_task_id(opened, given) for given in task_ids]
         for task_id in found:
-            retry(task_id, opened, app)
+            retry(task_id, opened, howl.app)
     rows = [{"task_id": task_id, "status": "queued"} for task_id in found]
     emit(rows, as_json, columns=(Column("task_id", "task"), Column("status", "status")))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from howl.cli.options import configure_logging, verbose
+from howl.cli.options import application, configure_logging, verbose
 from howl.config import load_settings
 from howl.embedded.up import run
 from howl.local_stack import default_home
@@ -19,6 +19,7 @@ from howl.local_stack import default_home
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder their data, logs and passwords are kept in; by default HOWL_HOME.",
 )
+@application
 @verbose
 def up(home: Path | None, verbose: bool) -> None:
     """Run all servers on this machine, in the foreground.

@@ -2,7 +2,7 @@
 
 import click
 
-from howl.cli.options import DURATION, NAMES, verbose
+from howl.cli.options import DURATION, NAMES, application, verbose
 from howl.worker.run import WorkerOptions, run
 
 ORIGINS = ("server", "github-actions", "docker", "local")
@@ -23,6 +23,7 @@ ORIGINS = ("server", "github-actions", "docker", "local")
 @click.option("--tags", type=NAMES, default=(), metavar="A,B", help="Words to know it by in `howl workers`.")
 @click.option("--pool", type=click.Choice(("prefork", "threads", "solo")), default="prefork", show_default=True)
 @click.option("--origin", type=click.Choice(ORIGINS), help="Where it runs; by default it finds out.")
+@application
 @verbose
 def worker(
     name: str | None,
@@ -48,6 +49,7 @@ def worker(
         howl worker --name w1 --concurrency 4
         howl worker --runtime 30m --idle-exit 5m --tags linux,x64
         howl worker --runtime 60s --grace 10s --pool threads
+        howl worker -A proj
     """
     options = WorkerOptions(
         name=name,

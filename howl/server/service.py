@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from celery import Celery
 
 from howl.backend import require_redis
-from howl.celery import create_app
+from howl.celery import application
 from howl.config import Settings
 from howl.server.ailing import Board
 from howl.server.bridge import Bridge
@@ -33,7 +33,7 @@ def main(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; raises QueueUnavailable or DatabaseUnavailable if it cannot begin."""
     require_redis(settings)
     require_current(settings.database())
-    app = create_app(settings)
+    app = application(settings)
     # Of all threads, in which the parts do their work, not of this one alone.
     app.set_default()
     app.loader.import_default_modules()

@@ -5,11 +5,12 @@ from typing import Any
 
 import billiard
 import redis
-from celery import bootsteps
+from celery import Celery, bootsteps
 
 from howl.backend import redis_client, require_redis
 from howl.broker.areas import DEFAULT_USER, user_of
 from howl.celery import settings_of, worker_id_of, worker_queue
+from howl.celery_settings import overruled
 from howl.config import Settings
 from howl.env_file import require_chosen_servers
 from howl.errors import NotGranted, SettingsError
@@ -30,6 +31,7 @@ class Preflight(bootsteps.Step):
         require_chosen_servers()
         settings = settings_of(parent.app)
         environment.withdraw(settings)  # `howl worker` has done so; `celery -A howl worker` comes here first
+        _look_at_what_it_says(parent.app)
         for name in parent.app.amqp.queues.consume_from:
             require_queue(name)
         if parent.pool_cls.__module__ == "celery.concurrency.prefork":
@@ -52,6 +54,18 @@ def _require_semaphores() -> None:
             f"Processes cannot share a lock on this machine ({error.strerror}): see that /dev/shm is there and can be "
             "written, or start the worker with `--pool threads`."
         ) from error
+
+
+def _look_at_what_it_says(app: Celery) -> None:
+    """Say what of an application's own configuration does not count; raises SettingsError for what cannot be run."""
+    if said := overruled(app.conf):
+        logger.info("Decided by HOWL, whatever the application says (docs/celery.md): %s.", ", ".join(said))
+    for task in app.tasks.values():
+        if task.serializer not in (None, "json"):
+            raise SettingsError(
+                f"The task {task.name} is sent as {task.serializer}, but HOWL's messages and its record are JSON: "
+                "remove its serializer=."
+            )
 
 
 def _look_at_what_is_granted(parent: Any, settings: Settings) -> None:

@@ -13,8 +13,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from celery import Task, bootsteps, states
+from celery import bootsteps, states
 from celery.worker import state
+from celery.worker.request import Request
+from kombu.utils.imports import symbol_by_name
 from kombu.utils.json import loads
 
 from howl.broker.ledger import Claim, Ledger
@@ -27,11 +29,10 @@ from howl.worker.outbox import END, LAST, OTHER, Collector, Parcel
 from howl.worker.pool import make_resizable, most_in_hand, slots_to_fill, withdraw, write_whole_jobs
 from howl.worker.revoking import Order, Revoking
 from howl.worker.server_clock import ServerClock
+from howl.worker.request import ClaimedRequest
 
 logger = logging.getLogger(__name__)
 
-#: Every task's, which tells when its run begins and when it died.
-REQUEST = "howl.worker.request:ClaimedRequest"
 #: Deaths of a message's run beyond which it is dead.
 DEATHS = 5
 #: Seconds after the end of a run acknowledged early in which it may say more, such as of the rest of its chain.
@@ -52,8 +53,7 @@ class Claims(bootsteps.StartStopStep):
         super().__init__(parent, **options)
         parent.howl_claims = None
         for task in parent.app.tasks.values():
-            if task.Request == Task.Request:  # its base is Celery's own task, not this application's
-                task.Request = REQUEST
+            task.Request = claimed(task.Request)
 
     def start(self, parent: Any) -> None:
         """Celery starts its consumer anew after losing its connection; the claims outlive it."""
@@ -64,6 +64,14 @@ class Claims(bootsteps.StartStopStep):
     def shutdown(self, parent: Any) -> None:
         if parent.howl_claims is not None:
             parent.howl_claims.close()
+
+
+def claimed(named: type[Request] | str) -> type[Request]:
+    """A task's request class, which also tells when its run begins and when it died."""
+    given: type[Request] = symbol_by_name(named)
+    if issubclass(ClaimedRequest, given):
+        return ClaimedRequest
+    return given if issubclass(given, ClaimedRequest) else type(given.__name__, (ClaimedRequest, given), {})
 
 
 @dataclass(slots=True)

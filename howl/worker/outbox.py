@@ -22,6 +22,7 @@ from howl.errors import HowlError
 from howl.outcomes import ArtifactKept, Entry, Outcome
 from howl.worker import sight
 from howl.worker.server_clock import ServerClock
+from howl.worker.loader import hear_of_runs
 
 #: Lengths of the four parts of a frame: kind, tag, task id, document.
 HEADER = struct.Struct("!BHHI")
@@ -77,6 +78,7 @@ class Outbox(bootsteps.Step):
         ServerClock().rule(parent.app)
         parent.app.howl_outbox = self.put
         parent.app.howl_show = self.show
+        hear_of_runs(parent.app)
 
     def put(self, entry: Entry, document: bytes, tag: str) -> None:
         """Called by the backend where it writes."""

@@ -22,7 +22,7 @@ DEATHS = (WorkerLostError, SystemExit, KeyboardInterrupt)
 
 
 class ClaimedRequest(Request):
-    """Named by the application's task class; only a worker loads it."""
+    """Every task's in a worker, which gives it to them (howl/worker/claims.py)."""
 
     #: Of a run in this process.
     own_limits: limits.Limits | None = None

@@ -14,7 +14,8 @@ from typing import Any
 from celery.utils.nodenames import default_nodename
 from celery.worker import state
 
-from howl.celery import app
+import howl
+from howl.celery import install
 from howl.config import Settings, load_settings
 from howl.errors import InvalidRequest
 from howl.worker import environment
@@ -50,6 +51,7 @@ def run(options: WorkerOptions) -> None:
     """Work until told to stop, or until the deadline or idleness ends it; ends by SystemExit with an exit status."""
     settings = _settings(options)
     plan = options.runtime and (time.monotonic() + options.runtime, _grace(options.runtime, options.grace))
+    app = install(howl.app, settings)  # before its environment goes, which modules may read while they are imported
     environment.withdraw(settings)  # from here on this process is a worker: what is refused has been
     if plan:
         _in_background(_leave_in_time, *plan)
