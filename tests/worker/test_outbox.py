@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from celery.loaders.base import BaseLoader
 
 from howl.outcomes import ChordCreated, Outcome
 from howl.worker import sight
@@ -188,7 +189,7 @@ def test_while_nobody_watches_it_is_dropped(collected, sender):
 
 @pytest.mark.parametrize(("state", "kind"), [("SUCCESS", LAST), ("FAILURE", END), ("RETRY", END)])
 def test_what_a_run_told_is_shown_before_its_outcome_is_delivered(state, kind):
-    parent = SimpleNamespace(app=SimpleNamespace())
+    parent = SimpleNamespace(app=SimpleNamespace(loader=BaseLoader(None)))
     outbox, arrived = Outbox(parent), []
     outbox.collector.show = lambda document: arrived.append(json.loads(document)["lines"])
     outbox.collector.deliver = lambda item: arrived.append(item.kind)
