@@ -27,9 +27,9 @@ from howl.errors import MessageRefused, TaskDied
 from howl.outcomes import Outcome, encode, failure, is_id, requeued
 from howl.worker.outbox import END, LAST, OTHER, Collector, Parcel
 from howl.worker.pool import make_resizable, most_in_hand, slots_to_fill, withdraw, write_whole_jobs
+from howl.worker.request import ClaimedRequest
 from howl.worker.revoking import Order, Revoking
 from howl.worker.server_clock import ServerClock
-from howl.worker.request import ClaimedRequest
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from celery import bootsteps, states
 from howl.errors import HowlError
 from howl.outcomes import ArtifactKept, Entry, Outcome
 from howl.worker import sight
-from howl.worker.server_clock import ServerClock
 from howl.worker.loader import hear_of_runs
+from howl.worker.server_clock import ServerClock
 
 #: Lengths of the four parts of a frame: kind, tag, task id, document.
 HEADER = struct.Struct("!BHHI")
