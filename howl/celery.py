@@ -129,6 +129,9 @@ def __getattr__(name: str) -> Any:
     """Make the application when it is asked for: who imports this to install HOWL in his own has no use for it."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    settings = load_settings()
-    made = globals()["app"] = application(settings) if settings.app else create_app()
+    try:
+        settings = load_settings()
+    except SettingsError:
+        settings = None  # told where they are needed: here, `celery -A howl` would bury it in a traceback
+    made = globals()["app"] = application(settings) if settings and settings.app else create_app()
     return made

@@ -61,7 +61,7 @@ def test_a_worker_holds_no_more_messages_than_it_could_say_in_one_turn(settings)
 
 
 def test_what_waits_for_a_slot_is_bounded_in_bytes(settings):
-    greedy = ledger.Ledger(settings, "w1.life", Room(lambda: 10**6, 1), print, print)
+    greedy = ledger.Ledger(settings, "w1.life", Room(lambda: 10**6, 1), print, print, print)
     greedy.listen([["celery"]])
     message = b"x" * (1 << 20)
     while greedy._wants() > 0:
@@ -74,7 +74,7 @@ def test_what_waits_for_a_slot_is_bounded_in_bytes(settings):
 
 
 def test_queues_that_gave_as_many_bytes_as_were_wanted_are_not_empty(settings):
-    greedy = ledger.Ledger(settings, "w1.life", Room(lambda: 4, 1), print, print)
+    greedy = ledger.Ledger(settings, "w1.life", Room(lambda: 4, 1), print, print, print)
     for messages, is_empty in [([b"xx", b"xx"], True), ([b"xx", b"xx", b"xx"], False), ([b"x"] * 4, False)]:
         greedy._learn(messages, 4, 6, 0.001)
         assert greedy._empty == is_empty

@@ -373,7 +373,7 @@ def test_the_credential_takes_settles_and_parks_in_its_own_queue(thief: Any, adm
 
 def test_the_credential_hears_what_is_revoked_and_remote_control(thief: Any, admin: Any) -> None:
     admin.xadd("t:revoked", {"task_id": "task-9"})
-    assert turn(thief)[3][1:] == [b"task-9"]
+    assert turn(thief)[3][1:] == [[b"task_id", b"task-9"]]
     with thief.pubsub() as listener:
         listener.psubscribe("t:/0.celery.pidbox")
         assert listener.get_message(timeout=5)["type"] == "psubscribe"

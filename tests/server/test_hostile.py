@@ -10,6 +10,7 @@ import redis
 from sqlalchemy import func, select, update
 
 from howl import db
+from howl.doctor.ailing import AILING
 from howl.models import Chord, Task
 from howl.outcomes import ChordCreated, Outcome, encode
 from howl.server.keeper import Keeper
@@ -139,10 +140,17 @@ def test_garbage_is_set_aside_once_although_postgresql_is_away(server, write, st
             together.xadd(settings.key("outcomes"), {"outcome": b"garbage"})
             together.xadd(settings.key("outcomes"), {"outcome": _document()})
             together.execute()
-        eventually(lambda: server.output.count("recorder stopped") >= 3)
+        eventually(lambda: "recorder stopped" in server.output)
+        eventually(lambda: _times(client, settings, "recorder") >= 3)
     goes_on()
     assert client.llen(settings.key("unreadable")) == 1
     assert server.output.count("set aside") == 1
+
+
+def _times(client, settings, part: str) -> int:
+    """How often a part of the server has ended since it was last well."""
+    told = (json.loads(word) for word in client.hvals(settings.key(AILING)))
+    return max((word["times"] for word in told if word["part"] == part), default=0)
 
 
 def test_large_outcomes_that_waited_do_not_fill_the_servers_memory(server, write, stack, client, settings, goes_on):

@@ -149,7 +149,7 @@ def test_a_rejected_task_fails(crew):
 def test_a_requeued_task_runs_again_and_only_its_last_run_ends(crew, ledger):
     task_id = crew.send("requeue_once", str(ledger))
     assert crew.ended(task_id).result == 2
-    assert crew.kinds(task_id) == ["succeeded"]
+    assert crew.kinds(task_id) == ["requeued", "succeeded"]
     assert crew.redis.hgetall(crew.key("deaths")) == {}
 
 
@@ -163,7 +163,7 @@ def test_a_hard_limit_fails_the_task_once(prefork):
 def test_a_hard_limit_without_acknowledgement_runs_the_task_again(prefork, ledger):
     task_id = prefork.send("hard_limit_again", str(ledger))
     assert prefork.ended(task_id).result == 2
-    assert prefork.kinds(task_id) == ["succeeded"]
+    assert prefork.kinds(task_id) == ["requeued", "succeeded"]
 
 
 # --- ends that are no ends, or nearly none ---------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def test_a_task_of_the_first_protocol_waits_for_its_time_in_redis(crew, first_pr
 def test_a_task_whose_process_was_lost_runs_again(prefork, ledger):
     task_id = prefork.send("lost", str(ledger), 2)
     assert prefork.ended(task_id).result == 3
-    assert prefork.kinds(task_id) == ["succeeded"]
+    assert prefork.kinds(task_id) == ["requeued", "requeued", "succeeded"]
     assert prefork.redis.hgetall(prefork.key("deaths")) == {}
 
 
@@ -513,7 +513,8 @@ def test_after_all_this_nothing_is_held_and_the_one_lease_is_the_workers(crew):
 def _is_dead(crew, task_id):
     row = crew.ended(task_id)
     assert (row.status, row.error_type) == ("dead", "howl.errors.TaskDied")
-    assert crew.kinds(task_id) == ["dead"]
+    *broken_off, end = crew.kinds(task_id)
+    assert (set(broken_off), end) == ({"requeued"}, "dead")
     assert task_id.encode() in crew.redis.hget(crew.key("dead"), task_id)
     assert not crew.redis.hexists(crew.key("deaths"), task_id)
 

@@ -82,7 +82,7 @@ def _frame(item: Parcel) -> bytes:
         (Outcome(task_id="t", state="RETRY", at=AT), END),
         (Outcome(task_id="t", state="SUCCESS", at=AT), LAST),
         (Outcome(task_id="t", state="FAILURE", at=AT), END),
-        (Outcome(task_id="t", state="REVOKED", at=AT), END),
+        (Outcome(task_id="t", state="REVOKED", at=AT), LAST),
         (ChordCreated(group_id="g"), OTHER),
     ],
     ids=lambda value: getattr(value, "state", None),
