@@ -67,6 +67,8 @@ class Collected(NamedTuple):
     #: Times it was given out, this one included; 0: it is not there any more.
     times: int
     document: bytes
+    #: Bytes of memory that it may take when it is parsed.
+    needed: int
 
 
 class Refused(NamedTuple):
@@ -214,7 +216,10 @@ class OutcomeStream:
         kind, *values = told
         if kind == b"entries":
             parts = iter(values)
-            return [Collected(*entry) for entry in zip(parts, parts, parts, parts, strict=True)]
+            return [
+                Collected(entry_id, size, times, document, parsed_size(document))
+                for entry_id, size, times, document in zip(parts, parts, parts, parts, strict=True)
+            ]
         if time.monotonic() >= self._silent_until.get(stream, 0.0):
             self._silent_until[stream] = time.monotonic() + SILENCE
             why = str_if_bytes(values[0])[:REASON_LIMIT]
@@ -312,17 +317,17 @@ class OutcomeStream:
         received: list[Received] = []
         refused: list[Refused] = []
         entry_ids: list[bytes] = []
-        size = 0
-        while entries and (not entry_ids or size + parsed_size(entries[0].document) <= PARSED_BYTES):
+        size, user = 0, self._user(stream)
+        while entries and (not entry_ids or size + entries[0].needed <= PARSED_BYTES):
             given = entries.pop(0)
-            size += parsed_size(given.document)
+            size += given.needed
             entry_ids.append(given.entry_id)
             entry = self._read(given)
             if isinstance(entry, Refused):
                 refused.append(entry)
             elif entry is not None:
                 deep = _may_be_deep(given.document)
-                told = (given.entry_id.decode(), entry, self._user(stream), deep, len(given.document))
+                told = (given.entry_id.decode(), entry, user, deep, len(given.document))
                 received.append(Received(*told))
         await self._set_aside(stream, refused)
         return Batch(stream, received, entry_ids)
@@ -342,8 +347,8 @@ class OutcomeStream:
         """Why it is not even parsed, if it is not."""
         if given.size > self._entry_limit:
             return f"it has {given.size:,} bytes, and {self._entry_limit:,} are read"
-        if (needed := parsed_size(given.document)) > self._parsed_limit:
-            return f"it might take {needed:,} bytes of memory, and {self._parsed_limit:,} are allowed"
+        if given.needed > self._parsed_limit:
+            return f"it might take {given.needed:,} bytes of memory, and {self._parsed_limit:,} are allowed"
         if given.times > ATTEMPTS:
             return f"{ATTEMPTS} times this server ended before it was recorded"
         return None
