@@ -141,8 +141,10 @@ class Settings(env_file.FileSettings):
     artifact_count: int = Field(20_000, ge=1)
     artifact_share: float = Field(0.5, gt=0, le=1)
     artifact_retention: Duration = 30 * 86_400.0
-    #: Shell-like template of a headless coding agent, e.g. `cursor-agent -p {prompt} --force`.
+    #: Shell-like template of a headless coding agent, e.g. `cursor-agent -p --force`; see workers/agent.py.
     agent_command: str | None = None
+    #: Seconds after which an agent is ended whose task has no limit of its own.
+    agent_timeout: Duration = 3600.0
     #: Names of the worker's own variables that a coding agent is given, e.g. the one with its API key.
     agent_env: CommaSeparated = ()
     #: Where agents get the folders they work in; without one, where the system keeps temporary files.

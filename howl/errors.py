@@ -101,6 +101,10 @@ class CommandNotStarted(HowlError):
     """The program or its folder does not exist on the worker, or may not be used there."""
 
 
+class ArgumentsTooLong(CommandNotStarted):
+    """The program's arguments, or its variables, are longer than its system takes."""
+
+
 class CommandTimedOut(HowlError):
     """The program took longer than its task allowed; all it had started was ended with it."""
 

@@ -15,7 +15,7 @@ from tests.support import Process
 
 #: What a file that was only found may say besides where servers are; a new setting is put here or into POWERS.
 HARMLESS = {
-    "artifact_count", "artifact_limit", "artifact_retention", "artifact_room", "artifact_run_count",
+    "agent_timeout", "artifact_count", "artifact_limit", "artifact_retention", "artifact_room", "artifact_run_count",
     "artifact_run_limit", "artifact_share", "budget_share", "chord_retention", "record_limit",
     "backlog_limit", "budget_minutes", "burst_concurrency", "burst_cooldown", "burst_most", "burst_runtime",
     "burst_schedule", "burst_when", "burst_workers", "checkout_limit", "flower_basic_auth", "github_ref",

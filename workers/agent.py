@@ -10,19 +10,30 @@ from pathlib import Path
 
 from celery import shared_task
 
-from howl.errors import AgentFailed, CommandTimedOut, HowlError, InvalidRequest, NotConfigured, SettingsError
+from howl.errors import (
+    AgentFailed,
+    ArgumentsTooLong,
+    CommandNotStarted,
+    CommandTimedOut,
+    HowlError,
+    InvalidRequest,
+    NotConfigured,
+    SettingsError,
+)
 from howl.worker import context, environment
 from workers import process
 from workers.checkout import ARTIFACTS, Checkout
 from workers.collect import Left, brought, collect
-from workers.order import check_timeout
+from workers.order import check_timeout, passable
 from workers.output import last_lines
 from workers.process import ProcessResult
 from workers.repository import Source, wanted
 from workers.rights import require_commands, settings
 from workers.workfolder import work_folder
 
-PLACE = "{prompt}"
+#: What stands in HOWL_AGENT_COMMAND for the prompt as an argument, and for the path of a file that holds it; with
+#: neither, it comes on the agent's standard input.
+PLACE, FILE = "{prompt}", "{prompt_file}"
 
 #: Names that an agent is never given, whatever HOWL_AGENT_ENV says: they lead to the server.
 CREDENTIALS = re.compile("(HOWL|REDIS|NATS|POSTGRES|CELERY)_|PG[A-Z]+$")
@@ -42,15 +53,17 @@ def run(
 ) -> AgentResult:
     """Let a coding agent work on a prompt and return what it said, and what it left.
 
-    prompt: what the agent is to do, as one text; it reaches the agent unchanged, as one argument and without a shell.
-    timeout: seconds after which the agent is ended; when not given, only the task's time limit ends it.
+    prompt: what the agent is to do, as one text; it reaches the agent unchanged, and without a shell.
+    timeout: seconds after which the agent is ended; when not given, the task's time limit ends it, or without one
+    HOWL_AGENT_TIMEOUT of its worker, an hour if its owner says nothing.
     cwd: a folder on the worker to work in. When not given, the agent works in a new one, which is deleted afterwards.
     repository: an address (https://...) of a repository that is put into the new folder first; the worker's owner may
     have set one (HOWL_AGENT_REPOSITORY).
     ref: its branch, tag or commit; its default branch when not given.
 
-    The worker's owner names the agent in HOWL_AGENT_COMMAND, e.g. `cursor-agent -p {prompt} --force`, and in
-    HOWL_AGENT_ENV the variables it needs, e.g. `CURSOR_API_KEY`; other than these it sees what command.run passes on.
+    The worker's owner names the agent in HOWL_AGENT_COMMAND, e.g. `cursor-agent -p --force`, and in HOWL_AGENT_ENV the
+    variables it needs, e.g. `CURSOR_API_KEY`; other than these it sees what command.run passes on. The prompt comes on
+    its standard input, unless {prompt} stands in that command line for it, or {prompt_file} for a file that holds it.
 
     The answer is that of command.run, and so is the log. Unlike there, an exit status other than 0 is an error,
     AgentFailed, with the agent's last lines: work that was not done is a failed task. The agent's whole process tree
@@ -65,31 +78,55 @@ def run(
     """
     require_commands("agent.run")
     check_timeout(timeout)
-    agent = Agent(_command_line(prompt), _variables(), timeout)
-    if cwd is not None:
-        if repository is not None or ref is not None:
-            raise InvalidRequest("Give cwd or repository: a repository is only put into a new folder.")
-        return {**agent.work(cwd), "artifacts": [], "refused": [], "changes": None}
-    source = wanted(repository, ref, settings())
+    agent = Agent(_template(), _checked(prompt), _variables(), _patience(timeout))
+    if cwd is not None and (repository is not None or ref is not None):
+        raise InvalidRequest("Give cwd or repository: a repository is only put into a new folder.")
+    source = wanted(repository, ref, settings()) if cwd is None else None
     with work_folder(settings().work_folder) as folder:
+        if cwd is not None:
+            return {**agent.work(folder, cwd), "artifacts": [], "refused": [], "changes": None}
         return _run_in(folder, agent, source)
 
 
 @dataclass(frozen=True)
 class Agent:
-    """The agent's program with its prompt; seconds it may take."""
+    """The agent's command line, its prompt, and the seconds it may take."""
 
-    argv: list[str]
+    template: list[str]
+    prompt: str
     variables: dict[str, str]
     timeout: float | None
 
-    def work(self, folder: str) -> ProcessResult:
-        """Run it; raises AgentFailed."""
-        result = process.run(self.argv, cwd=folder, env=self.variables, timeout=self.timeout)
+    def work(self, folder: Path, cwd: str) -> ProcessResult:
+        """Run it, with its prompt's file in `folder`; raises AgentFailed."""
+        result = self._run(folder / "prompt.md", cwd)
         if result["exit_status"] != 0:
             said = last_lines(result["stdout"], result["stderr"])
             raise AgentFailed(f"The agent ended with exit status {result['exit_status']}; its last lines: {said}")
         return result
+
+    def _run(self, file: Path, cwd: str) -> ProcessResult:
+        """The template was split first and is filled in afterwards: nothing in a prompt can become an argument."""
+        if self._has(FILE):
+            file.write_bytes(self.prompt.encode("utf-8", "surrogateescape"))
+        argv = [part.replace(FILE, str(file)).replace(PLACE, self.prompt) for part in self.template]
+        data = None if self._has(PLACE) or self._has(FILE) else self.prompt
+        try:
+            return process.run(argv, cwd=cwd, env=self.variables, data=data, timeout=self.timeout)
+        except ArgumentsTooLong:
+            raise CommandNotStarted(
+                f"The prompt of {len(self.prompt):,} characters is longer than this worker takes an argument: shorten "
+                f"it, or have the worker's owner take {PLACE} out of HOWL_AGENT_COMMAND, so that it comes on standard "
+                f"input, or write {FILE} there."
+            ) from None
+        except CommandTimedOut as error:
+            raise CommandTimedOut(
+                "It took longer than its task's `timeout` allows, or without one its worker's HOWL_AGENT_TIMEOUT: "
+                f"{error.message}"
+            ) from None
+
+    def _has(self, place: str) -> bool:
+        return any(place in part for part in self.template)
 
 
 def _run_in(folder: Path, agent: Agent, source: Source | None) -> AgentResult:
@@ -102,7 +139,7 @@ def _run_in(folder: Path, agent: Agent, source: Source | None) -> AgentResult:
         (work / ARTIFACTS).mkdir()
     keep = partial(collect, work, brought(work), checkout, settings().artifact_limit)
     try:
-        result = agent.work(str(work))
+        result = agent.work(folder, str(work))
     except (AgentFailed, CommandTimedOut):
         _salvage(keep)
         raise
@@ -117,21 +154,30 @@ def _salvage(keep: Callable[[], Left]) -> None:
         context.log(error.message)
 
 
-def _command_line(prompt: str) -> list[str]:
-    """The owner's template, split first and filled in afterwards: nothing in a prompt can become an argument."""
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise InvalidRequest("The prompt must be a text that says what the agent is to do.")
+def _checked(prompt: object) -> str:
+    if not (isinstance(prompt, str) and prompt.strip() and passable(prompt)):
+        raise InvalidRequest("The prompt must be a text, without NUL characters, that says what the agent is to do.")
+    return prompt
+
+
+def _patience(timeout: float | None) -> float | None:
+    """Seconds as the task says, or without any limit of its own as the worker's owner does."""
+    if timeout is None and not any(run.request.timelimit or ()):
+        return settings().agent_timeout
+    return timeout
+
+
+def _template() -> list[str]:
+    """The owner's command line."""
     template = settings().agent_command
     if not template:
         raise NotConfigured(
-            "This worker has no coding agent: set HOWL_AGENT_COMMAND on it, e.g. to `cursor-agent -p {prompt} --force`."
+            "This worker has no coding agent: set HOWL_AGENT_COMMAND on it, e.g. to `cursor-agent -p --force`."
         )
     parts = _split(template)
-    if not any(PLACE in part for part in parts[1:]):
-        raise SettingsError(
-            f"HOWL_AGENT_COMMAND has no {PLACE} among its arguments: write it where the prompt belongs."
-        )
-    return [part.replace(PLACE, prompt) for part in parts]
+    if not parts or PLACE in parts[0] or FILE in parts[0]:
+        raise SettingsError("HOWL_AGENT_COMMAND begins with no program: write the agent's there.")
+    return parts
 
 
 def _split(template: str) -> list[str]:

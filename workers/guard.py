@@ -128,7 +128,8 @@ def _start(control: socket.socket) -> "subprocess.Popen[bytes] | None":
             preexec_fn=lambda: _prepare(order["limits"]),
         )
     except OSError as error:
-        _say(control, error=error.strerror, about=os.fsdecode(error.filename or order["argv"][0]))
+        about = os.fsdecode(error.filename or order["argv"][0])
+        _say(control, error=error.strerror, errno=error.errno, about=about)
         return None
 
 

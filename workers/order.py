@@ -48,20 +48,20 @@ def check_timeout(timeout: object) -> None:
 
 
 def _check(argv: object, env: object, cwd: object) -> None:
-    if not (isinstance(argv, list | tuple) and argv and argv[0] and all(map(_passable, argv))):
+    if not (isinstance(argv, list | tuple) and argv and argv[0] and all(map(passable, argv))):
         raise InvalidRequest("argv must be a list of texts without NUL characters, beginning with the program.")
     if not (isinstance(env, Mapping) and all(map(_is_variable, env.items()))):
         raise InvalidRequest("env must map names of variables to texts without NUL characters.")
-    if not (cwd is None or _passable(cwd)):
+    if not (cwd is None or passable(cwd)):
         raise InvalidRequest("cwd must be the path of a folder on the worker.")
 
 
 def _is_variable(item: tuple[object, object]) -> bool:
     name, value = item
-    return _passable(name) and _passable(value) and bool(name) and "=" not in str(name)
+    return passable(name) and passable(value) and bool(name) and "=" not in str(name)
 
 
-def _passable(value: object) -> bool:
+def passable(value: object) -> bool:
     """Whether the operating system takes this as an argument."""
     if not isinstance(value, str) or "\0" in value:
         return False

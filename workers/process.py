@@ -1,6 +1,7 @@
 """Running one program from a list of arguments: output limited, environment by allow-list, no process left behind."""
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Self, TypedDict, cast
 
-from howl.errors import CommandFailed, CommandNotStarted, CommandTimedOut, InvalidRequest
+from howl.errors import ArgumentsTooLong, CommandFailed, CommandNotStarted, CommandTimedOut, InvalidRequest
 from howl.worker import context, limits
 from workers.order import Order, check_timeout, order, passed_on
 from workers.output import Lines, Output, last_lines
@@ -128,7 +129,7 @@ class Run:
     def result(self) -> ProcessResult:
         """How the program ended; raises CommandNotStarted or CommandFailed when it did not come to that."""
         if "error" in self.heard:
-            raise CommandNotStarted(f"{self.name} could not be started: {self.heard['error']}: {self.heard['about']}.")
+            raise self._not_started()
         if "exit_status" not in self.heard:
             raise CommandFailed(f"{self.name} lost its guard process; its last lines: {self._last_lines()}")
         if "left" in self.heard:
@@ -142,6 +143,12 @@ class Run:
             "duration": round(self.ended - self.started, 3),
             "pid": self.heard["pid"],
         }
+
+    def _not_started(self) -> CommandNotStarted:
+        said = f"{self.name} could not be started: {self.heard['error']}"
+        if self.heard["errno"] == errno.E2BIG:
+            return ArgumentsTooLong(f"{said}: give what is long on its standard input, or in a file.")
+        return CommandNotStarted(f"{said}: {self.heard['about']}.")
 
     def _end_group(self) -> None:
         """All that can be done when the guard itself was killed."""

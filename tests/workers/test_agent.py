@@ -2,8 +2,10 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +24,18 @@ from howl.errors import (
 from workers import collect, workfolder
 from workers.agent import run
 
+ROOT = Path(__file__).parents[2]
 STAND_IN = """\
-import json, os, sys
+import hashlib, json, os, pathlib, sys
 if "FAIL" in sys.argv:
     sys.exit("the tests do not pass")
-print(json.dumps({"argv": sys.argv[1:], "env": dict(os.environ)}))
+last = pathlib.Path(sys.argv[-1])
+digest = hashlib.sha256(last.read_bytes() if last.name == "prompt.md" else sys.stdin.buffer.read()).hexdigest()
+print(json.dumps({"argv": sys.argv[1:], "env": dict(os.environ), "read": digest}))
 """
+
+#: Where somebody reads how an agent is set up.
+DOCUMENTED = ("docs/agents.md", "docs/github-actions.md", ".env.example", "workers/agent.py", "howl/config.py")
 
 
 @pytest.fixture
@@ -64,6 +72,47 @@ def test_a_template_may_put_the_prompt_inside_an_argument(agent: Callable[..., N
     assert json.loads(run("a b")["stdout"])["argv"] == ["--message=a b"]
 
 
+@pytest.mark.parametrize("arguments", ["-p --force", "--message-file {prompt_file}"])
+@pytest.mark.parametrize("prompt", ["--help", "two\nlines\r\n{prompt} {prompt_file}", "ä" * 200_000])
+def test_a_prompt_comes_on_standard_input_or_in_a_file_however_it_begins_and_however_long_it_is(
+    agent: Callable[..., None], arguments: str, prompt: str, tmp_path: Path
+):
+    agent(arguments)
+    for more in ({}, {"cwd": str(tmp_path)}):
+        found = json.loads(run(prompt, **more)["stdout"])
+        assert found["read"] == hashlib.sha256(prompt.encode()).hexdigest()
+        assert len(found["argv"]) == 2
+
+
+def test_a_prompt_that_is_too_long_for_an_argument_is_a_clear_error(agent: Callable[..., None]):
+    agent("-p {prompt}")
+    with pytest.raises(CommandNotStarted, match=r"prompt of 200,000 characters.*HOWL_AGENT_COMMAND.*\{prompt_file\}"):
+        run("x" * 200_000)
+
+
+@pytest.mark.parametrize("file", DOCUMENTED)
+def test_no_documented_command_line_lets_a_prompt_be_taken_for_an_option(file: str):
+    lines = re.findall(r"(?:cursor-agent|claude|codex)[^`\n]*", (ROOT / file).read_text())
+    assert lines
+    assert [line for line in lines if "{prompt}" in line.replace("-- {prompt}", "")] == []
+
+
+def test_an_agent_without_any_limit_ends_after_the_time_that_its_worker_gives_it(script: Callable[..., Path]):
+    script("sleep 60", HOWL_AGENT_TIMEOUT="0.2s")
+    with pytest.raises(CommandTimedOut, match=r"HOWL_AGENT_TIMEOUT.*after 0\.2 s"):
+        run("hello")
+
+
+def test_a_task_with_a_limit_of_its_own_has_no_other(script: Callable[..., Path]):
+    script("sleep 0.5; echo done", HOWL_AGENT_TIMEOUT="0.1s")
+    assert run("hello", timeout=60)["stdout"] == "done\n"
+    run.push_request(timelimit=[60, None])
+    try:
+        assert run.run("hello")["stdout"] == "done\n"
+    finally:
+        run.pop_request()
+
+
 def test_an_agent_that_fails_is_a_failed_task_with_its_last_lines(agent: Callable[..., None]):
     agent("-p {prompt} FAIL")
     with pytest.raises(AgentFailed, match=r"exit status 1.*the tests do not pass"):
@@ -96,7 +145,7 @@ def test_an_agent_past_its_timeout_is_ended_with_its_tree(tree, time_out, owner_
 
 
 def test_without_an_agent_the_error_names_the_variable_and_shows_an_example():
-    with pytest.raises(NotConfigured, match=r"HOWL_AGENT_COMMAND.*cursor-agent -p \{prompt\} --force"):
+    with pytest.raises(NotConfigured, match=r"HOWL_AGENT_COMMAND.*cursor-agent -p --force"):
         run("hello")
 
 
@@ -106,7 +155,7 @@ def test_an_agent_that_is_not_installed_is_a_clear_error(owner_says: Callable[..
         run("hello")
 
 
-@pytest.mark.parametrize("template", ["agent -p", "{prompt}", "agent 'open {prompt}"])
+@pytest.mark.parametrize("template", [" ", "{prompt}", "{prompt_file}", "agent 'open {prompt}"])
 def test_a_template_that_cannot_work_is_refused(owner_says: Callable[..., None], template: str):
     owner_says(HOWL_AGENT_COMMAND=template)
     with pytest.raises(SettingsError, match="HOWL_AGENT_COMMAND"):

@@ -178,7 +178,7 @@ def test_a_guard_that_is_killed_takes_its_command_and_its_group_along(tree):
         (["no-such-program"], None, "'no-such-program' could not be started: No such file"),
         (["true"], "/no/such/folder", "No such file or directory: /no/such/folder"),
         (["/etc/passwd"], None, "Permission denied"),
-        (["true", "x" * 200_000], None, "Argument list too long"),
+        (["true", "x" * 200_000], None, "Argument list too long: give what is long on its standard input"),
     ],
 )
 def test_what_cannot_be_started_is_a_clear_error(argv: list[str], cwd: str | None, message: str):
