@@ -146,7 +146,7 @@ class MessageRefused(HowlError):
 
 
 class TaskDied(HowlError):
-    """A task's process died with it too often: it is kept for replay, and not started again by itself."""
+    """A task's runs died, or were broken off, too often: it is kept for replay, and not started again by itself."""
 
 
 class TaskSetAside(HowlError):

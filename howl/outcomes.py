@@ -14,7 +14,7 @@ from kombu.exceptions import EncodeError
 from kombu.utils import json
 
 from howl.bounded_json import parsed_size
-from howl.errors import ChordRefused, UnreadableOutcome
+from howl.errors import ChordRefused, TaskDied, UnreadableOutcome
 
 #: The one field of a stream entry.
 ENTRY_FIELD = b"outcome"
@@ -345,6 +345,15 @@ def failure(task_id: str, state: str, error: Exception) -> Outcome:
     """The end of a task that no run of it could store, with the error as Celery prepares one."""
     result = {"exc_type": type(error).__name__, "exc_message": list(error.args), "exc_module": type(error).__module__}
     return Outcome(task_id=task_id, state=state, at=datetime.now(UTC).isoformat(), result=result)
+
+
+def died(task_id: str, times: int) -> Outcome:
+    """The end of a task that is kept for replay: more than so many runs of it came to no end."""
+    why = (
+        f"None of its {times + 1} runs came to its end, for its process or its worker died, or its worker left before: "
+        "see its log, give it a time limit or its workers a longer --runtime, and then use `howl tasks retry`."
+    )
+    return failure(task_id, "DEAD", TaskDied(why))
 
 
 def requeued(task_id: str, worker_id: str) -> Outcome:

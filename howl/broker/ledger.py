@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -237,14 +237,18 @@ class Ledger(threading.Thread):
         self.room.parked()
         self._let_go(tag, Word("park", tag, [int(due * 1000)]))
 
-    def close(self) -> None:
-        """Say what is left to say, put back what did not end, and end; a third of the lease at most."""
+    def close(self, broken_off: Mapping[str, list[bytes | str | int]]) -> None:
+        """Say what is left to say, put back what did not end, and end; a third of the lease at most.
+
+        Those `broken_off`, by tag, count as lost, with the values of that word.
+        """
         timeout = self.settings.lease / 3
         with self._lock:
             self._claiming = False
             self._buffer.clear()
             for tag in reversed(self._claims):
-                self._words.append(Word("back", tag))
+                lost = broken_off.get(tag)
+                self._words.append(Word("lost", tag, lost) if lost else Word("back", tag))
             self._claims.clear()
             self._waiting = 0
             self._closing = time.monotonic() + timeout

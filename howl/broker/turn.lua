@@ -19,7 +19,8 @@
 --               ring     doorbell                      wake an idle worker (the tag is empty)
 --               back                                   to the end the queue is taken from
 --               requeue                                to the end producers push to
---               lost     task id, limit, outcome       its run died: back, or after `limit` deaths dead, with the outcome
+--               lost     task id, limit, outcome       its run died, or was broken off: back, or after `limit` times dead,
+--                                                      with the outcome
 --               park     due (milliseconds since 1970) until then, in `parked`
 --               aside                                  it cannot be read: to `unreadable`
 --               hold                                   still here: said of all that is held (or once, without a tag) after `gap`

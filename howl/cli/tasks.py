@@ -184,7 +184,8 @@ def _print_task(task: dict[str, Any]) -> None:
 def retry_(task_ids: tuple[str, ...], as_json: bool) -> None:
     """Queue tasks again that failed, died or expired, each as the same task.
 
-    A task is dead when its process died with it more than five times; it is then kept, and not started by itself.
+    A task is dead when more than five runs of it died with their process, or were broken off as their workers left: it
+    is then kept, and not started by itself.
 
     \b
     Examples:

@@ -21,13 +21,13 @@ from howl.broker.scripts import FEED, KEEP
 from howl.celery import worker_id_of
 from howl.config import Settings
 from howl.errors import TaskDied, TaskSetAside
-from howl.outcomes import encode, failure, is_id, requeued
+from howl.outcomes import died, encode, failure, is_id, requeued
 from howl.queue_names import fault_of, queue_of
 from howl.tls import takes_nothing_new
 
 logger = logging.getLogger(__name__)
 
-#: Deaths of a message's run, and times it was handed back unbegun, beyond which it is dead.
+#: Times that a message's run died or was broken off, and that it was handed back unbegun, beyond which it is dead.
 DEATHS, HAND_BACKS = 5, 50
 #: Most messages put back, and parked ones fed, in one script.
 AT_ONCE = 500
@@ -323,8 +323,9 @@ def _words(deaths: dict[bytes, bytes], tag: bytes, held: dict[bytes, bytes], wor
     if reading.number(deaths.get(counter)) < limit:
         told = [encode(requeued(begun.decode(), worker_id))] if begun else []
         return ["back", tag, 2 + len(told), _list_of(held[tag]), counter, *told]
-    reason = f"Its worker died with it more than {DEATHS} times." if begun else "No worker could ever begin it."
-    return ["dead", tag, 2, task_id, encode(failure(task_id.decode(errors="replace"), "DEAD", TaskDied(reason)))]
+    named = task_id.decode(errors="replace")
+    never = failure(named, "DEAD", TaskDied("No worker could ever begin it."))
+    return ["dead", tag, 2, task_id, encode(died(named, DEATHS) if begun else never)]
 
 
 def _order(tag: bytes) -> tuple[int, int]:

@@ -23,8 +23,8 @@ from howl.broker.ledger import Claim, Ledger
 from howl.broker.message import NO_TASK, task_headers
 from howl.broker.room import Room
 from howl.celery import settings_of, worker_id_of
-from howl.errors import MessageRefused, TaskDied
-from howl.outcomes import Outcome, encode, failure, is_id, requeued
+from howl.errors import MessageRefused
+from howl.outcomes import Outcome, died, encode, failure, is_id, requeued
 from howl.worker.outbox import END, LAST, OTHER, Collector, Parcel
 from howl.worker.pool import make_resizable, most_in_hand, slots_to_fill, withdraw, write_whole_jobs
 from howl.worker.request import ClaimedRequest
@@ -33,7 +33,7 @@ from howl.worker.server_clock import ServerClock
 
 logger = logging.getLogger(__name__)
 
-#: Deaths of a message's run beyond which it is dead.
+#: Times that a message's run died with its process, or was broken off, beyond which it is dead.
 DEATHS = 5
 #: Seconds after the end of a run acknowledged early in which it may say more, such as of the rest of its chain.
 LATE = 60.0
@@ -159,16 +159,16 @@ class Holder:
         self.close()
 
     def close(self) -> None:
-        """Settle what ended, put back what did not."""
+        """Settle what ended, put back what did not; a run that is broken off so counts as one that died."""
         self.collector.close()
-        for tag, run in list(self._runs.items()):
-            self._tell_requeued(tag, run)
-        self.ledger.close()
+        begun = {tag: run.task_id for tag, run in list(self._runs.items()) if run.begun}
+        for tag, task_id in begun.items():
+            self._tell_requeued(tag, task_id)
+        self.ledger.close({tag: [task_id, DEATHS, encode(died(task_id, DEATHS))] for tag, task_id in begun.items()})
 
-    def _tell_requeued(self, tag: str, run: Run) -> None:
+    def _tell_requeued(self, tag: str, task_id: str) -> None:
         """Before its message goes back: who reads the record shall not take it for work that goes on."""
-        if run.begun:
-            self.ledger.note(tag, encode(requeued(run.task_id, self.worker_id)))
+        self.ledger.note(tag, encode(requeued(task_id, self.worker_id)))
 
     def _put_back(self, tags: set[str]) -> None:
         for tag in reversed([tag for tag in list(self._runs) if tag in tags]):
@@ -273,10 +273,10 @@ class Holder:
         self.collector.read()
         run = self._runs.get(tag)
         self._forget(tag)  # and what the run said of its end: it runs again
-        if run is not None:
-            self._tell_requeued(tag, run)
+        if run is not None and run.begun:
+            self._tell_requeued(tag, run.task_id)
         if run is not None and run.died:
-            self.ledger.lost(tag, run.task_id, DEATHS, _dead(run.task_id))
+            self.ledger.lost(tag, run.task_id, DEATHS, encode(died(run.task_id, DEATHS)))
         else:
             self.ledger.requeue(tag)
 
@@ -364,7 +364,3 @@ def _bare(task_id: str, *, begun: bool) -> bytes:
     if begun:
         return encode(Outcome(task_id=task_id, state="ENDED", at=datetime.now(UTC).isoformat()))
     return encode(failure(task_id, "FAILURE", MessageRefused("The message could not be read, or was refused.")))
-
-
-def _dead(task_id: str) -> bytes:
-    return encode(failure(task_id, "DEAD", TaskDied(f"Its process died with it more than {DEATHS} times.")))

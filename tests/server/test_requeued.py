@@ -1,5 +1,6 @@
 """What is said of a task whose run was broken off: it waits again, and no worker has it."""
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from celery import Celery
 
 from howl import analytics, live
+from howl.backend import redis_client
 from howl.config import Settings
 from howl.db import session
 from howl.models import Task
@@ -16,6 +18,7 @@ from howl.outcomes import Outcome, requeued
 from howl.server.recorder import Recorder
 from howl.server.stream import Received
 from howl.submit import TaskRequest, cancel, submit
+from howl.worker import claims
 from tests.support import Process, eventually
 
 
@@ -42,6 +45,34 @@ def test_a_task_whose_worker_is_gone_is_said_to_wait_and_can_be_cancelled(
         assert shown(settings, task_id)["events"][-1]["kind"] == "requeued"
         assert cancel(task_id, opened, app) == "queued"
     eventually(lambda: shown(settings, task_id)["status"] == "cancelled")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_task_whose_workers_leave_again_and_again_is_at_last_kept_for_replay(
+    pool: str, settings: Settings, app: Celery, server: Process, start_worker: Callable[..., Process], tmp_path: Path
+) -> None:
+    diary, gate = tmp_path / "diary", tmp_path / "gate"
+    diary.touch()
+
+    def leave(name: str) -> None:
+        begun = diary.read_text().count("began")
+        worker = start_worker(name, "--concurrency", "1", "--pool", pool)
+        eventually(lambda: diary.read_text().count("began") > begun)
+        worker.signal(signal.SIGQUIT)
+        worker.wait()
+
+    with session(settings.database()) as opened, redis_client(settings) as client:
+        sent = [submit(TaskRequest(name="tests.gated", args=[str(diary), str(gate)]), opened, app) for _ in range(3)]
+        opened.commit()
+        leave("w1")
+        assert client.hgetall(settings.key("deaths")) == {sent[0].encode(): b"1"}
+        waiting = client.lrange(settings.key("celery"), 0, -1)[::-1]
+        assert [json.loads(message)["headers"]["id"] for message in waiting] == sent
+        client.hset(settings.key("deaths"), sent[0], claims.DEATHS)
+        leave("w2")
+        assert client.hkeys(settings.key("dead")) == [sent[0].encode()]
+    row = eventually(lambda: (found := shown(settings, sent[0]))["status"] == "dead" and found)
+    assert (row["error_type"], "`howl tasks retry`" in row["error_message"]) == ("howl.errors.TaskDied", True)
 
 
 def shown(settings: Settings, task_id: str) -> dict[str, Any]:
