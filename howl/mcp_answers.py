@@ -23,6 +23,8 @@ DEPTH_LIMIT = 30
 ROW_LIMIT = 200
 #: Most bytes of an image, and characters of a text, that are shown of an artifact, and a text's most bytes.
 IMAGE_LIMIT, TEXT_LIMIT, TEXT_BYTES = 3 << 20, 40_000, 1 << 20
+#: The part of a text that may not be UTF-8: a Latin-1 letter here and there, less than there is of it in an archive.
+MOST_REPLACED = 0.3
 #: Images that models read.
 IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 #: Where the rest of a cut text is.
@@ -237,11 +239,9 @@ def artifact(row: dict[str, Any], data: bytes | None) -> CallToolResult:
 
 
 def _text(data: bytes) -> str | None:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return None
-    return None if "\0" in text else text
+    """None of what is no text; NUL, and what is not UTF-8, become U+FFFD in one."""
+    text = data.decode("utf-8", "replace").replace("\0", "\ufffd")
+    return text if text.count("\ufffd") <= MOST_REPLACED * len(text) else None
 
 
 def _short(text: str, row: dict[str, Any]) -> str:

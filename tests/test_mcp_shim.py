@@ -133,6 +133,8 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
         ("report.txt", b"all is well", ["text", "text"], "all is well"),
         ("long.txt", b"x" * 50_000, ["text", "text"], "(cut: it has 50,000 characters; `howl artifacts get"),
         ("data.bin", bytes(range(256)), ["text"], "256 bytes, sha256 40aff2e9"),
+        ("changes.diff", b"-caf\xc3\xa9\n+caf\xe9\0\n", ["text", "text"], "-caf\xe9\n+caf\ufffd\ufffd\n"),
+        ("packed.txt", hashlib.shake_256(b"x").digest(9_000), ["text"], "`howl artifacts get"),
         ("liar.png", b"<script>no image</script>", ["text", "text"], "no image"),
         ("liar.txt", PNG, ["text", "image"], ""),
         ("huge.png", PNG + bytes(4 << 20), ["text"], f"`howl artifacts get {LEAVER} huge.png` gets it"),
