@@ -2,17 +2,18 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
 from howl.errors import CheckoutFailed
-from workers import process
+from workers import oversize, process
 from workers.output import last_lines
 from workers.process import ProcessResult
 from workers.repository import Source
 
-#: The folder for what is to be kept as it is, below the one worked in; it is no part of the changes.
-ARTIFACTS = "artifacts"
+#: The folder for what is kept as it is, below the one worked in, and no part of the changes; and the file of those.
+ARTIFACTS, DIFF = "artifacts", "changes.diff"
 #: Seconds that one step of git may take, and bytes of memory, beside what it maps of files.
 PATIENCE, MEMORY = 300.0, 2 << 30
 #: Files that a commit may have.
@@ -45,6 +46,8 @@ VARIABLES = {
     "LC_ALL": "C.UTF-8",
 }
 CHANGES = {"A": "added", "D": "deleted", "M": "modified", "T": "type changed"}
+#: What was changed, by files alone and by no program that somebody named.
+SINCE = ("diff", "--cached", "--no-ext-diff", "--no-textconv", "--no-color")
 
 
 class ChangedFile(TypedDict):
@@ -85,25 +88,37 @@ class Checkout:
         self._git("reset", "--quiet", "--hard", self.commit)
         self._give_repository()
 
-    def changes(self, diff: Path, limit: int) -> Changes:
-        """What was changed since, all of it written to `diff` in git's form, if it has no more bytes than `limit`.
+    def changes(self, diff: Path, limit: int) -> tuple[Changes, dict[str, str]]:
+        """What was changed since, written to `diff` in git's form; and what is not in there, with the reason.
 
-        A diff that would be larger is not there afterwards. Raises CheckoutFailed.
+        A diff of more bytes than `limit` even without the largest files is not there afterwards. Raises CheckoutFailed.
         """
-        # Ignored files are left out, as they are when somebody commits.
-        self._git("add", "--all", "--", ":(top)", f":(top,exclude){ARTIFACTS}")
-        since = ("diff", "--cached", "--no-ext-diff", "--no-textconv", "--no-color")
+        left_out = self._add()
         told = _Told()
-        self._git(*since, "--no-renames", "--name-status", self.commit, tell=told.add)
-        if told.count:
-            self._write(diff, limit, *since, "--binary", "--full-index", f"--output={diff}", self.commit)
-        return {
+        self._git(*SINCE, "--no-renames", "--name-status", self.commit, tell=told.add)
+        if told.count and not self._write(diff, limit):
+            write = partial(self._write, diff, limit)
+            large = oversize.leave_out(self._git, self.base / "index", self.commit, write)
+            why = f"it is left out of {diff.name}, which may have {limit:,} bytes (HOWL_ARTIFACT_LIMIT)"
+            left_out |= dict.fromkeys(large, why)
+        changes: Changes = {
             "repository": self.source.address,
             "ref": self.source.ref,
             "commit": self.commit,
             "files_changed": told.count,
             "files": told.files,
         }
+        return changes, left_out
+
+    def _add(self) -> dict[str, str]:
+        """Take in all files but ignored ones, as when somebody commits; what could not be taken in, with the reason."""
+        what = ("--", ":(top)", f":(top,exclude){ARTIFACTS}")
+        result = self._run("add", "--all", "--ignore-errors", *what)
+        if result["exit_status"] not in (0, 1):
+            raise _failed("git add failed in the agent's folder", result)
+        errors = [line for line in result["stderr"].splitlines() if line.startswith("error: ")]
+        why = f"git could not read all that is to be in it: {'; '.join(errors)}"
+        return {DIFF: why} if result["exit_status"] else {}
 
     def _fetch(self) -> None:
         address, ref = self.source.address, self.source.ref
@@ -136,15 +151,21 @@ class Checkout:
         self._git("remote", "add", "origin", self.source.address, own=True)
         self._git("reset", "--quiet", self.commit, own=True)
 
-    def _write(self, diff: Path, limit: int, *arguments: str) -> None:
-        result = self._run(*arguments, limits={"RLIMIT_FSIZE": limit + 1})
+    def _write(self, diff: Path, limit: int) -> bool:
+        """Whether the diff has no more bytes than that; if not, it is not there."""
+        how = ("--binary", "--full-index", f"--output={diff}")
+        result = self._run(*SINCE, *how, self.commit, limits={"RLIMIT_FSIZE": limit + 1})
         if diff.exists() and diff.stat().st_size > limit:
             diff.unlink()
-        elif result["exit_status"] != 0:
+            return False
+        if result["exit_status"] != 0:
             raise _failed("What the agent changed cannot be told", result)
+        return True
 
-    def _git(self, *arguments: str, tell: Callable[[bytes], None] | None = None, own: bool = False) -> ProcessResult:
-        result = self._run(*arguments, tell=tell, own=own)
+    def _git(
+        self, *arguments: str, data: str = "", tell: Callable[[bytes], None] | None = None, own: bool = False
+    ) -> ProcessResult:
+        result = self._run(*arguments, data=data, tell=tell, own=own)
         if result["exit_status"] != 0:
             raise _failed(f"git {arguments[0]} failed in the agent's folder", result)
         return result
@@ -152,6 +173,7 @@ class Checkout:
     def _run(
         self,
         *arguments: str,
+        data: str = "",
         tell: Callable[[bytes], None] | None = None,
         limits: dict[str, int] | None = None,
         own: bool = False,
@@ -164,6 +186,7 @@ class Checkout:
             # No ~/.netrc, no ~/.config; and git's own list of kinds of address, which redirects are held to as well.
             env=VARIABLES | {"HOME": str(self.folder), "GIT_ALLOW_PROTOCOL": ":".join(self.source.schemes)},
             cwd=str(self.folder),
+            data=data,
             timeout=PATIENCE,
             tell=tell or _untold,
             limits={"RLIMIT_DATA": MEMORY, **(limits or {})},

@@ -9,9 +9,8 @@ from typing import Any, TypedDict
 from howl.errors import ArtifactRefused, NotConfigured
 from howl.worker import context
 from howl.worker.artifacts import artifact
-from workers.checkout import ARTIFACTS, Changes, Checkout
+from workers.checkout import ARTIFACTS, DIFF, Changes, Checkout
 
-DIFF = "changes.diff"
 #: Files that are kept of one run, and entries of folders that are looked at.
 MOST_FILES, MOST_ENTRIES = 100, 10_000
 #: How many refusals are told, and characters of a name and a reason.
@@ -19,7 +18,7 @@ TOLD, NAME, WHY = 20, 100, 300
 
 
 class Refusal(TypedDict):
-    """A file, by its path below `artifacts/`, that was not kept."""
+    """A file that was not kept, by its path below `artifacts/`, or in the repository if the diff is without it."""
 
     name: str
     why: str
@@ -55,7 +54,9 @@ def collect(work: Path, before: Files, checkout: Checkout | None, limit: int) ->
     changes = None
     if checkout is not None:
         diff = checkout.folder / DIFF
-        changes = checkout.changes(diff, limit)
+        changes, left_out = checkout.changes(diff, limit)
+        for name, why in left_out.items():
+            kept.refuse(name, why)
         if diff.exists():
             kept.keep(DIFF, diff, media_type="text/x-diff")
         elif changes["files_changed"]:

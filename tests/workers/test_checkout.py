@@ -1,7 +1,9 @@
 """Agents on a checkout that a real git serves: what they get, what is told of it, and what git is kept from."""
 
 import os
+import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -315,6 +317,39 @@ def test_a_diff_that_is_too_large_is_told_and_not_kept(script, address, kept):
         {"name": "changes.diff", "why": "it would be larger than 1,000,000 bytes (HOWL_ARTIFACT_LIMIT)"}
     ]
     assert kept == {}
+
+
+@pytest.mark.parametrize("change", ["head -c 2000000 /dev/urandom > large", "rm large", "truncate -s 1 large"])
+def test_beside_what_is_too_large_for_a_diff_all_else_is_kept(script, project, address, kept, change: str):
+    if "/dev/urandom" not in change:
+        commit(project, {"large": os.urandom(2_000_000)})
+    script(f"{CHANGE}; {change}", HOWL_ARTIFACT_LIMIT="1000000")
+    result = run("hello", repository=address)
+    assert result["changes"]["files_changed"] == 5
+    why = "it is left out of changes.diff, which may have 1,000,000 bytes (HOWL_ARTIFACT_LIMIT)"
+    assert result["refused"] == [{"name": "large", "why": why}]
+    git(project, "apply", "--binary", data=kept["changes.diff"])
+    assert (project / "README").read_bytes() == b"one\ntwo\nthree\n"
+    assert (project / "new" / "ä file").exists()
+
+
+def test_what_git_cannot_take_in_costs_the_diff_nothing_else(script, address, kept):
+    script("echo three >> README; mkdir inner; git -C inner init -q; echo x > inner/x")
+    result = run("hello", repository=address)
+    assert b"+three" in kept["changes.diff"]
+    (refused,) = result["refused"]
+    assert (refused["name"], "'inner/' does not have a commit" in refused["why"]) == ("changes.diff", True)
+
+
+def test_of_a_diff_as_few_files_are_left_out_as_must_be_the_largest_first(script, address, kept):
+    sizes = {"b": 450_000, "c/a 'quoted' \"ä\"\\": 460_000, " d": 440_000, "umlaut-\udce4": 470_000, "e": 1_000}
+    program = (
+        "import os, sys; os.makedirs('c'); [open(n, 'wb').write(os.urandom(s)) for n, s in eval(sys.argv[1]).items()]"
+    )
+    script(f"{shlex.join([sys.executable, '-c', program, ascii(sizes)])}; echo > empty", HOWL_ARTIFACT_LIMIT="1500000")
+    result = run("hello", repository=address)
+    assert [each["name"] for each in result["refused"]] == ["umlaut-\ufffd", "c/a 'quoted' \"ä\"\\"]
+    assert kept["changes.diff"].count(b"\ndiff --git ") == 3
 
 
 def test_of_very_many_changes_the_first_are_told_and_all_are_counted(script, address, kept):
