@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -22,6 +23,7 @@ from playwright.async_api import Browser, Page, async_playwright
 from playwright.async_api import Error as PlaywrightError
 
 from howl.errors import BrowserFailed, FetchFailed, HowlError
+from howl.worker.sockets import folder_for
 from workers.gate import Gate
 from workers.glance import Glance
 from workers.visit import Sight, Visit
@@ -34,6 +36,9 @@ MEMORY = 2 << 30
 #: Seconds for a page to close, and bytes of a line of input.
 CLOSE_TIME = 5.0
 LINE_LIMIT = 1 << 20
+#: Bytes that a whole Chrome adds to the path of a folder for its socket, and longer names in times to come:
+#: /howl-browser-…/org.chromium.Chromium.…/SingletonSocket.
+SOCKET = 80
 
 FLAGS = (
     "--disable-gpu",
@@ -49,6 +54,13 @@ FLAGS = (
 #: No window beside the page's own, or it could open thousands: a headless shell heeds --block-new-web-contents, Chrome
 #: and Chromium have a popup blocker, which Playwright would turn off.
 LEFT_OUT = ("--disable-popup-blocking",)
+
+#: What Playwright repeats: the command line, whose --no-sandbox is no reason; what the browser wrote; noise in that.
+LAUNCH = re.compile(r"<launch(ing|ed)>")
+SAID = re.compile(r"\[pid=\d+\]\[(?:err|out)\] *(\S.*)")
+NOISE = re.compile(r"\bdbus/|/crashpad/|^#\d|^\[end of stack trace")
+#: What stands in the line that says why: the first of these that is there; of others the last line is the likeliest.
+REASONS = (":FATAL:", "Received signal", "sandbox")
 
 
 class Visitor:
@@ -168,16 +180,19 @@ async def _run(executable: str, sandbox: bool) -> None:
 
 def _last_words(error: PlaywrightError) -> str:
     """The line in which a browser says why it does not start, of all that it wrote."""
-    lines = [line.strip() for line in error.message.splitlines() if line.strip()]
-    said = [line for line in lines if "FATAL" in line or "ERROR" in line or "sandbox" in line.lower()]
-    return (said or lines)[0][:300]
+    lines = [line.strip() for line in error.message.splitlines() if line.strip() and not LAUNCH.search(line)]
+    said = [found[1] for found in map(SAID.search, lines) if found and not NOISE.search(found[1])]
+    others = [line for line in lines if not SAID.search(line)]
+    reasons = (line for reason in REASONS for line in (*said, *others) if reason in line)
+    return next(reasons, (said[-1:] or others or ["it said nothing"])[0])[:300]
 
 
 def main(executable: str, sandbox: bool) -> None:
     """Run one browser until the worker wants no more of it."""
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    with tempfile.TemporaryDirectory(prefix="howl-browser-", ignore_cleanup_errors=True) as home:
+    folder = folder_for(SOCKET)
+    with tempfile.TemporaryDirectory(prefix="howl-browser-", dir=folder, ignore_cleanup_errors=True) as home:
         # All that Playwright and the browser write goes there, and away with it.
         os.environ.update(HOME=home, TMPDIR=home)
         with contextlib.suppress(asyncio.CancelledError):

@@ -23,6 +23,7 @@ from howl.outcomes import ArtifactKept, Entry, Outcome
 from howl.worker import sight
 from howl.worker.loader import hear_of_runs
 from howl.worker.server_clock import ServerClock
+from howl.worker.sockets import folder_for
 
 #: Lengths of the four parts of a frame: kind, tag, task id, document.
 HEADER = struct.Struct("!BHHI")
@@ -36,6 +37,8 @@ CHUNK = 1 << 18
 PACE = 0.02
 #: How the folders of outboxes' sockets are called, and how many seconds one lives before it can be a dead worker's.
 PREFIX, SETTLED = "howl-outbox-", 60.0
+#: Bytes that the socket's path has after that of the folder for temporary files: /howl-outbox-12345678/socket.
+SOCKET = 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,7 @@ class Collector(threading.Thread):
         self._lock = threading.RLock()
         _clear_away_what_the_dead_left()
         # Private to this user, so that nobody else on the machine speaks for a child.
-        self._folder = tempfile.mkdtemp(prefix=PREFIX)
+        self._folder = tempfile.mkdtemp(prefix=PREFIX, dir=folder_for(SOCKET))
         self.address = str(Path(self._folder) / "socket")
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self.address)
@@ -218,7 +221,7 @@ class Collector(threading.Thread):
 
 def _clear_away_what_the_dead_left() -> None:
     """A worker that was killed could not remove its folder."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for folder in Path(folder_for(SOCKET)).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # somebody else's, or another worker was quicker
             if _is_left_over(folder):
                 (folder / "socket").unlink(missing_ok=True)

@@ -295,6 +295,21 @@ def _left_by_a_killed_worker(temporary):
     return Path(died.stdout.strip()).parent
 
 
+def test_an_outbox_has_a_socket_however_long_the_path_of_the_folder_for_temporary_files_is(temporary, monkeypatch):
+    deep = temporary / ("x" * 150)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    collector = Collector()
+    assert len(collector.address) < 60
+    sender = Sender(collector.address)
+    collector.deliver = (parcels := []).append
+    sender.send(_parcel(1))
+    eventually(lambda: collector.read() or parcels)
+    sender._hang_up()
+    collector.close()
+    assert not Path(collector.address).parent.exists()
+
+
 def test_what_a_killed_worker_left_is_cleared_away_by_the_next_and_a_living_ones_is_not(temporary):
     dead = _aged(_left_by_a_killed_worker(temporary))
     living = Collector()

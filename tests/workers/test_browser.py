@@ -8,10 +8,12 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.async_api import Error as PlaywrightError
 
 from howl.errors import AddressRefused, BrowserFailed, FetchFailed, InvalidRequest, NotConfigured
 from tests.support import eventually, optional_program
@@ -212,12 +214,19 @@ def test_a_selector_that_no_browser_understands_is_refused_before_the_page_is_as
     assert site.asked == []
 
 
+@pytest.fixture
+def short_folder() -> Iterator[str]:
+    """Not pytest's, whose path is too long for a browser's socket."""
+    with tempfile.TemporaryDirectory(prefix="b-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
 @pytest.mark.parametrize("whom", [os.kill, os.killpg])
 def test_a_browser_that_was_killed_while_it_waited_is_replaced(
-    site: Site, whom: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    site: Site, whom: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch, short_folder: str
 ):
     browser_pool.close()
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # nobody is left to remove its folder
+    monkeypatch.setenv("TMPDIR", short_folder)  # nobody is left to remove the browser's own
     page(site.url("/page"), timeout=SLOW)
     before = host()
     whom(before._guard.pid, signal.SIGKILL)
@@ -238,6 +247,55 @@ def test_a_program_that_is_no_browser_is_a_clear_error(owner_says: Callable[...,
     owner_says(HOWL_BROWSER="false")
     with pytest.raises(BrowserFailed, match="false could not be started"):
         page("http://example.com/", timeout=SLOW)
+
+
+def test_a_browser_starts_however_long_the_path_of_the_folder_for_temporary_files_is(
+    site: Site, owner_says: Callable[..., None], tmp_path: Path
+):
+    browser_pool.close()
+    (deep := tmp_path / ("x" * 150)).mkdir()
+    # A whole one, where there is one: it makes a socket there, and a headless shell does not.
+    owner_says(HOWL_BROWSER=optional_program(*reversed(browser_pool.NAMES)), TMPDIR=str(deep))
+    assert page(site.url("/page"), timeout=SLOW)["status"] == 200
+    assert list(deep.iterdir()) == []
+    browser_pool.close()
+
+
+NOISE = "[9:9:1128/080000.1:ERROR:dbus/bus.cc(408)] Failed to connect to the bus: no sandboxed bus"
+FATAL = "[9:9:1128/080000.2:FATAL:chrome/browser/process_singleton_posix.cc:315] Socket path too long: /long"
+
+
+def test_of_a_browsers_words_the_line_is_shown_that_says_why_it_does_not_start(
+    owner_says: Callable[..., None], tmp_path: Path
+):
+    browser_pool.close()
+    broken = tmp_path / "broken"
+    broken.write_text(f"#!/bin/sh\nprintf '%s\\n' '{NOISE}' 'in a sandbox' '{FATAL}' '#0 0x55' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    owner_says(HOWL_BROWSER=str(broken))
+    with pytest.raises(BrowserFailed) as caught:
+        page("http://example.com/", timeout=SLOW)
+    assert caught.value.message == f"{broken} could not be started: {FATAL}"
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ((NOISE, "chromium: error while loading shared libraries: libnss3.so"), "libnss3.so"),
+        (("Running as root without --no-sandbox is not supported.", "bye"), "Running as root"),
+        ((NOISE, "Received signal 11 SEGV_MAPERR 000000000018", "#0 0x55", "[end of stack trace]"), "signal 11"),
+        ((NOISE,), "browser has been closed"),
+    ],
+)
+def test_neither_noise_nor_the_command_line_is_taken_for_the_reason(words: tuple[str, ...], shown: str):
+    logged = [
+        "<launching> /usr/bin/chromium --no-sandbox",
+        "<launched> pid=9",
+        *(f"[pid=9][err] {word}" for word in words),
+    ]
+    again = "".join(f"\n  - {line}" for line in logged)
+    message = "BrowserType.launch: Target page, context or browser has been closed\nBrowser logs:\n\n"
+    assert shown in browser_host._last_words(PlaywrightError(message + "\n".join(logged) + "\nCall log:" + again))
 
 
 def test_without_playwright_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
