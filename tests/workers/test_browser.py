@@ -132,14 +132,18 @@ def test_a_page_that_hangs_ends_at_its_time_limit_and_the_next_has_a_browser(sit
 
 
 def test_waiting_for_what_never_comes_ends_and_says_for_what(site: Site):
-    with pytest.raises(FetchFailed, match="Nothing visible on the page matched '#never' after 4 s"):
-        page(site.url("/page"), wait_for="#never", timeout=4)
+    for seconds in (4, 16, 60):  # on a busy machine a browser may not be so far as to wait for it
+        with pytest.raises(FetchFailed, match=f"after {seconds} s") as caught:
+            page(site.url("/page"), wait_for="#never", timeout=seconds)
+        if "Nothing visible on the page matched '#never'" in caught.value.message:
+            return
+    pytest.fail(caught.value.message)
 
 
 def test_a_page_that_takes_too_much_memory_crashes_alone(site: Site):
     site.pages["/greedy"] = "<script>const a = []; while (true) a.push(new Array(1e6).fill(0.5))</script>"
     with pytest.raises(FetchFailed, match="crashed"):
-        page(site.url("/greedy"), timeout=SLOW)
+        page(site.url("/greedy"), timeout=5 * SLOW)  # which is long where a whole Chromium has half a processor
     assert page(site.url("/page"), timeout=SLOW)["status"] == 200
 
 
