@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from celery.app.utils import find_app
 from celery.signals import celeryd_after_setup
+from celery.utils.nodenames import NODENAME_DEFAULT, nodename
 from kombu.entity import Exchange, Queue
 from kombu.utils.imports import symbol_by_name
 
@@ -121,8 +122,14 @@ def _consume_own_queue(instance: Any, **_: Any) -> None:
 
 
 def worker_id_of(node_name: str) -> str:
-    """`celery@github-worker-1` is worker `github-worker-1`."""
-    return node_name.partition("@")[2] or node_name
+    """`celery@github-worker-1` is worker `github-worker-1`; with another name before its host, all of it is its id."""
+    name, _, host = node_name.partition("@")
+    return host if name == NODENAME_DEFAULT and host and "@" not in host else node_name
+
+
+def node_name_of(worker_id: str) -> str:
+    """What Celery calls a worker: `destination` of remote control."""
+    return worker_id if "@" in worker_id else nodename(NODENAME_DEFAULT, worker_id)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,5 @@
 """Having workers leave: by draining, or at once. The CLI comes through here."""
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -95,13 +94,9 @@ def _still_there(lives: dict[str, str | None], session: Session) -> list[Row]:
 
 
 def _tell(worker_ids: list[str], order: Order, app: Celery, timeout: float) -> dict[str, Row]:
-    """Answers by worker. They are addressed by pattern: only they know what stands before the @ of their node names."""
-    names = "|".join(map(re.escape, worker_ids))
+    """Answers by worker."""
     try:
-        replies = app.control.broadcast(
-            f"howl_{order}", reply=True, timeout=timeout, limit=len(worker_ids), pattern=rf"(.*@)?({names})$",
-            matcher="pcre",
-        )  # fmt: skip
+        replies = app.control.broadcast(f"howl_{order}", destination=worker_ids, reply=True, timeout=timeout)
     except (OperationalError, RedisError) as error:
         raise QueueUnavailable(f"No worker was told: Redis does not answer ({reason(error)}). Try again.") from error
     return {worker_id_of(node): reply for answer in replies or () for node, reply in answer.items() if "ok" in reply}

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import delete, select
 
+from howl.celery import node_name_of
 from howl.db import session
 from howl.models import Artifact, Task, TaskEvent
 from howl.outcomes import STATES, unmarked
@@ -54,7 +55,7 @@ def _meta(task: Task) -> dict[str, Any]:
         "name": task.name,
         "args": unmarked(told["args"]),
         "kwargs": unmarked(told["kwargs"]),
-        "worker": task.worker_id,
+        "worker": task.worker_id and node_name_of(task.worker_id),
         "retries": max(task.attempts - 1, 0),
         "queue": task.queue,
     }

@@ -4,6 +4,7 @@ from typing import Any
 
 from celery import Task, chord, shared_task
 
+from howl.celery import worker_id_of
 from howl.outcomes import JOIN_ALL
 from workers import process, sharding
 from workers.process import ProcessResult
@@ -110,5 +111,5 @@ def _place(task: Task) -> dict[str, Any]:
 
 
 def _worker_id(task: Task) -> str | None:
-    """`celery@github-worker-1` is worker `github-worker-1`; None outside a worker."""
-    return (task.request.hostname or "").partition("@")[2] or None
+    """None outside a worker."""
+    return worker_id_of(task.request.hostname) if task.request.hostname else None

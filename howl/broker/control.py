@@ -9,7 +9,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from howl.broker.transport import is_for_a_worker
-from howl.celery import settings_of
+from howl.celery import node_name_of, settings_of
 from howl.ids import texts
 from howl.tls import reason
 
@@ -25,7 +25,8 @@ class Control(control.Control):
     def broadcast(
         self, command: str, arguments: dict[str, Any] | None = None, destination: Any = None, *args: Any, **options: Any
     ) -> Any:
-        """Tell workers; that tasks are revoked is kept too, for those who do not hear it.
+        """Tell workers, or those of these node names or ids; that tasks are revoked is kept too, for those who do not
+        hear it.
 
         Nothing is revoked where the server does what a worker wrote, who may name anybody's: Celery revokes the tasks
         of a group that is the body of a failing chord, although it has told by then that they failed.
@@ -36,6 +37,8 @@ class Control(control.Control):
                 return None
             if not destination and not options.get("pattern"):  # else it is for those named alone
                 self._keep(command, **(arguments or {}))
+        if isinstance(destination, list | tuple):
+            destination = [node_name_of(each) for each in destination]
         return super().broadcast(command, arguments, destination, *args, **options)
 
     def _keep(self, command: str, task_id: Any = (), headers: Any = (), **how: Any) -> None:

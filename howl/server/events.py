@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from howl.celery import worker_id_of
+from howl.celery import node_name_of, worker_id_of
 from howl.server.presence import Described, Sighting
 from howl.server.storable import storable
 
@@ -153,7 +153,7 @@ def _sort(event: Any, letter: Letter, index: int, credential: str, when: Callabl
 
 def _sighting(event: dict[str, Any], letter: Letter, credential: str, when: Callable[[Any], float]) -> Sighting:
     described = Described.model_validate(storable(event.get("worker")))
-    node_name = event.get("hostname", f"celery@{described.worker_id}")
+    node_name = event.get("hostname", node_name_of(described.worker_id))
     if _sender(node_name) != described.worker_id:
         raise ValueError("worker.worker_id: not the worker whose node name this is")
     clean = _clean(event | {"hostname": node_name}, event["type"], when(event.get("timestamp")))

@@ -12,6 +12,7 @@ from typing import Any
 from celery import current_task
 
 from howl import media, objects
+from howl.celery import worker_id_of
 from howl.config import Settings
 from howl.errors import ArtifactFailed, ArtifactRefused
 from howl.outcomes import MEDIA_TYPE, ArtifactKept, name_fault
@@ -45,7 +46,7 @@ def artifact(content: str | Path | bytes, name: str | None = None, media_type: s
         sha256=_hexadecimal(stored.digest),
         at=datetime.now(UTC).isoformat(),
         attempt=(request.retries or 0) + 1,
-        worker_id=(request.hostname or "").partition("@")[2] or request.hostname,
+        worker_id=worker_id_of(request.hostname) if request.hostname else None,
     )
     current_task.app.backend.append(kept, str((request.properties or {}).get("delivery_tag") or ""))
     return {"name": kept.name, "media_type": kept.media_type, "size": kept.size, "sha256": kept.sha256}
