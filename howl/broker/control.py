@@ -1,4 +1,4 @@
-"""Remote control as clients use it: what they revoke stays revoked for workers that do not hear it now."""
+"""Remote control as clients use it: what is revoked stays so for who does not hear it, what is parked is shown too."""
 
 import json
 from typing import Any
@@ -8,6 +8,7 @@ from celery.app import control
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from howl.broker.parked import ANSWERS, add_parked
 from howl.broker.transport import is_for_a_worker
 from howl.celery import node_name_of, settings_of
 from howl.ids import texts
@@ -39,7 +40,22 @@ class Control(control.Control):
                 self._keep(command, **(arguments or {}))
         if isinstance(destination, list | tuple):
             destination = [node_name_of(each) for each in destination]
+        if command in ANSWERS and options.get("reply"):
+            return self._with_parked(command, arguments or {}, destination, *args, **options)
         return super().broadcast(command, arguments, destination, *args, **options)
+
+    def _with_parked(
+        self, command: str, arguments: dict[str, Any], *args: Any, callback: Any = None, **options: Any
+    ) -> Any:
+        """What workers answer, and what none of them holds; `callback` is given each answer when all are there."""
+        replies = super().broadcast(command, arguments, *args, **options)
+        try:
+            add_parked(replies, command, arguments.get("ids"), self.app)
+        except RedisError as error:
+            raise OperationalError(reason(error)) from error
+        for each in replies if callback else ():
+            callback(each)
+        return replies
 
     def _keep(self, command: str, task_id: Any = (), headers: Any = (), **how: Any) -> None:
         signal = (how.get("signal") or TERM_SIGNAME) if how.get("terminate") or command == "terminate" else None

@@ -49,7 +49,7 @@ def test_ten_thousand_tasks_of_much_later_are_parked_and_the_worker_holds_none(s
     now = tasks.noop.delay()
     eventually(lambda: _outcome_of(client, settings, now.id))
     assert client.zcard(settings.key("parked")) == number
-    assert eventually(lambda: app.control.inspect(timeout=2).scheduled()) == {"celery@w1": []}
+    assert eventually(lambda: app.control.inspect(timeout=2).reserved()) == {"celery@w1": []}
     eventually(lambda: not client.keys(f"{settings.key_prefix}claims:*"))
 
 
