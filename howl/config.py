@@ -16,7 +16,19 @@ from howl.errors import NotConfigured, SettingsError
 from howl.join import Join, decode
 from howl.local_stack import default_home, running_stack
 from howl.setting_types import LOOPBACK_HOSTS as LOOPBACK_HOSTS
-from howl.setting_types import Api, CommaSeparated, Duration, JoinString, Logins, Queues, Schemes, plain, url_of
+from howl.setting_types import (
+    Api,
+    CommaSeparated,
+    Duration,
+    Host,
+    JoinString,
+    Logins,
+    Queues,
+    RedisUrl,
+    Schemes,
+    plain,
+    url_of,
+)
 
 #: Names of which any one, when set, means "this person has chosen a server": no falling back to `howl up`.
 LOCATION_FIELDS = (
@@ -39,7 +51,7 @@ class Settings(env_file.FileSettings):
         populate_by_name=True,
     )
 
-    redis_url: Annotated[str | None, AfterValidator(url_of("redis", "rediss"))] = Field(None, repr=False)
+    redis_url: RedisUrl = Field(None, repr=False)
     nats_url: Annotated[str | None, AfterValidator(url_of("nats", "tls"))] = Field(None, repr=False)
     database_url: Annotated[str | None, AfterValidator(url_of("postgresql"))] = Field(None, repr=False)
 
@@ -50,12 +62,12 @@ class Settings(env_file.FileSettings):
     #: Whether hosts and ports below are spoken to with TLS; by default with HOWL_CA_FILE or HOWL_JOIN.
     tls: bool | None = None
 
-    manager_host: str | None = Field(None, validation_alias=plain("MANAGER_HOST"))
-    redis_host: str | None = Field(None, validation_alias=plain("REDIS_HOST"))
+    manager_host: Host = Field(None, validation_alias=plain("MANAGER_HOST"))
+    redis_host: Host = Field(None, validation_alias=plain("REDIS_HOST"))
     redis_port: int = Field(6379, validation_alias=plain("REDIS_PORT"))
     redis_user: str | None = Field(None, validation_alias=plain("REDIS_USER"))
     redis_password: str | None = Field(None, repr=False, validation_alias=plain("REDIS_PASSWORD"))
-    nats_host: str | None = Field(None, validation_alias=plain("NATS_HOST"))
+    nats_host: Host = Field(None, validation_alias=plain("NATS_HOST"))
     nats_port: int = Field(4222, validation_alias=plain("NATS_PORT"))
     nats_user: str = Field("howl", validation_alias=plain("NATS_USER"))
     nats_password: str | None = Field(None, repr=False, validation_alias=plain("NATS_PASSWORD"))

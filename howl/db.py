@@ -5,13 +5,15 @@ from contextlib import contextmanager
 from functools import cache
 from urllib.parse import urlsplit
 
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import DiskFull, UndefinedColumn, UndefinedTable
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from howl.errors import DatabaseUnavailable
+from howl.errors import DatabaseUnavailable, SettingsError
 
 #: Seconds to wait for a connection.
 CONNECT_TIMEOUT = 5
@@ -21,7 +23,14 @@ PROGRAM_LIMIT = "54"
 
 @cache
 def engine(url: str) -> Engine:
-    """The engine of this process for `url` (postgresql://…); connections are checked before use."""
+    """The engine of this process for `url` (postgresql://…); connections are checked before use.
+
+    Raises SettingsError for an option in it that PostgreSQL's library does not know.
+    """
+    try:
+        conninfo_to_dict(f"postgresql:///?{urlsplit(url).query}")
+    except psycopg.ProgrammingError as error:
+        raise SettingsError(f"HOWL_DATABASE_URL cannot be used ({str(error).strip()}): leave that out.") from None
     return create_engine(
         make_url(url).set(drivername="postgresql+psycopg"),
         pool_pre_ping=True,

@@ -59,6 +59,30 @@ def url_of(*schemes: str) -> Callable[[str | None], str | None]:
     return check
 
 
+_is_redis = url_of("redis", "rediss")
+
+
+def _one_redis(url: str | None) -> str | None:
+    """What kombu and redis-py, which are both given it, understand alike: no option is known to both."""
+    if ";" in (url or ""):
+        raise ValueError(
+            "several servers with ; between them, and HOWL keeps to one: name that one (a ; in a password is %3B)"
+        )
+    _is_redis(url)
+    parts = urlsplit(url or "")
+    if options := ", ".join(sorted(parse_qs(parts.query, keep_blank_values=True))):
+        raise ValueError(f"it takes no options, such as {options}: leave out all from the ? on")
+    if not (parts.path.removeprefix("/") or "0").isdecimal():
+        raise ValueError("what follows the port is the number of a database, as in redis://host:6379/0")
+    return url
+
+
+def _one_host(host: str | None) -> str | None:
+    if set(host or "") & set(";,/@ "):
+        raise ValueError("not the name or address of one host")
+    return host
+
+
 def _api(url: str) -> str:
     """An address that a token may be sent to: encrypted, or on this machine."""
     parts = urlsplit(url)
@@ -92,6 +116,8 @@ def _join_string(text: str | None) -> str | None:
 Api = Annotated[str, AfterValidator(_api)]
 Logins = Annotated[CommaSeparated, AfterValidator(_logins)]
 Schemes = Annotated[CommaSeparated, AfterValidator(_schemes)]
+RedisUrl = Annotated[str | None, AfterValidator(_one_redis)]
+Host = Annotated[str | None, AfterValidator(_one_host)]
 JoinString = Annotated[str | None, AfterValidator(_join_string)]
 
 

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 #: What a worker broadcasts in Celery's way, none of which a worker's credential may; HOWL's events go over NATS.
 BROADCASTS = ("without_heartbeat", "without_gossip", "without_mingle")
+#: Where Celery keeps the pools that HOWL knows; one's own may be made of them.
+POOLS = ("celery.concurrency.prefork", "celery.concurrency.thread", "celery.concurrency.solo")
 
 
 class Preflight(bootsteps.Step):
@@ -28,10 +30,12 @@ class Preflight(bootsteps.Step):
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
+        _require_pool(parent)
         require_chosen_servers()
         settings = settings_of(parent.app)
         environment.withdraw(settings)  # `howl worker` has done so; `celery -A howl worker` comes here first
         _look_at_what_it_says(parent.app)
+        _look_at_its_options(parent, settings)
         for name in parent.app.amqp.queues.consume_from:
             require_queue(name)
         if parent.pool_cls.__module__ == "celery.concurrency.prefork":
@@ -43,6 +47,21 @@ class Preflight(bootsteps.Step):
                 parent.task_events = False
             parent.options |= dict.fromkeys(BROADCASTS, True)
             _look_at_what_is_granted(parent, settings)
+
+
+def _require_pool(parent: Any) -> None:
+    """Raises SettingsError for a pool whose runs nothing here could follow, such as gevent's and eventlet's."""
+    kinds = {each.__module__ for each in parent.pool_cls.__mro__}
+    if kinds.isdisjoint(POOLS):
+        raise SettingsError(
+            f"A worker of HOWL runs tasks in processes, in threads or by itself, not in {parent.pool_cls.__module__}: "
+            "start it with `--pool threads`, and with as many (`--concurrency 100`) as are to wait at once."
+        )
+    if POOLS[0] in kinds and parent.pool_start_method != "fork":
+        raise SettingsError(
+            "A worker's processes find their way back to it by what they inherit, so they are forked: leave out "
+            "--pool-start-method (worker_pool_start_method), or start it with `--pool threads`."
+        )
 
 
 def _require_semaphores() -> None:
@@ -66,6 +85,16 @@ def _look_at_what_it_says(app: Celery) -> None:
                 f"The task {task.name} is sent as {task.serializer}, but HOWL's messages and its record are JSON: "
                 "remove its serializer=."
             )
+
+
+def _look_at_its_options(parent: Any, settings: Settings) -> None:
+    """Say what of the command line has no effect."""
+    without_effect = {
+        "--prefetch-multiplier": parent.prefetch_multiplier != 1,
+        "--heartbeat-interval": settings.nats_url and parent.options.get("heartbeat_interval"),
+    }
+    if names := [name for name, given in without_effect.items() if given]:
+        logger.warning("Of no effect with HOWL (docs/celery.md): %s.", ", ".join(names))
 
 
 def _look_at_what_is_granted(parent: Any, settings: Settings) -> None:
