@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from howl.config import load_settings
-from howl.db import engine
+from howl.db import LONG_PATIENCE, engine, patient
 from howl.errors import DatabaseUnavailable, visible
 from howl.models import Base
 
@@ -44,7 +44,7 @@ def migrate() -> None:
 
 def _migrated(url: str, *, last: bool) -> bool:
     """Whether it could be done; raises DatabaseUnavailable where somebody is in the way the `last` time."""
-    with engine(url).connect() as connection:
+    with patient(LONG_PATIENCE), engine(url).connect() as connection:
         try:
             _migrate_on(connection)
         except OperationalError as error:

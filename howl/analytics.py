@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from howl import live
 from howl.artifacts import list_artifacts
 from howl.burst import fate
+from howl.db import SERVER_PATIENCE, patient
 from howl.durations import parse_duration
 from howl.errors import HowlError, InvalidRequest, UnknownTask, UnknownWorker
 from howl.models import TASK_STATUSES, WORKER_STATUSES, Burst, Task, TaskEvent, Worker
@@ -168,7 +169,9 @@ def analytics(session: Session, entity_type: str, entity_id: str | None = None, 
     given = None if entity_id is None else _text("entity_id", entity_id)
     span = time_range or DEFAULT_TIME_RANGE
     since = _moment_before_now(span)
-    rows = question(session, since, given)
+    session.connection()  # which finds out, within the usual time, whether anybody answers
+    with patient(SERVER_PATIENCE):
+        rows = question(session, since, given)
     if given is not None and not rows:
         raise _nothing_of(entity_type, given, span)
     return {"entity_type": entity_type, "entity_id": given, "time_range": span, "since": since, "rows": rows}

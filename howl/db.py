@@ -1,24 +1,64 @@
-"""PostgreSQL: one engine an address, short sessions, one clear error."""
+"""PostgreSQL: one engine an address, short sessions, one clear error, and nothing waited for without end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
+from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import DiskFull, UndefinedColumn, UndefinedTable
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
+from sqlalchemy.exc import TimeoutError as NoneIsFree
 from sqlalchemy.orm import Session
 
+from howl import database_session
 from howl.errors import DatabaseUnavailable, SettingsError
 
-#: Seconds to wait for a connection.
-CONNECT_TIMEOUT = 5
+#: Seconds to wait for a connection, and for each answer unless `patient` says otherwise. Whoever finds that a
+#: connection is dead, and then that no other can be made, hears of it within 20 seconds.
+CONNECT_TIMEOUT, ANSWER_TIMEOUT = 5, 12.0
+#: Seconds for each answer where a statement reads much (and in `howl server`), and where it moves whole tables.
+SERVER_PATIENCE, LONG_PATIENCE = 30.0, 6 * 3600.0
+#: Connections that a process keeps, may have beside them, and seconds to wait for one of them to be free.
+KEPT, MORE, FREE_TIMEOUT = 5, 10, 10.0
+#: A way that is cut without a word is noticed by the kernel (seconds; milliseconds for the last).
+KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 #: SQLSTATE's class of "program limit exceeded": PostgreSQL's documentation, appendix A.
 PROGRAM_LIMIT = "54"
+#: Prepared statements that are gone, or mean something else: a pooler is between, or the tables were migrated.
+STALE = (errors.DuplicatePreparedStatement, errors.InvalidSqlStatementName, errors.FeatureNotSupported)
+
+_patience: ContextVar[float] = ContextVar("howl_database_patience", default=ANSWER_TIMEOUT)
+
+
+@contextmanager
+def patient(seconds: float) -> Iterator[None]:
+    """Within it, and in threads and tasks begun in it, PostgreSQL has so many seconds for each answer."""
+    token = _patience.set(seconds)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
+class Connection(psycopg.Connection[Any]):
+    """One that is given up when an answer does not come: the server may stand still, and never close it."""
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """As psycopg's; raises OperationalError."""
+        limit = _patience.get() if timeout is None else timeout
+        try:
+            return super().wait(gen, interval, limit)
+        except errors._WaitTimeout:  # noqa: SLF001  # it has no public name
+            if timeout is not None:
+                raise
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"no answer within {limit:g} s") from None
 
 
 @cache
@@ -31,12 +71,39 @@ def engine(url: str) -> Engine:
         conninfo_to_dict(f"postgresql:///?{urlsplit(url).query}")
     except psycopg.ProgrammingError as error:
         raise SettingsError(f"HOWL_DATABASE_URL cannot be used ({str(error).strip()}): leave that out.") from None
-    return create_engine(
-        make_url(url).set(drivername="postgresql+psycopg"),
-        pool_pre_ping=True,
-        pool_size=5,
-        connect_args={"connect_timeout": CONNECT_TIMEOUT, "application_name": "howl"},
+    address = make_url(url).set(drivername="postgresql+psycopg")
+    standard = {"connect_timeout": CONNECT_TIMEOUT, "application_name": "howl", "client_encoding": "utf8", **KEEPALIVE}
+    given = {name: value for name, value in standard.items() if name not in address.query}
+    made = create_engine(
+        address, pool_pre_ping=True, pool_size=KEPT, max_overflow=MORE, pool_timeout=FREE_TIMEOUT, connect_args=given
     )
+    #: Whether prepared statements have been lost once; psycopg makes none then.
+    lost: list[bool] = []
+
+    @event.listens_for(made, "do_connect")
+    def connect(_dialect: Any, _record: Any, words: Any, named: Any) -> Connection:
+        return Connection.connect(*words, **named)
+
+    @event.listens_for(made, "connect")
+    def begin(connection: Connection, record: Any) -> None:
+        record.info["pooled"] = database_session.begin(connection)
+        if lost or record.info["pooled"]:
+            connection.prepare_threshold = None
+
+    @event.listens_for(made, "begin")
+    def pin(connection: Any) -> None:
+        if connection.connection.info.get("pooled"):
+            database_session.pin_transaction(connection.connection.driver_connection)
+
+    @event.listens_for(made, "handle_error")
+    def forget(context: Any) -> None:
+        if isinstance(context.original_exception, STALE):
+            lost.append(True)
+        # A primary that became a standby keeps its connections: who connects anew may be led to the new primary.
+        if isinstance(context.original_exception, (*STALE, errors.ReadOnlySqlTransaction)):
+            context.is_disconnect = True
+
+    return made
 
 
 @contextmanager
@@ -46,22 +113,52 @@ def session(url: str) -> Iterator[Session]:
         with Session(engine(url), expire_on_commit=False) as opened:
             yield opened
             opened.commit()
-    except (OperationalError, InterfaceError) as error:
-        if str(getattr(error.orig, "sqlstate", None)).startswith(PROGRAM_LIMIT):
-            raise  # this statement is too much for PostgreSQL, which is well
-        if isinstance(error.orig, DiskFull):
-            raise DatabaseUnavailable(
-                f"PostgreSQL at {_address(url)} cannot write, for its disk is full: make room there, and work goes on "
-                "by itself."
-            ) from error
-        raise DatabaseUnavailable(f"PostgreSQL at {_address(url)} does not answer: {_reason(error)}.") from error
-    except ProgrammingError as error:
-        if not isinstance(error.orig, UndefinedTable | UndefinedColumn):
-            raise
+    except DBAPIError as error:
+        told = _told(error, f"PostgreSQL at {_address(url)}")
+        if told is None:
+            raise  # a row, or a statement, that PostgreSQL refuses, being well
+        raise DatabaseUnavailable(told) from error
+    except PendingRollbackError as error:  # somebody went on after an error
         raise DatabaseUnavailable(
-            f"The database at {_address(url)} has no tables of HOWL's, or an older version's: "
-            "run `alembic upgrade head`."
+            f"PostgreSQL at {_address(url)} does not answer: the connection was lost in the middle of a transaction."
         ) from error
+    except NoneIsFree as error:
+        raise DatabaseUnavailable(
+            f"PostgreSQL at {_address(url)} keeps all {KEPT + MORE} connections of this process busy: try again."
+        ) from error
+
+
+def _told(error: DBAPIError, server: str) -> str | None:
+    """What is the matter with the database or the way to it; None where neither is."""
+    state = str(getattr(error.orig, "sqlstate", None))
+    if state.startswith(PROGRAM_LIMIT):
+        return None  # this statement is too much for PostgreSQL, which is well
+    for kinds, words in _TROUBLE:
+        if isinstance(error.orig, kinds):
+            return words.format(server=server, why=_reason(error))
+    is_away = isinstance(error, OperationalError | InterfaceError) or state[:2] in _NO_STATE_TO_WORK_IN
+    return f"{server} does not answer: {_reason(error)}." if is_away else None
+
+
+_TROUBLE: tuple[tuple[Any, str], ...] = (
+    (errors.DiskFull, "{server} cannot write, for its disk is full: make room there, and work goes on by itself."),
+    (
+        (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName),
+        "{server} has no tables of HOWL's, or an older version's: run `alembic upgrade head`.",
+    ),
+    (
+        errors.ReadOnlySqlTransaction,
+        "{server} takes no writes ({why}): is it a standby? Name the primary in HOWL_DATABASE_URL.",
+    ),
+    (
+        errors.InsufficientPrivilege,
+        "{server} refuses what HOWL needs ({why}): use the role that owns HOWL's tables in HOWL_DATABASE_URL.",
+    ),
+    (STALE, "{server} has forgotten, or changed, a prepared statement ({why}): try again, it works without them now."),
+)
+#: SQLSTATE's classes "invalid transaction state", as after an idle transaction's time is over, and "internal error",
+#: which poolers say too.
+_NO_STATE_TO_WORK_IN = ("25", "XX")
 
 
 def _address(url: str) -> str:

@@ -11,7 +11,7 @@ LOOK = 0.1
 
 
 class Road(threading.Thread):
-    """Carries connections on loopback to a port, until `dies`."""
+    """Carries connections on loopback to a port, until `dies`, and not while it `stands_still`."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
@@ -21,7 +21,7 @@ class Road(threading.Thread):
         #: Both ends of each connection that is carried: what comes out of one goes into the other.
         self._other: dict[socket.socket, socket.socket] = {}
         self._open = ExitStack()
-        self._over, self._death = threading.Event(), threading.Event()
+        self._over, self._death, self._still = threading.Event(), threading.Event(), threading.Event()
 
     def __enter__(self) -> Self:
         self.start()
@@ -37,12 +37,23 @@ class Road(threading.Thread):
         """What is connected now hears and says nothing any more; who connects anew does."""
         self._death.set()
 
+    def stands_still(self) -> None:
+        """Nothing is carried: what is connected hears nothing, and who connects anew is let in and hears nothing."""
+        self._still.set()
+
+    def goes_on(self) -> None:
+        """With all that waits."""
+        self._still.clear()
+
     def run(self) -> None:
         while not self._over.is_set():
             readable, _, _ = select.select([self._listener, *self._other], [], [], LOOK)
             if self._death.is_set():
                 self._death.clear()
                 self._other.clear()
+                continue
+            if self._still.is_set():
+                self._over.wait(LOOK)
                 continue
             for one in readable:
                 if one is self._listener:

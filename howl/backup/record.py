@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from howl.backup.archive import AT_ONCE, Progress, Writer, members
 from howl.backup.manifest import Record, Table
-from howl.db import session
+from howl.db import LONG_PATIENCE, patient, session
 from howl.errors import ArchiveRefused, BackupFailed, RestoreRefused
 from howl.models import Base, Task
 from howl.outcomes import FINAL_RANK
@@ -31,7 +31,7 @@ QUEUED_AGAIN = {name: value for name, value in AS_NEW.items() if name not in ("e
 
 def save(url: str, writer: Writer, progress: Progress) -> Record:
     """Write every table as it stands at one moment; raises DatabaseUnavailable or BackupFailed."""
-    with _refusals_explained(), session(url) as opened:
+    with patient(LONG_PATIENCE), _refusals_explained(), session(url) as opened:
         connection = opened.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         connection.execute(text("SET TRANSACTION READ ONLY"))
         _speak_plainly(connection)
@@ -69,7 +69,7 @@ def load(url: str, path: Path, record: Record, progress: Progress) -> int:
     Raises what `require_empty` raises, DatabaseUnavailable, or BackupFailed when PostgreSQL refuses the rows.
     """
     _require_known(record)
-    with _refusals_explained(), session(url) as opened:
+    with patient(LONG_PATIENCE), _refusals_explained(), session(url) as opened:
         connection = opened.connection()
         connection.execute(text(f"SET LOCAL lock_timeout TO '{LOCK_TIMEOUT}'"))
         _speak_plainly(connection)

@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 
+from howl import database_session
 from howl.burst import budget
 from howl.config import Settings
 from howl.db import session
@@ -35,9 +36,11 @@ FROM chords
 
 async def login_succeeds(visit: Visit) -> Answer:
     visit.client = await psycopg.AsyncConnection.connect(
-        visit.url, autocommit=True, connect_timeout=max(2, round(STEP_TIMEOUT)), application_name="howl doctor"
-    )
+        visit.url, autocommit=True, connect_timeout=max(2, round(STEP_TIMEOUT)), application_name="howl doctor",
+        prepare_threshold=None,
+    )  # fmt: skip
     visit.farewell.push_async_callback(visit.client.close)
+    await visit.client.execute(database_session.SESSION)
     return well("the credential is accepted")
 
 

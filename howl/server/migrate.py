@@ -9,15 +9,16 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 import howl
-from howl.db import session
+from howl.db import LONG_PATIENCE, patient, session
 from howl.errors import DatabaseUnavailable
 
 
 def upgrade(url: str) -> None:
     """Run the migrations that are missing; raises DatabaseUnavailable."""
-    with session(url):  # one clear error if nobody answers
-        pass
-    command.upgrade(configuration(url), "head")
+    with session(url) as opened:  # one clear error if nobody answers
+        opened.connection()
+    with patient(LONG_PATIENCE):
+        command.upgrade(configuration(url), "head")
 
 
 def require_current(url: str) -> None:

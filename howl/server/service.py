@@ -10,6 +10,7 @@ from celery import Celery
 from howl.backend import require_redis
 from howl.celery import application
 from howl.config import Settings
+from howl.db import SERVER_PATIENCE, patient
 from howl.server.ailing import Board
 from howl.server.bridge import Bridge
 from howl.server.curator import Curator
@@ -37,7 +38,8 @@ def main(settings: Settings) -> None:
     # Of all threads, in which the parts do their work, not of this one alone.
     app.set_default()
     app.loader.import_default_modules()
-    asyncio.run(_serve(settings, app))
+    with patient(SERVER_PATIENCE):
+        asyncio.run(_serve(settings, app))
 
 
 async def _serve(settings: Settings, app: Celery) -> None:

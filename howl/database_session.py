@@ -1,0 +1,67 @@
+"""What a session needs of PostgreSQL, whatever a server, a database or a role has set for its clients.
+
+With a pooler in transaction mode (PgBouncer) every transaction may meet another server process, which knows nothing of
+what was set, or prepared, before: there each transaction sets it for itself.
+"""
+
+import psycopg
+
+#: Settings by which values are read and written, and what a transaction is without another word.
+PINNED = {
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+}
+#: Limits in milliseconds that hold as they are set if they leave a minute, and are a minute otherwise.
+LEFT_A_MINUTE = (
+    "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout",
+)  # fmt: skip
+MINUTE = 60_000
+#: Values that are changed only where the setting has the first: an outcome is forgotten by Redis once it is committed,
+#: and a server process must notice that its client is gone (milliseconds; PostgreSQL 14).
+INSTEAD = {"synchronous_commit": ("off", "on"), "client_connection_check_interval": ("0", "10000")}
+
+
+def _statement(scope: str) -> str:
+    """Sets what differs, `true` for this transaction alone, as far as this PostgreSQL knows it."""
+    pinned = [f"('{name}', '{value}', NULL, NULL::bigint)" for name, value in PINNED.items()]
+    pinned += [f"('{name}', '{value}', '{was}', NULL)" for name, (was, value) in INSTEAD.items()]
+    pinned += [f"('{name}', '{MINUTE}', NULL, {MINUTE})" for name in LEFT_A_MINUTE]
+    return (  # of nothing but the words above
+        f"SELECT pg_catalog.set_config(name, wanted, {scope}) FROM pg_catalog.pg_settings "  # noqa: S608
+        f"JOIN (VALUES {', '.join(pinned)}) AS pinned (name, wanted, was, least) USING (name) "
+        "WHERE CASE WHEN least IS NOT NULL THEN setting::bigint BETWEEN 1 AND least - 1 "
+        "WHEN was IS NOT NULL THEN setting = was ELSE setting <> wanted END;"
+        # Where tables are, or are to be made. pg_dump, through the same pooler, leaves server processes without any.
+        f"SELECT pg_catalog.set_config('search_path', 'public', {scope}) "
+        "WHERE pg_catalog.to_regclass('alembic_version') IS NULL "
+        "AND (pg_catalog.to_regclass('public.alembic_version') IS NOT NULL "
+        "OR coalesce(pg_catalog.current_schema(), 'pg_catalog') = 'pg_catalog')"
+    )
+
+
+#: For a connection's whole session, and for one transaction.
+SESSION, TRANSACTION = _statement("false"), _statement("true")
+
+
+def begin(connection: psycopg.Connection) -> bool:
+    """Pin what a new connection's session needs; whether a pooler is between, whose server process is another's."""
+    connection.autocommit = True
+    try:
+        row = connection.execute(f"SELECT pg_catalog.pg_backend_pid(); {SESSION}", prepare=False).fetchone()
+    finally:
+        connection.autocommit = False
+    return row is not None and row[0] != connection.info.backend_pid
+
+
+def pin_transaction(connection: psycopg.Connection) -> None:
+    """The same for the transaction that begins."""
+    connection.execute(TRANSACTION, prepare=False)
