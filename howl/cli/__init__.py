@@ -3,6 +3,8 @@
 import difflib
 import importlib
 import io
+import os
+import re
 import sys
 from typing import Any
 
@@ -10,6 +12,12 @@ import click
 
 from howl import __version__
 from howl.cli.options import application
+
+#: The variable that shows the traceback of what nobody foresaw; characters of its words, and what is left out of them.
+TRACEBACKS, QUOTED = "HOWL_TRACEBACK", 200
+PASSWORD = re.compile(r"://[^\s/@]*@")
+#: Commands whose output is a log: it says where.
+SERVICES = ("worker", "server")
 
 #: Commands in the order of a first hour, with what `howl --help` says of each: showing it must not load them all.
 #: Command `up` is `up` in howl/cli/up.py.
@@ -61,6 +69,25 @@ class CommandFiles(click.Group):
             formatter.write_dl(list(self.told.items()))
 
 
+class Howl(CommandFiles):
+    """The whole command: what nobody foresaw is one sentence too, and its traceback is for who asks."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, EOFError, BrokenPipeError):
+            raise
+        except Exception as error:
+            if os.environ.get(TRACEBACKS) or ctx.invoked_subcommand in SERVICES:
+                raise
+            words = PASSWORD.sub("://…@", (str(error).strip().splitlines() or [""])[0])
+            told = f"{type(error).__name__}: {words[:QUOTED]!r}"  # control characters written out
+            raise click.ClickException(
+                f"`howl {ctx.invoked_subcommand or ''}` met what nobody foresaw ({told}). Run it again with "
+                f"{TRACEBACKS}=1 to see where, and `howl doctor` to see whether a server is the matter."
+            ) from error
+
+
 def _load(package: str, name: str) -> click.Command:
     """Command `name` of its file, which calls it `name_` where Python has taken the name."""
     try:
@@ -76,9 +103,7 @@ def _load(package: str, name: str) -> click.Command:
     return command
 
 
-@click.command(
-    cls=CommandFiles, package="howl.cli", told=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.command(cls=Howl, package="howl.cli", told=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @application
 @click.version_option(__version__, message="howl %(version)s")
 def main() -> None:

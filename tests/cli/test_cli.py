@@ -52,6 +52,20 @@ def test_help_loads_nothing_that_is_slow():
     assert not loaded & {"celery", "kombu", "pydantic", "sqlalchemy", "rich", "redis"}
 
 
+def test_what_nobody_foresaw_is_one_sentence_and_its_traceback_is_for_who_asks(monkeypatch):
+    def surprise():
+        raise KeyError("postgresql://howl:secret-word@127.0.0.1/x \x1b[2J")
+
+    monkeypatch.setattr("howl.cli.tasks.load_settings", surprise)
+    told = CliRunner().invoke(main, ["tasks", "list"])
+    assert (told.exit_code, told.output.count("\n")) == (1, 1)
+    assert "`howl tasks` met what nobody foresaw (KeyError: " in told.output
+    assert "secret-word" not in told.output
+    assert "\x1b" not in told.output
+    asked = CliRunner().invoke(main, ["tasks", "list"], env={"HOWL_TRACEBACK": "1"})
+    assert isinstance(asked.exception, KeyError)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_help_says_of_a_command_begins_what_the_command_says_of_itself(name):
     command = main.get_command(click.Context(main), name)
