@@ -1,9 +1,10 @@
 """What `howl doctor` asks of Redis. Nothing it asks changes anything, whatever the credential may do."""
 
 import asyncio
+import re
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, NoPermissionError, NoScriptError
 
 from howl.broker import faults
-from howl.broker.areas import area_of
+from howl.broker.areas import DEFAULT_USER, area_of
 from howl.broker.reading import REMOVED
 from howl.doctor import ailing
 from howl.doctor.finding import Answer, beware, well, wrong
@@ -29,6 +30,9 @@ PINGS, PINGING = 7, 0.5
 FAR, CLOCKS_DIFFER, CLOCKS_LIE = 0.3, 2.0, 30.0
 #: Seconds for which a Redis that has just been started is waited for, within the step's own.
 LOADING = STEP_TIMEOUT / 2
+#: What scripts write, as turn.lua and push.lua say it; and from which versions on none of it is lost.
+WRITTEN = (("LPUSH", "x"), ("RPOP",), ("HSET", "x", "y"), ("HDEL", "x"), ("XADD", "*", "x", "y"), ("ZADD", "1", "x"))
+MENDED = {"redis": (8, 6), "valkey": (9, 1, 2)}
 #: Celery's, where no queue is named.
 DEFAULT_QUEUE = "celery"
 NO_SUCH_SCRIPT = "0" * 40
@@ -164,6 +168,42 @@ async def nobody_wrote_too_much(visit: Visit) -> Answer | None:
     return well(told)
 
 
+async def what_is_written_lasts(visit: Visit) -> Answer | None:
+    """Whether a Redis that is started again has all that it had; None where it cannot be known, or keeps no log.
+
+    It reads its append-only file as the default user, and before redis/redis#14545 and valkey-io/valkey#3984 left out,
+    without a word, each transaction, and what each script wrote, of which that user may not say all.
+    """
+    if visit.as_worker:
+        return None
+    facts = await visit.client.info("server", "persistence")
+    if not int(facts.get("aof_enabled", 0)):
+        return None
+    async with visit.client.pipeline(transaction=False) as asked:
+        for command, *rest in WRITTEN:
+            asked.execute_command("ACL", "DRYRUN", DEFAULT_USER, command, visit.settings.key("howl-doctor"), *rest)
+        told = await asked.execute(raise_on_error=False)
+    # Of a rented one nobody is told.
+    known = [(each[0], answer) for each, answer in zip(WRITTEN, told, strict=True) if isinstance(answer, str)]
+    return judge_log([command for command, answer in known if answer != "OK"], *_version(facts))
+
+
+def _version(facts: Mapping[str, Any]) -> tuple[str, str]:
+    kind = "valkey" if "valkey_version" in facts else "redis"
+    return kind, str(facts[f"{kind}_version"])
+
+
+def judge_log(refused: Sequence[str], kind: str, version: str) -> Answer | None:
+    """By what the default user may not say; None where nothing is lost."""
+    if not refused or tuple(map(int, re.findall(r"\d+", version)[:3])) >= MENDED[kind]:
+        return None
+    return wrong(
+        f"{kind} {version} forgets, when it is started again, what scripts and transactions wrote: its default user "
+        f"may not say {', '.join(refused)}",
+        "run `howl init` on the server, or give Redis `user default off resetpass ~* &* +@all`: that lets nobody in",
+    )
+
+
 async def nothing_was_set_aside(visit: Visit) -> Answer | None:
     """What `howl server` gave up within a day, after a few tries; a worker may not know."""
     if visit.as_worker:
@@ -204,5 +244,6 @@ STEPS = (
     Step("memory", nobody_wrote_too_much, "look at the log of Redis"),
     Step("set aside", nothing_was_set_aside, "look at the log of Redis"),
     Step("parts", servers_parts_are_well, "look at the log of `howl server`"),
+    Step("log", what_is_written_lasts, "look at the log of Redis"),
     Step("version", version_is_told, "bring Redis's users up to date: run `howl init` on the server"),
 )
