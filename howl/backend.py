@@ -269,7 +269,14 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         group_id = recordable(header.id)
         entry = ChordCreated(group_id=group_id, parts=parts, header=texts(_shape(header)), body=document)
         for piece in [*in_pieces(entry, self.settings.outcome_limit)]:
-            self._ensure_retryable(self.append, piece)
+            self._tell(piece)
+
+    def _tell(self, entry: Entry) -> None:
+        """Once more where a connection that lay idle had been closed; who waits for a Redis that is away is told so."""
+        try:
+            self.append(entry)
+        except redis.exceptions.ConnectionError:
+            self.append(entry)
 
     def get_state(self, task_id: str) -> str:  # noqa: ARG002  # Celery's signature
         """Only a failing chain asks, so as not to count a chord's part twice; the recorder counts distinct tasks."""

@@ -10,9 +10,10 @@ from howl.config import Settings, load_settings
 from howl.errors import SettingsError
 from howl.tls import redis_options
 
-#: Seconds to wait for Redis to accept a connection, and for it to answer.
+#: Seconds to wait for Redis to accept a connection, and for it to answer: together below the 20 within which a person
+#: hears of a server that stands still. What waits for news asks for less (kombu's and the bell's BRPOP).
 CONNECT_TIMEOUT = 5
-ANSWER_TIMEOUT = 30
+ANSWER_TIMEOUT = 12
 
 #: For an application that runs its tasks on the spot, as in its own tests, and knows no server.
 NOWHERE = "redis://nowhere.invalid"

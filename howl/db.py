@@ -23,7 +23,7 @@ from howl.errors import DatabaseUnavailable, SettingsError
 #: connection is dead, and then that no other can be made, hears of it within 20 seconds.
 CONNECT_TIMEOUT, ANSWER_TIMEOUT = 5, 12.0
 #: Seconds for each answer where a statement reads much (and in `howl server`), and where it moves whole tables.
-SERVER_PATIENCE, LONG_PATIENCE = 30.0, 6 * 3600.0
+SERVER_PATIENCE, LONG_PATIENCE = 60.0, 6 * 3600.0
 #: Connections that a process keeps, may have beside them, and seconds to wait for one of them to be free.
 KEPT, MORE, FREE_TIMEOUT = 5, 10, 10.0
 #: A way that is cut without a word is noticed by the kernel (seconds; milliseconds for the last).

@@ -25,7 +25,7 @@ from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
 from howl.models import Task, Worker
 from howl.server import migrate
-from tests.support import Process, eventually, servers_folder
+from tests.support import PATIENCE, Process, eventually, servers_folder
 
 # Before anything reads a setting: no test may reach a server that somebody's environment names.
 isolate()
@@ -105,6 +105,13 @@ def stack() -> Iterator[Stack]:
             yield running
     finally:
         shutil.rmtree(home)
+
+
+@pytest.fixture(autouse=True)
+def patience() -> Iterator[None]:
+    """What tests themselves ask of PostgreSQL may take long where other tests keep it busy."""
+    with db.patient(PATIENCE):
+        yield
 
 
 @pytest.fixture

@@ -22,8 +22,9 @@ from howl.errors import GitHubFailed, GitHubUnsure, NotConfigured
 VERSION = "2026-03-10"
 #: Seconds for a connection, and for each answer.
 CONNECT_TIMEOUT, TIMEOUT = 5.0, 15.0
-#: How often a request is made that may be repeated, and seconds before the second time; doubled from then on.
-TRIES, FIRST_WAIT = 4, 0.5
+#: How often a request is made that may be repeated, and seconds before the second time; doubled from then on. After
+#: SILENCE seconds without an answer it is not repeated: a person hears of it within 20.
+TRIES, FIRST_WAIT, SILENCE = 4, 0.5, 10.0
 #: Seconds that are waited for a rate limit to end; when it ends later, that is said.
 PATIENCE = 20.0
 #: GitHub asks for a minute after a secondary limit that does not say how long it lasts.
@@ -113,12 +114,13 @@ class GitHub:
         repeatable: bool = True,
         accepted: tuple[int, ...] = (),
     ) -> httpx.Response:
+        silent_until = time.monotonic() + SILENCE
         for tried in range(1, TRIES + 1):
             again = tried < TRIES
             try:
                 answer = self._http.request(method, path, json=body)
             except httpx.RequestError as error:
-                self._or_raise(again, error, repeatable)
+                self._or_raise(again and time.monotonic() < silent_until, error, repeatable)
                 _pause(FIRST_WAIT * 2**tried)
                 continue
             if answer.is_success or answer.status_code in accepted:

@@ -25,6 +25,7 @@ from redis.utils import str_if_bytes
 from howl.bounded_json import WORST, parsed_size
 from howl.broker.areas import DEFAULT_USER, Area, areas_of, user_of
 from howl.broker.scripts import COLLECT, CONFIRM
+from howl.celery_settings import ANSWER_TIMEOUT, CONNECT_TIMEOUT
 from howl.config import Settings
 from howl.errors import OutcomeRefused, UnreadableOutcome
 from howl.outcomes import ENTRY_FIELD, Entry, Outcome, decode, encode, failure
@@ -124,8 +125,8 @@ class OutcomeStream:
         self.redis: Any = Redis.from_url(
             settings.redis(),
             retry=Retry(NoBackoff(), 0),
-            socket_timeout=30,
-            socket_connect_timeout=5,
+            socket_timeout=ANSWER_TIMEOUT,
+            socket_connect_timeout=CONNECT_TIMEOUT,
             **redis_options(settings),
         )
         #: By stream, in the order in which they are read: the entry after which to read, ">" when all that was left
