@@ -36,6 +36,11 @@ def user_token(settings: Settings) -> str:
     return subject_token(urlsplit(settings.nats()).username or "anyone")
 
 
+def events_stream(subject_prefix: str) -> str:
+    """The stream that keeps what workers say until `howl server` has read it."""
+    return f"{subject_prefix}-events"
+
+
 def inbox_prefix(settings: Settings) -> str:
     """What the subjects begin with on which we hear answers: those of our own user, and nobody else's."""
     return f"{settings.subject_prefix}.inbox.{user_token(settings)}"

@@ -1,6 +1,6 @@
 """What `howl doctor` asks of NATS. What it publishes to find out its rights is an empty list, which nobody heeds."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy
@@ -10,7 +10,8 @@ from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import WAY
 from howl.doctor.redis import judge_round_trip, round_trip
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
-from howl.messaging import Connection, user_token
+from howl.messaging import Connection, events_stream, user_token
+from howl.questions import stream_name as questions_stream
 
 DEFAULT_PORT = 4222
 #: Share of JetStream's space that should be free.
@@ -115,6 +116,29 @@ def judge_room(used: int, limit: int, shares: Mapping[str, float]) -> Answer:
     )
 
 
+async def streams_are_there(visit: Visit) -> Answer | None:
+    """What `howl server` makes there, and makes anew when it is lost; None where none of it is: it never ran here."""
+    if visit.as_worker:
+        return None
+    try:
+        found = await visit.client.jetstream(timeout=STEP_TIMEOUT).streams_info()
+    except NatsError:
+        return None  # JetStream is off: that has been said
+    return judge_streams([info.config.name for info in found], visit.settings.subject_prefix)
+
+
+def judge_streams(names: Collection[str], prefix: str) -> Answer | None:
+    """By the names of the streams that there are."""
+    wanted = (events_stream(prefix), questions_stream(prefix), objects.stream_name(objects.bucket(prefix)))
+    missing = [name for name in wanted if name not in names]
+    if len(missing) in (0, len(wanted)):
+        return None
+    return beware(
+        f"the stream {' and '.join(missing)} is not there",
+        "`howl server` makes it within seconds: see whether it runs, and its log",
+    )
+
+
 async def _publishing_is_refused(visit: Visit, subject: str) -> bool:
     await visit.client.publish(subject, NOTHING, headers=KEPT_NOWHERE)
     return await _was_refused(visit, subject)
@@ -144,5 +168,6 @@ STEPS = (
     Step("limits", rights_end_somewhere, "look at the log of NATS"),
     Step("messages", messages_may_be_large, "look at the log of NATS"),
     Step("jetstream", jetstream_has_room, "look at the log of NATS"),
+    Step("streams", streams_are_there, "look at the log of NATS"),
     Step("version", version_is_told, "look at the log of NATS"),
 )

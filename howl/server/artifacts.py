@@ -1,8 +1,9 @@
 """Rows of the files that tasks left behind: written with outcomes, looked after by the curator."""
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Text, any_, cast, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -12,6 +13,7 @@ from howl import objects
 from howl.config import Settings
 from howl.models import Artifact
 from howl.outcomes import ArtifactKept
+from howl.questions import pieces_of
 
 
 def record(opened: Session, told: list[tuple[ArtifactKept, datetime]], settings: Settings) -> None:
@@ -69,6 +71,32 @@ def note(opened: Session, artifact_id: str, status: str) -> None:
     opened.execute(update(Artifact).where(Artifact.artifact_id == artifact_id).values(status=status))
 
 
+class Doubt(NamedTuple):
+    """A row that says otherwise of its object than a list of the bucket does; its columns as they are named there."""
+
+    artifact_id: str
+    size: int
+    sha256: str
+    status: str
+
+
+def doubtful(opened: Session, whole: Mapping[str, int]) -> list[Doubt]:
+    """Rows that are `kept`, and not among the objects that are `whole`, or the other way; these with their pieces."""
+    columns = (Artifact.artifact_id, Artifact.size, Artifact.sha256, Artifact.status)
+    rows = opened.execute(select(*columns).where(Artifact.status.in_(("kept", "missing"))))
+    return [row for row in map(Doubt._make, rows.yield_per(1000)) if _is_there(row, whole) != (row.status == "kept")]
+
+
+def _is_there(row: Doubt, whole: Mapping[str, int]) -> bool:
+    # What is empty has a piece, or none.
+    return row.artifact_id in whole and (not row.size or whole[row.artifact_id] == pieces_of(row.size))
+
+
+def which(opened: Session) -> tuple[Any, ...]:
+    """What differs once PostgreSQL, its database or the table is another: one that was restored, or began anew."""
+    return tuple(opened.execute(text(WHICH)).one())
+
+
 def take_expired(opened: Session, limit: int) -> list[str]:
     """Delete rows whose time is over, and return their objects."""
     due = select(Artifact.artifact_id).where(Artifact.expires_at < func.now()).order_by(Artifact.expires_at)
@@ -82,6 +110,11 @@ def sizes(opened: Session, names: list[str]) -> dict[str, int | None]:
     known = opened.execute(question.where(Artifact.artifact_id == any_(cast(names, ARRAY(Text)))))
     return {row.artifact_id: row.size if row.status == "kept" else None for row in known}
 
+
+WHICH = """
+SELECT oid, pg_relation_filenode('artifacts'), pg_postmaster_start_time()
+FROM pg_database WHERE datname = current_database()
+"""
 
 _TYPES = {
     "artifact_id": "text", "task_id": "text", "name": "text", "media_type": "text", "size": "bigint", "sha256": "text",

@@ -5,6 +5,7 @@ import logging
 import random
 import re
 import time
+from collections import Counter, deque
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -51,6 +52,9 @@ class Curator:
         self.settings = settings
         self.bucket = objects.bucket(settings.subject_prefix)
         self.room = Room(settings)
+        #: What bucket and table were when they were last compared, and the rows that did not agree then.
+        self.compared: tuple[Any, ...] | None = None
+        self.doubtful: deque[artifacts.Doubt] = deque()
 
     async def run(self) -> None:
         """Until cancelled; raises NATS's errors or DatabaseUnavailable, and loses nothing by being run again."""
@@ -58,13 +62,14 @@ class Curator:
         try:
             stream = client.jetstream()
             await self.make_bucket(stream)
-            await self.count(stream)
+            await self.have_all(stream)
             uploads = Uploads(client, self.settings, self.room)
             questions = Questions(client, self.settings, "upload", uploads.answer)
             await questions.begin()
             next_sweep = time.monotonic() + SWEEP
             while True:
                 await questions.be_there()
+                await self.have_all(stream)
                 await self.look_for_arrivals(stream)
                 await self.let_go(stream)
                 if time.monotonic() >= next_sweep:
@@ -98,6 +103,40 @@ class Curator:
                 raise
             await stream.update_stream(config)
 
+    async def have_all(self, stream: JetStreamContext) -> None:
+        """Have a bucket, and no file shown as kept that is not in it, whichever server lost or was given back what."""
+        found = await self._which(stream)
+        if found != self.compared:
+            await self.count(stream)
+            self.compared = found
+        await self.look_at_the_doubtful(stream)
+
+    async def _which(self, stream: JetStreamContext) -> tuple[Any, ...]:
+        """What differs once the bucket is another, or emptied, or the table is another; a bucket is made where none is.
+
+        This is asked each second: what else may be lost, a sweep finds.
+        """
+        name = objects.stream_name(self.bucket)
+        try:
+            info = await stream.stream_info(name)
+        except NotFoundError:
+            logger.warning("NATS has lost the bucket of files: made anew, and what was in it is shown as missing.")
+            await self.make_bucket(stream)
+            info = await stream.stream_info(name)
+        return info.created, info.state.messages == 0, *await asyncio.to_thread(self._ask, artifacts.which)
+
+    async def look_at_the_doubtful(self, stream: JetStreamContext) -> None:
+        """Correct rows, some at a time, that say of their files what is so no more."""
+        changed: Counter[str] = Counter()
+        for _ in range(min(AT_ONCE, len(self.doubtful))):
+            row = self.doubtful.popleft()
+            status = "kept" if await self._is_there(stream, row) else "missing"
+            if status != row.status:
+                await asyncio.to_thread(self._ask, partial(artifacts.note, artifact_id=row.artifact_id, status=status))
+                changed[status] += 1
+        for status, number in changed.items():
+            logger.warning("%d files that were shown otherwise are %s.", number, status)
+
     async def look_for_arrivals(self, stream: JetStreamContext) -> None:
         """See whether JetStream has all of what workers told of."""
         for row in await asyncio.to_thread(self._ask, partial(artifacts.arriving, limit=AT_ONCE)):
@@ -107,7 +146,7 @@ class Curator:
             if not found:
                 logger.error("File %r of task %s is not there as its worker said.", row.name, row.task_id)
 
-    async def _is_there(self, stream: JetStreamContext, row: Artifact) -> bool:
+    async def _is_there(self, stream: JetStreamContext, row: Artifact | artifacts.Doubt) -> bool:
         info = await objects.describe(stream, self.bucket, row.artifact_id)
         if info is None or info.size != row.size or info.digest != objects.digest_of(bytes.fromhex(row.sha256)):
             return False
@@ -133,7 +172,10 @@ class Curator:
             await self._remove(stream, artifact_id)
 
     async def count(self, stream: JetStreamContext) -> dict[str, list[str]]:
-        """See what each credential has in the bucket; returns subjects by file, by subject what belongs to none."""
+        """See what each credential has in the bucket, and which rows do not agree with it.
+
+        Returns subjects by file, by subject what belongs to none.
+        """
         found = await self._subjects(stream, f"$O.{self.bucket}.>")
         parts = {subject: _part(subject, self.bucket) for subject in found}
         names = sorted({part.name for part in parts.values() if part})
@@ -144,6 +186,11 @@ class Curator:
             for subject, part in parts.items() if part and not part.is_description
         }  # fmt: skip
         self.room.load(held)
+        pieces = Counter(dict.fromkeys(whole, 0))
+        for subject, part in parts.items():
+            if part and part.name in whole and not part.is_description:
+                pieces[part.name] += found[subject]
+        self.doubtful = deque(await asyncio.to_thread(self._ask, partial(artifacts.doubtful, whole=pieces)))
         strays: dict[str, list[str]] = {}
         for subject, part in parts.items():
             name = part.name if part else ""

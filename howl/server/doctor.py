@@ -144,6 +144,23 @@ def judge_chords(waiting: int, parts: int, expired: int) -> Answer:
     )
 
 
+async def files_are_there(visit: Visit) -> Answer | None:
+    """Whether any file is recorded whose content is at NATS no more, or never came there."""
+    if not await _scalar(visit, HAS_USAGE):
+        return None
+    return judge_files(await _scalar(visit, "SELECT count(*) FROM artifacts WHERE status = 'missing'"))
+
+
+def judge_files(missing: int) -> Answer | None:
+    """None where none is missing."""
+    if not missing:
+        return None
+    return beware(
+        f"{missing:,} files are recorded, and NATS does not have them",
+        "`howl artifacts list` shows them: run their tasks again, or restore a backup",
+    )
+
+
 async def version_is_told(visit: Visit) -> Answer:
     return well(f"PostgreSQL {await _scalar(visit, 'SHOW server_version')}")
 
@@ -165,5 +182,6 @@ STEPS = (
     Step("budget", budget_is_left, "run `howl burst budget`"),
     Step("record", credentials_are_within_bounds, "look at the log of PostgreSQL"),
     Step("chords", chords_come_to_an_end, "look at the log of PostgreSQL"),
+    Step("files", files_are_there, "look at the log of PostgreSQL"),
     Step("version", version_is_told, "look at the log of PostgreSQL"),
 )

@@ -13,6 +13,7 @@ from nats.js.api import ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamCo
 from nats.js.errors import BadRequestError, ServerError
 
 from howl.errors import EventsNotKept
+from howl.messaging import events_stream
 from howl.server.events import Letter
 
 #: What was not read is kept a day, within so many bytes, the newest.
@@ -47,7 +48,7 @@ class EventStream:
     def __init__(self, client: Client, subject_prefix: str) -> None:
         self.client = client
         self.prefix = subject_prefix
-        self.name = f"{subject_prefix}-events"
+        self.name = events_stream(subject_prefix)
         self._inbox = ""
         self._arrived: list[Msg] = []
         self._news = asyncio.Event()

@@ -11,7 +11,7 @@ from nats.errors import Error as NatsError
 from nats.js.errors import NoStreamResponseError
 
 from howl.config import Settings
-from howl.messaging import receipt_fault, user_token
+from howl.messaging import events_stream, receipt_fault, user_token
 from howl.worker.buffer import Buffer
 
 #: Largest message in bytes, and what its headers may take of what NATS allows.
@@ -40,7 +40,7 @@ class Courier:
         self.buffer = buffer
         #: One for all of a credential's workers: NATS keeps each subject of a stream in memory.
         self.subject = f"{settings.subject_prefix}.events.{user_token(settings)}"
-        self.stream = f"{settings.subject_prefix}-events"
+        self.stream = events_stream(settings.subject_prefix)
         #: Makes the names of messages, by which the stream knows those it has.
         self.life = life
         #: Nobody keeps events: no `howl server` has ever run here.

@@ -14,6 +14,7 @@ import nats
 import pytest
 from click.testing import CliRunner, Result
 from nats.js.api import ObjectInfo
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from howl import artifacts, objects
@@ -215,6 +216,32 @@ def test_a_row_whose_object_is_not_as_told_is_noticed(
     keep("other", b"x", sha256="0" * 64)
     asyncio.run(_remove(settings, keep("gone", b"x")))
     assert statuses(settings, session) == {"there": "kept", "larger": "missing", "other": "missing", "gone": "missing"}
+
+
+def test_a_file_that_is_lost_is_no_longer_shown_as_kept_and_is_when_it_is_back(
+    keep: Callable[..., str], settings: Settings, session: Session
+) -> None:
+    lost = keep("lost", b"x" * objects.PIECE * 2)
+    keep("empty", b"")
+    keep("whole", b"x")
+    assert statuses(settings, session) == dict.fromkeys(("lost", "empty", "whole"), "kept")
+    curator = Curator(settings)
+    asyncio.run(_curate(settings, curator.have_all))
+    pieces = objects.pieces_subject(objects.bucket(settings.subject_prefix), f"*.{lost}")
+    name = objects.stream_name(objects.bucket(settings.subject_prefix))
+    asyncio.run(_curate(settings, lambda stream: stream.purge_stream(name, subject=pieces)))
+    # A record that was put back, whole or row by row.
+    session.execute(text("CREATE TEMPORARY TABLE old AS SELECT * FROM artifacts"))
+    session.execute(text("TRUNCATE artifacts"))
+    session.execute(text("INSERT INTO artifacts SELECT * FROM old"))
+    session.commit()
+    asyncio.run(_curate(settings, curator.have_all))
+    assert statuses(settings, session) == {"lost": "missing", "empty": "kept", "whole": "kept"}
+    asyncio.run(_remove(settings, lost))
+    asyncio.run(_put(settings, lost, b"x" * objects.PIECE * 2))
+    asyncio.run(_curate(settings, curator.count))
+    asyncio.run(_curate(settings, curator.have_all))
+    assert statuses(settings, session)["lost"] == "kept"
 
 
 def test_a_file_whose_time_is_over_goes_with_its_row_and_no_other_does(
