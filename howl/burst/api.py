@@ -46,7 +46,6 @@ class WorkflowRun:
     """A run as GitHub knows it; `conclusion` (success, failure, cancelled, timed_out …) is None until it has ended."""
 
     run_id: str
-    attempt: str
     title: str
     status: str
     conclusion: str | None
@@ -95,9 +94,9 @@ class GitHub:
         found = _json(self._ask("GET", path)).get("workflow_runs") or []
         return [_run(told) for told in found if isinstance(told, dict)]
 
-    def run(self, run_id: str) -> WorkflowRun | None:
-        """One run, its latest attempt; None if GitHub knows none of that id."""
-        answer = self._ask("GET", f"/runs/{run_id}", accepted=(httpx.codes.NOT_FOUND,))
+    def run(self, run_id: str, attempt: str) -> WorkflowRun | None:
+        """One attempt of a run; None if GitHub knows none of that id."""
+        answer = self._ask("GET", f"/runs/{run_id}/attempts/{attempt}", accepted=(httpx.codes.NOT_FOUND,))
         return None if answer.status_code == httpx.codes.NOT_FOUND else _run(_json(answer))
 
     def cancel(self, run_id: str) -> bool:
@@ -257,7 +256,6 @@ def _json(answer: httpx.Response) -> dict[str, Any]:
 def _run(told: dict[str, Any]) -> WorkflowRun:
     return WorkflowRun(
         run_id=str(told.get("id", "")),
-        attempt=str(told.get("run_attempt", 1)),
         title=str(told.get("display_title", "")),
         status=str(told.get("status", "")),
         conclusion=told.get("conclusion"),

@@ -38,6 +38,8 @@ class Run:
     repository: str
     run_id: str
     attempt: str = "1"
+    #: The number of the one job that asks for itself, as GitHub runs it again alone; None: all that its plan asks for.
+    index: str | None = None
     #: Whose word it is that there is such a run: a worker's credential; None for the server's own, and GitHub's.
     credential: str | None = None
 
@@ -62,7 +64,8 @@ class Leave:
         if self.refused is not None or self.run is None:
             return []
         stem = f"{user}-{self.run.run_id}-{self.run.attempt}"
-        return [{"index": index, "name": f"{stem}-{index}"} for index in range(1, self.workers + 1)]
+        jobs = [int(self.run.index)] if self.run.index else range(1, self.workers + 1)
+        return [{"index": index, "name": f"{stem}-{index}"} for index in jobs]
 
 
 # --- deciding ----------------------------------------------------------------------------------------------------
@@ -92,14 +95,20 @@ def _one_at_a_time(session: Session) -> None:
 
 
 def _answered(session: Session, run: Run | None) -> Leave | None:
-    """What this run, and this attempt of it, was told before."""
+    """What this run, and this attempt of it, was told before; a job, also what its plan was told for all."""
     if run is None:
         return None
-    same = Burst.run.contains(replace(run, credential=None).known)
+    run_itself = replace(run, credential=None)
+    same = Burst.run.contains(replace(run_itself, index=None).known)
+    index = Burst.run["index"].astext
+    if run.index is None:
+        same &= index.is_(None)
+    else:
+        same &= (index == run.index) | (index.is_(None) & (Burst.num_workers >= int(run.index)))
     # What another credential was told is no answer to this one.
     whose = Burst.run["credential"].astext
     row = session.scalar(select(Burst).where(same, whose.is_(None) | (whose == run.credential)).limit(1))
-    return _leave(row) if row else None
+    return replace(_leave(row), run=run_itself) if row else None
 
 
 def _begun(session: Session, settings: Settings, request: BurstRequest, run: Run | None) -> Leave | None:
@@ -156,7 +165,7 @@ def _row(request: BurstRequest, run: Run | None) -> Burst:
 
 
 def _leave(row: Burst) -> Leave:
-    known = {name: row.run[name] for name in ("repository", "run_id", "attempt") if name in row.run}
+    known = {name: row.run[name] for name in ("repository", "run_id", "attempt", "index") if name in row.run}
     return Leave(
         burst_id=row.burst_id,
         workers=row.num_workers,

@@ -62,5 +62,7 @@ def _burst(session: Session, run: dict[str, Any]) -> Burst | None:
     """The one its worker belongs to: by run and attempt, or on one machine by its id."""
     if "run_id" in run:
         told = {name: run[name] for name in ("repository", "run_id", "attempt") if name in run}
-        return session.scalars(select(Burst).where(Burst.run.contains(told)).limit(1)).first()
+        index = Burst.run["index"].astext  # of a job that was run again without its plan
+        ours = Burst.run.contains(told) & (index.is_(None) | (index == run.get("index")))
+        return session.scalars(select(Burst).where(ours).limit(1)).first()
     return session.get(Burst, run["burst_id"]) if "burst_id" in run else None

@@ -78,10 +78,10 @@ def conclude(settings: Settings) -> None:
 
 
 def _conclude(github: GitHub, row: Burst, settings: Settings) -> None:
-    run = github.run(row.run["run_id"])
+    run = github.run(row.run["run_id"], row.run["attempt"])
     if run is None:
         _disown(github, row, settings)
-    elif run.attempt == row.run["attempt"] and run.conclusion:
+    elif run.conclusion:
         with db.session(settings.database()) as session:
             record.conclude(session, row.burst_id, run.conclusion)
 

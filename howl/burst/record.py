@@ -121,7 +121,7 @@ def crew(session: Session, row: Burst) -> list[Worker]:
         names = BurstRequest(burst_id=row.burst_id, workers=row.num_workers, runtime=1).names
         ours: ColumnElement[bool] = Worker.worker_id.in_(names)
     elif "run_id" in row.run:
-        run = {name: row.run[name] for name in ("repository", "run_id", "attempt")}
+        run = {name: row.run[name] for name in ("repository", "run_id", "attempt", "index") if name in row.run}
         ours = Worker.run.contains(run)
         if whose := row.run.get("credential"):
             # Another's workers may say of themselves what they like.

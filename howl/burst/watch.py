@@ -71,7 +71,8 @@ def _ask_github(row: Burst, settings: Settings) -> WorkflowRun | None:
         return None
     try:
         with GitHub(settings) as github:
-            return github.run(row.run["run_id"]) if github.repository == row.run["repository"] else None
+            ours = github.repository == row.run["repository"]
+            return github.run(row.run["run_id"], row.run["attempt"]) if ours else None
     except GitHubFailed as error:
         logger.warning("%s", error.message)
         return None
@@ -83,7 +84,7 @@ def _require_hope(row: Burst, run: WorkflowRun | None, registered: int) -> None:
     if failed := row.request.get("failed"):
         raise BurstFailed(str(failed))
     came = f"{registered} of {row.num_workers} workers registered"
-    if run is not None and run.conclusion and run.attempt == row.run["attempt"]:
+    if run is not None and run.conclusion:
         raise BurstFailed(f"Run {run.run_id} ended ({run.conclusion}) when {came}: {run.url} shows why.")
     if row.ended_at is not None:
         raise BurstFailed(f"The burst ended when {came}.")

@@ -74,7 +74,7 @@ class Porter:
             logger.warning("Run %s is not answered: %s", asked.run_id, error.message)
             return LeaveAnswer(failed="The server cannot decide now, its database is away: try again.")
         told = leave.refused or "granted"
-        logger.info("Run %s asks for %d workers, as %s: %s.", asked.run_id, asked.workers, credential, told)
+        logger.info("Run %s asks for %d workers, as %s: %s.", asked.run_id, leave.workers, credential, told)
         jobs = [Job(**job) for job in leave.matrix(asked.user)]
         return LeaveAnswer(
             granted=leave.refused is None,
@@ -105,17 +105,21 @@ class Porter:
 
     def _ask(self, asked: LeaveRequest, credential: str) -> budget.Leave:
         told = BurstRequest(
-            workers=asked.workers,
+            workers=asked.workers if asked.index is None else 1,
             runtime=asked.runtime,
             concurrency=asked.concurrency,
             tags=tuple(asked.tags),
             queues=tuple(asked.queues),
             requested_by=asked.requested_by,
         )
-        request = told if asked.burst_id is None else replace(told, burst_id=asked.burst_id)
+        begins = asked.burst_id if asked.index is None else None
+        request = replace(told, burst_id=begins) if begins else told
         # Who has the server's own credential needs no leave to start bursts.
         whose = None if credential == self.own else credential
-        run = Run(repository=asked.repository, run_id=asked.run_id, attempt=asked.attempt, credential=whose)
+        index = None if asked.index is None else str(asked.index)
+        run = Run(
+            repository=asked.repository, run_id=asked.run_id, attempt=asked.attempt, index=index, credential=whose
+        )  # fmt: skip
         with session(self.settings.database()) as opened:
             return budget.ask(opened, self.settings, request, run)
 

@@ -67,7 +67,9 @@ class FakeGitHub:
                 return 409, {"message": "Cannot cancel a workflow run that is completed."}
             run |= {"status": "completed", "conclusion": "cancelled"}
             return 202, {}
-        return 200, run
+        attempt = path.partition("/attempts/")[2] or str(run["run_attempt"])
+        told = run if attempt == str(run["run_attempt"]) else run.get("earlier", {}).get(attempt)
+        return (200, told) if told else (404, {"message": "Not Found"})
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from howl import db
-from howl.burst import budget
+from howl.burst import budget, record
 from howl.burst.budget import Leave, Run
 from howl.burst.request import BurstRequest
 from howl.config import Settings
@@ -25,8 +25,8 @@ def wish(workers: int = 2, minutes: float = 10, **columns: Any) -> BurstRequest:
     return BurstRequest(workers=workers, runtime=minutes * 60, **columns)
 
 
-def run(number: int = 123, attempt: str = "1") -> Run:
-    return Run(repository="owner/name", run_id=str(number), attempt=attempt)
+def run(number: int = 123, attempt: str = "1", index: str | None = None) -> Run:
+    return Run(repository="owner/name", run_id=str(number), attempt=attempt, index=index)
 
 
 def ask(told: Settings, request: BurstRequest, by: Run | None = None) -> Leave:
@@ -118,6 +118,30 @@ def test_a_second_attempt_of_a_run_is_a_burst_of_its_own(told: Settings) -> None
     assert sums(told)["planned"] == 80
 
 
+def test_a_job_that_is_run_again_alone_is_a_burst_of_one_worker(told: Settings) -> None:
+    ask(told, wish(workers=3, minutes=10), run())
+    again = ask(told, wish(workers=1, minutes=10), run(attempt="2", index="3"))
+    assert again.matrix("worker") == [{"index": 3, "name": "worker-123-2-3"}]
+    assert ask(told, wish(workers=1, minutes=20), run(attempt="2", index="3")) == again
+    assert ask(told, wish(workers=1, minutes=10), run(attempt="2", index="2")).burst_id != again.burst_id
+    assert sums(told)["planned"] == 50
+
+
+def test_a_job_whose_plan_asked_in_the_same_attempt_is_told_the_same_for_itself(told: Settings) -> None:
+    plan = ask(told, wish(workers=3, minutes=10), run())
+    job = ask(told, wish(workers=1, minutes=10), run(index="3"))
+    assert (job.burst_id, job.matrix("worker")) == (plan.burst_id, [{"index": 3, "name": "worker-123-1-3"}])
+    assert ask(told, wish(workers=1, minutes=10), run(index="4")).burst_id != plan.burst_id  # one nobody planned
+    assert ask(told, wish(workers=3, minutes=10), run()).matrix("worker") == plan.matrix("worker")
+    assert sums(told)["planned"] == 40
+
+
+def test_a_job_of_a_plan_that_was_refused_is_refused_too(told: Settings) -> None:
+    refused = ask(told, wish(workers=3, minutes=90), run()).refused
+    assert refused is not None
+    assert ask(told, wish(workers=1, minutes=1), run(index="1")).refused == refused
+
+
 def test_a_burst_that_was_granted_becomes_the_run_that_it_started(told: Settings) -> None:
     request = wish(workers=2)
     ask(told, request)
@@ -171,6 +195,22 @@ def test_minutes_used_are_settled_when_all_workers_have_left(told: Settings, ses
     assert (sums(told)["planned"], sums(told)["used"], sums(told)["left"]) == (0, 6, 94)
     (row,) = bursts(told)
     assert row.ended_at is not None
+
+
+def test_a_job_that_is_run_again_adds_its_minutes_and_takes_none_from_the_attempt_before(
+    told: Settings, session: Session
+) -> None:
+    first = ask(told, wish(workers=2, minutes=20), run())
+    came(session, run(), 1, minutes=4)
+    came(session, run(), 2, minutes=3)
+    assert sums(told)["used"] == 7
+    again = ask(told, wish(workers=1, minutes=20), run(attempt="2", index="2"))
+    assert (sums(told)["used"], sums(told)["planned"]) == (7, 20)
+    came(session, run(attempt="2"), 1, minutes=9)  # another job's
+    came(session, run(attempt="2"), 2, minutes=6)
+    assert (sums(told)["used"], sums(told)["planned"]) == (13, 0)
+    rows = {row["burst_id"]: row["registered"] for row in record.list_all(session, 3600)}
+    assert rows == {first.burst_id: 2, again.burst_id: 1}
 
 
 def test_a_burst_is_not_over_while_one_of_its_workers_is_there(told: Settings, session: Session) -> None:

@@ -86,6 +86,21 @@ def test_a_cancelled_burst_is_a_cancelled_run(told: Settings, fake: FakeGitHub) 
     github.cancel(row(told), told)  # it has ended already, which is no error
 
 
+def test_how_an_attempt_ended_is_known_while_the_next_one_runs(told: Settings, fake: FakeGitHub) -> None:
+    run_id = github.start(wish(), told).run_id
+    ended = fake.runs[0] | {"status": "completed", "conclusion": "failure"}
+    fake.runs[0] |= {"run_attempt": 2, "status": "in_progress", "earlier": {"1": ended}}
+    github.conclude(told)
+    assert row(told).run["conclusion"] == "failure"
+    assert left(told) == 2000 - 3  # nobody came: the minute of each job
+    never = budget.Run(repository=REPOSITORY, run_id=run_id, attempt="3", index="1")
+    with db.session(told.database()) as session:
+        budget.ask(session, told, wish(workers=1), never)
+    assert left(told) == 2000 - 3 - 30
+    github.conclude(told)
+    assert left(told) == 2000 - 3
+
+
 def test_what_the_budget_refuses_never_reaches_github(told: Settings, fake: FakeGitHub) -> None:
     with pytest.raises(BurstRefused, match="3 workers x 30 min = 90 minutes, and 80 of this month's 80 are left"):
         github.start(wish(), told.model_copy(update={"budget_minutes": 80}))

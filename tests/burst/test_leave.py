@@ -70,6 +70,35 @@ def test_a_run_that_asks_again_gets_the_same_answer(server: Process, settings: S
     assert rows(settings) == 1
 
 
+def test_a_job_that_is_run_again_asks_for_itself_alone(
+    start: Callable[..., Process], server: Process, worker_env: dict[str, str], settings: Settings
+) -> None:
+    again = worker_env | {"GITHUB_RUN_ATTEMPT": "2"}
+    words = ("--workers", "9", "--index", "3", "--runtime", "10m", "--json")
+    process = start("burst", "leave", *words, env=RUN | again)
+    assert process.wait() == 0, process.output
+    answer = json.loads(process.output)
+    assert (answer["granted"], answer["matrix"]) == (True, [{"index": 3, "name": "worker-123-2-3"}])
+    with db.session(settings.database()) as session:
+        (row,) = session.scalars(select(Burst)).all()
+    assert (row.num_workers, row.minutes_planned, row.run["index"]) == (1, 10, "3")
+
+
+@pytest.mark.parametrize("index", [0, 257, "3"])
+def test_a_job_that_no_matrix_has_is_not_recorded(settings: Settings, index: object) -> None:
+    asked = json.dumps(json.loads(question().model_dump_json()) | {"index": index}).encode()
+    assert "cannot read" in (Porter(settings).decide(asked, "burst").failed or "")
+    assert rows(settings) == 0
+
+
+def test_a_job_cannot_become_the_burst_that_howl_started(settings: Settings) -> None:
+    request = BurstRequest(workers=2, runtime=600.0)
+    with db.session(settings.database()) as session:
+        budget.ask(session, settings, request)
+    told = decide(Porter(settings), "burst", index=1, burst_id=request.burst_id)
+    assert (told.granted, told.burst_id != request.burst_id, rows(settings)) == (True, True, 2)
+
+
 def test_without_a_server_it_is_said_who_does_not_answer(settings: Settings) -> None:
     with pytest.raises(ServerUnavailable, match="No `howl server` listens"):
         ask(question(), settings)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 import venv
@@ -28,7 +29,8 @@ from tests.support import PATIENCE, Process, eventually, optional_program
 #: A worker's machine installs fewer.
 BYTES = 60e6
 #: Steps that may see a secret.
-TRUSTED = {"Ask the server's leave", "Check the way to the server", "Work"}
+AGAIN = "Ask the server's leave for one more attempt"
+TRUSTED = {"Ask the server's leave", AGAIN, "Check the way to the server", "Work"}
 
 
 def steps() -> list[dict[str, Any]]:
@@ -152,6 +154,50 @@ def test_a_burst_that_is_refused_starts_no_worker_and_shows_the_arithmetic(
     assert "3 workers x 30 min = 90 minutes, and 60 of this month's 60 are left" in runner.summary.read_text()
 
 
+def test_a_job_that_is_run_again_without_its_plan_asks_counts_and_may_be_refused(
+    runner: Runner, start: Callable[..., Process], env: dict[str, str], settings: Settings
+) -> None:
+    process = start("server", env=env | {"HOWL_BUDGET_MINUTES": "90"})
+    eventually(lambda: "server is up" in process.output)
+    assert asked(runner, num_workers="2")[0] == 0
+    planned = runner.outputs()
+    known = {"matrix.index": "2", "needs.plan.outputs.attempt": planned["attempt"]}
+    given = variables("worker", AGAIN, known)
+    script = step("worker", AGAIN)["run"]
+    assert runner.run(script, **given)[0] == 0  # the attempt that was planned
+    assert (runner.outputs(), len(bursts(settings))) == (planned, 1)
+    status, said = runner.run(script, **given, GITHUB_RUN_ATTEMPT="2")
+    assert (status, said.splitlines()[-1]) == (0, "Granted."), said
+    first, second = sorted(bursts(settings), key=lambda row: row.started_at)
+    again = {name: value for name, value in runner.outputs().items() if planned.get(name) != value}
+    assert again == {"name": "worker-4711-2-2", "burst_id": second.burst_id}
+    assert second.run == {"repository": "octo/site", "run_id": "4711", "attempt": "2", "index": "2"}
+    assert (first.minutes_planned, second.minutes_planned) == (60, 30)
+    status, said = runner.run(script, **given, GITHUB_RUN_ATTEMPT="3")
+    assert status == 1, said
+    assert "No worker: 1 workers x 30 min = 30 minutes, and 0 of this month's 90 are left" in said
+    assert "No worker: " in runner.summary.read_text()
+
+
+def test_a_job_that_is_put_off_asks_again_later(
+    runner: Runner, server: Process, settings: Settings, tmp_path: Path
+) -> None:
+    real = shutil.which("howl", path=runner.env["PATH"])
+    programs = {
+        "sleep": 'echo "sleeps $1"',
+        "howl": f'if [[ -e "$0.put-off" ]]; then exec {real} "$@"; fi; touch "$0.put-off"; exit 1',
+    }
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    runner.env["PATH"] = f"{tmp_path}:{runner.env['PATH']}"
+    given = variables("worker", AGAIN, {"matrix.index": "1", "needs.plan.outputs.attempt": "1"})
+    status, said = runner.run(step("worker", AGAIN)["run"], **given, GITHUB_RUN_ATTEMPT="2")
+    assert status == 0, said
+    assert len(re.findall(r"(?m)^sleeps [3-8]\d$", said)) == 1
+    assert [row.run["index"] for row in bursts(settings)] == ["1"]
+
+
 def test_a_plan_that_nobody_answers_fails_and_grants_nothing(runner: Runner) -> None:
     status, said = asked(runner)
     assert status == 1
@@ -211,6 +257,20 @@ def test_the_last_script_becomes_the_worker_itself(
     runner.cancel(1.0)
     assert "It began no task." in runner.summary.read_text()
     eventually(lambda: worker_row("worker-4711-1-1").status == "offline")
+
+
+def test_a_worker_that_was_given_leave_again_takes_the_name_of_its_attempt(
+    runner: Runner, known: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "howl").write_text('#!/usr/bin/env bash\necho "$WORKER_ID of $HOWL_BURST_ID"\n')
+    (tmp_path / "howl").chmod(0o755)
+    runner.env["PATH"] = f"{tmp_path}:{runner.env['PATH']}"
+    again = {"steps.again.outputs.name": "worker-4711-2-1", "steps.again.outputs.burst_id": "b2"}
+    for given, name in ((known, "worker-4711-1-1 of b1"), (known | again, "worker-4711-2-1 of b2")):
+        _, said = runner.run(step("worker", "Work")["run"], **variables("worker", "Work", given))
+        assert said.splitlines()[-1] == name
+    names = [each["name"] for each in job("worker")["steps"]]
+    assert names.index(AGAIN) < names.index("Run the repository's own set-up")
 
 
 def test_the_repository_s_own_set_up_is_run_if_there_is_one(runner: Runner) -> None:

@@ -1,4 +1,4 @@
-"""`howl burst leave`: what the planning job of a run asks."""
+"""`howl burst leave`: what the planning job of a run asks, or a job that is run again without it."""
 
 import json
 
@@ -17,6 +17,9 @@ from howl.errors import BurstRefused
 @click.option("--tags", type=NAMES, default=(), metavar="A,B", help="For the record.")
 @click.option("--queues", type=NAMES, default=(), metavar="A,B", help="For the record.")
 @click.option("--burst-id", metavar="ID", help="The burst that this run was started for, if one was.")
+@click.option(
+    "--index", type=click.IntRange(1, 256), metavar="I", help="The one job that asks, being run again without the plan."
+)
 @as_json
 def leave(
     workers: int,
@@ -25,18 +28,22 @@ def leave(
     tags: tuple[str, ...],
     queues: tuple[str, ...],
     burst_id: str | None,
+    index: int | None,
     as_json: bool,
 ) -> None:
     """Ask the server whether this run may work.
 
     For the planning job of a GitHub Actions run, which has HOWL_JOIN and no database: the server's budget decides. A
-    run that asks again gets the same answer. With --json a refusal, too, ends with status 0: its `matrix` is empty and
-    its `reason` says why.
+    run that asks again gets the same answer, its next attempt one of its own: GitHub's "Re-run failed jobs" does not
+    run the planning job again, so each job then asks for itself, with --index.
+
+    With --json a refusal, too, ends with status 0: its `matrix` is empty and its `reason` says why.
 
     \b
     Examples:
         howl burst leave --workers 3 --runtime 30m
         howl burst leave --workers 3 --runtime 30m --json
+        howl burst leave --workers 1 --index 2 --runtime 30m --json
     """
     silence_asyncio()
     settings = load_settings()
@@ -48,6 +55,7 @@ def leave(
         tags=list(tags),
         queues=list(queues),
         burst_id=burst_id or None,
+        index=index,
     )
     answer = ask(request, settings)
     if as_json:
