@@ -6,7 +6,8 @@
 -- ARGV[1..2]  owner; what all keys begin with
 -- ARGV[3..]   words in the order in which the messages were taken, last taken first: kind, tag, count, values
 --               back    list, counter        to the end the list is taken from, adding one to the counter; of a
---                       [, outcome]          run that had begun, with the outcome that says so appended
+--                       [, outcome]          run that had begun, with the outcome that says so appended, and a blank
+--                                            at the message's end, which makes it `redelivered` (turn.lua)
 --               dead    task id, outcome     kept for replay, with the outcome appended
 --               aside   list of what nobody's rights allow to be put back, and of the first 64 KB of it
 -- Answer      how many messages were moved; -1 if the owner's lease still runs (it spoke since the keeper looked)
@@ -63,10 +64,12 @@ while at <= #ARGV and bytes < MOST_BYTES do
     else
       count_death(ARGV[at + 4])
       local bell = prefix .. 'doorbell:' .. string.match(string.sub(list, #prefix + 1), '^[^\6]*')
+      local message = string.sub(claim, ends + 1)
       if count > 2 then -- whatever the owner made of that key, its message goes back
         redis.pcall('XADD', outcomes, '*', 'outcome', ARGV[at + 5])
+        message = string.sub(message, -1) == ' ' and message or message .. ' '
       end
-      redis.call('RPUSH', list, string.sub(claim, ends + 1))
+      redis.call('RPUSH', list, message)
       redis.call('LPUSH', bell, 1)
       redis.call('PEXPIRE', bell, 60000)
     end

@@ -222,7 +222,7 @@ class Ledger(threading.Thread):
 
     def requeue(self, tag: str) -> None:
         """To the end producers push to, behind what waits."""
-        self._let_go(tag, Word("requeue", tag))
+        self._let_go(tag, Word("requeue", tag, [1]))
 
     def lost(self, tag: str, task_id: str, limit: int, outcome: bytes) -> None:
         """Its run died with its process."""
@@ -246,9 +246,10 @@ class Ledger(threading.Thread):
         with self._lock:
             self._claiming = False
             self._buffer.clear()
-            for tag in reversed(self._claims):
+            for tag, claim in reversed(self._claims.items()):
                 lost = broken_off.get(tag)
-                self._words.append(Word("lost", tag, lost) if lost else Word("back", tag))
+                began = [] if claim.began_at is None else [1]
+                self._words.append(Word("lost", tag, lost) if lost else Word("back", tag, began))
             self._claims.clear()
             self._waiting = 0
             self._closing = time.monotonic() + timeout

@@ -17,8 +17,8 @@
 --               settle   task id, outcomes ...         ended like this
 --               loose    outcome                       append it, whoever holds what (the tag is empty)
 --               ring     doorbell                      wake an idle worker (the tag is empty)
---               back                                   to the end the queue is taken from
---               requeue                                to the end producers push to
+--               back     [1]                           to the end the queue is taken from; 1 if its run had begun
+--               requeue  [1]                           to the end producers push to
 --               lost     task id, limit, outcome       its run died, or was broken off: back, or after `limit` times dead,
 --                                                      with the outcome
 --               park     due (milliseconds since 1970) until then, in `parked`
@@ -35,7 +35,8 @@
 -- Promise: a turn happens whole, once, whatever its answer's fate: the same number again gets the same claims and
 -- changes nothing. A message is in a queue, in one owner's claims, parked, dead or ended, at every instant; outcomes are
 -- appended only for claims the owner still holds. Destinations are written before sources are removed. No JSON is read
--- or written: Lua's loses integers beyond 2^53, empty lists, and what is nested too deeply.
+-- or written: Lua's loses integers beyond 2^53, empty lists, and what is nested too deeply. That a message's run had begun
+-- is a blank at its end, which JSON allows: to the next worker it is `redelivered`.
 --
 -- Whoever has the credential may call this with any arguments, and write anything into the keys that it reads, while
 -- nobody else is served. So it takes time in proportion to what it is given and gives: numbers are whole and bounded,
@@ -217,8 +218,11 @@ local function release(tag)
   redis.call('HDEL', claims, tag, BEGAN .. tag)
 end
 
-local function put(side, tag, claim)
+local function put(side, tag, claim, again)
   local list, message = split(claim)
+  if again and string.sub(message, -1) ~= ' ' then
+    message = message .. ' '
+  end
   redis.call(side, list, message)
   ring(list)
   release(tag)
@@ -252,10 +256,10 @@ local act = {
 -- These take the message elsewhere.
 local move = {
   back = function(word, claim)
-    put('RPUSH', word.tag, claim)
+    put('RPUSH', word.tag, claim, word.count > 0)
   end,
   requeue = function(word, claim)
-    put('LPUSH', word.tag, claim)
+    put('LPUSH', word.tag, claim, word.count > 0)
   end,
   lost = function(word, claim)
     local id, most = ARGV[word.first], whole(ARGV[word.first + 1], MOST_TURNS, 'limit of deaths')
@@ -265,7 +269,7 @@ local move = {
       redis.call('HDEL', deaths, id)
       release(word.tag)
     else
-      put('RPUSH', word.tag, claim)
+      put('RPUSH', word.tag, claim, true)
     end
   end,
   park = function(word, claim)
@@ -310,7 +314,7 @@ for _, word in ipairs(words) do
 end
 
 for _, tag in ipairs(unheard) do
-  put('RPUSH', tag, redis.call('HGET', claims, tag))
+  put('RPUSH', tag, redis.call('HGET', claims, tag), redis.call('HEXISTS', claims, BEGAN .. tag) == 1)
 end
 
 -- How many bytes of outcomes wait, about: as many as there are entries, each as large as those on average were that were

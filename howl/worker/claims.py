@@ -200,6 +200,8 @@ class Holder:
             raise ValueError("it names no task")  # it must not run, for how it ends could not be recorded
         self._runs[claim.tag] = Run(task_id)
         message["properties"]["delivery_tag"] = claim.tag
+        if claim.message.endswith(b" "):  # a run of it had begun: turn.lua
+            message["properties"]["delivery_info"]["redelivered"] = True
         due = _due(headers.get("eta"))
         now = self._clock.time()
         if due is not None and due > now + AHEAD:

@@ -339,6 +339,15 @@ def test_a_requeued_message_waits_behind_all_others(owner: Owner, publish: Any) 
     assert waiting(owner) == [b"second", b"first"]
 
 
+@pytest.mark.parametrize("word", ["back", "requeue"])
+def test_a_message_whose_run_had_begun_bears_one_blank_for_it(owner: Owner, publish: Any, word: str) -> None:
+    publish(b'{"a": 1}')
+    for _ in range(2):
+        [tag] = owner.take()
+        owner.ask((word, tag, 1))
+        assert waiting(owner) == [b'{"a": 1} ']
+
+
 def test_a_message_goes_back_to_the_list_of_its_priority(owner: Owner, publish: Any) -> None:
     owner.queues = ("q\x06\x163",)
     publish(b"m", queue="q\x06\x163")
@@ -361,6 +370,7 @@ def test_a_run_may_die_five_times_and_the_sixth_time_it_is_dead(owner: Owner, pu
         assert waiting(owner) == [message], f"after {death} deaths"
         [tag] = owner.take()
         owner.ask(("began", tag, "id"), ("lost", tag, "id", 5, OUTCOME))
+        message = message.rstrip() + b" "
     assert waiting(owner) == []
     assert outcomes(owner) == [OUTCOME]
     dead = owner.client.hgetall(owner.settings.key("dead"))
@@ -497,6 +507,7 @@ def test_the_sixth_death_of_a_worker_with_a_task_is_the_tasks(owner: Owner, publ
         owner.ask(("began", tag, "poison"))
         die(owner)
         keep(owner)
+        message = message.rstrip() + b" "
         owner.name = f"celery@w1.life{death}"
         owner.number = 0
     assert waiting(owner) == []

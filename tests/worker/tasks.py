@@ -191,6 +191,17 @@ def requeue_once(path: str) -> int:
     return starts
 
 
+@shared_task(name="endings.again", bind=True)
+def again(self: Any, path: str, how: str) -> list[Any]:
+    """Go back once, rejected or with the process; how often it started, and whether it knows of that."""
+    starts, before = _starts(path), self.request.delivery_info["redelivered"]
+    if starts == 1 and how == "rejected" and not before:
+        raise Reject("not now", requeue=True)
+    if starts == 1 and how == "lost" and not before:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [starts, before]
+
+
 @shared_task(name="endings.soft_limit", soft_time_limit=0.5)
 def soft_limit() -> None:
     """Take longer than its soft limit."""

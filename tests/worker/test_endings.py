@@ -153,6 +153,11 @@ def test_a_requeued_task_runs_again_and_only_its_last_run_ends(crew, ledger):
     assert crew.redis.hgetall(crew.key("deaths")) == {}
 
 
+@pytest.mark.parametrize(("how", "told"), [("at once", [1, False]), ("rejected", [2, True])])
+def test_a_requeued_task_knows_that_it_was_delivered_before(crew, ledger, how, told):
+    assert crew.ended(crew.send("again", str(ledger), how)).result == told
+
+
 def test_a_hard_limit_fails_the_task_once(prefork):
     task_id = prefork.send("hard_limit")
     assert prefork.ended(task_id).error_type == "billiard.exceptions.TimeLimitExceeded"
@@ -330,6 +335,10 @@ def test_a_task_whose_process_was_lost_runs_again(prefork, ledger):
     assert prefork.ended(task_id).result == 3
     assert prefork.kinds(task_id) == ["requeued", "requeued", "succeeded"]
     assert prefork.redis.hgetall(prefork.key("deaths")) == {}
+
+
+def test_a_task_whose_process_was_lost_knows_that_it_was_delivered_before(prefork, ledger):
+    assert prefork.ended(prefork.send("again", str(ledger), "lost")).result == [2, True]
 
 
 def test_a_task_that_kills_its_process_is_dead_after_five_deaths_more(prefork, ledger):
