@@ -278,9 +278,11 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         except redis.exceptions.ConnectionError:
             self.append(entry)
 
-    def get_state(self, task_id: str) -> str:  # noqa: ARG002  # Celery's signature
-        """Only a failing chain asks, so as not to count a chord's part twice; the recorder counts distinct tasks."""
-        return str(states.PENDING)
+    def get_state(self, task_id: str) -> str:
+        """In a worker only failing chains ask, lest chords count a part twice; the recorder counts distinct tasks."""
+        if getattr(self.app, "howl_outbox", None) is not None:
+            return str(states.PENDING)
+        return str(super().get_state(task_id))
 
     # --- reading -----------------------------------------------------------------------------------------------
 

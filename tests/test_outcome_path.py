@@ -33,6 +33,7 @@ def test_a_failure_is_raised_again_at_the_client_and_recorded_with_its_traceback
     result = tasks.fail.delay("no such luck")
     with pytest.raises(ValueError, match="no such luck"):
         result.get(timeout=PATIENCE)
+    assert result.backend.get_state(result.id) == result.state == "FAILURE"
     row = task_row(result.id)
     assert (row.status, row.error_type, row.error_message) == ("failed", "ValueError", "no such luck")
     assert "in fail" in row.traceback
