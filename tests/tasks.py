@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from celery import shared_task
+from celery import chain, group, shared_task
 
 
 @shared_task(name="tests.add")
@@ -21,6 +21,18 @@ def add(x: int, y: int) -> int:
 def echo(value: Any) -> Any:
     """Return the value as it came."""
     return value
+
+
+@shared_task(name="tests.become_chain", bind=True)
+def become_chain(self: Any) -> Any:
+    """Let a chain that ends in a group end in its place."""
+    raise self.replace(chain(add.s(1, 2), group(add.s(1), add.s(1))))
+
+
+@shared_task(name="tests.add_to_all", bind=True)
+def add_to_all(self: Any, numbers: list[int], more: int) -> Any:
+    """Let a group end in its place that adds to each number."""
+    raise self.replace(group(add.s(number, more) for number in numbers))
 
 
 @shared_task(name="tests.total")

@@ -58,6 +58,13 @@ def test_a_chord_in_a_chain_and_a_chord_of_chains_and_groups_work():
     assert nested.delay().get(timeout=PATIENCE) == 7
 
 
+def test_tasks_that_become_groups_in_chains_end_as_the_groups_do():
+    assert tasks.become_chain.delay().get(timeout=PATIENCE) == [4, 4]
+    assert chain(tasks.become_chain.s(), tasks.total.s()).delay().get(timeout=PATIENCE) == 8
+    body = tasks.add_to_all.s(5) | tasks.total.s()
+    assert chord([tasks.add.s(1, 1), tasks.add.s(2, 2)], body).delay().get(timeout=PATIENCE) == 16
+
+
 def test_a_chord_with_a_failing_part_fails_its_body_and_says_why(app):
     body = chord([tasks.add.s(1, 1), tasks.fail.s("part two")], tasks.total.s()).delay()
     with pytest.raises(ChordError, match="part two"):

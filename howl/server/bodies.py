@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: Bytes that all values of a chord may take in this process's memory, about, and of an empty list among them.
 VALUES_LIMIT, CONTAINER = 64 << 20, 64
+#: Names of no task of their own: what is on record of them is one of theirs.
+COMPOSED = ("celery.chain", "celery.group", "celery.chord")
 #: Characters of a part's error that its body fails with.
 ERROR_LIMIT = 20_000
 
@@ -81,11 +83,14 @@ def _submit(chord: Chord, opened: Session, app: Celery, reach: Reach, expired: C
     body, shape = maybe_signature(document, app=app), _shape(json.loads(chord.header))
     if strangers := set(_leaves(shape)).difference(chord.parts):
         raise ChordRefused(f"Task {min(strangers)} is in its header and none of its parts")
-    row = opened.get(Task, body.id) if body.id else None
-    if row is not None and not reach.sees(chord.redis_user, row):
-        raise ChordRefused(f"its body is task {row.task_id}, which is another's")
-    replaces = row is not None and _replaces(document, row, chord, opened)
-    if row is not None and (row.rank == FINAL_RANK or not replaces):
+    # Of a chain only the first task is published here: that is the one which may be the replacement of another.
+    first = maybe_signature(body.tasks[0], app=app) if body.task == "celery.chain" and body.tasks else body
+    last, row = (opened.get(Task, each.id) if each.id else None for each in (body, first))
+    for known in (last, row):
+        if known is not None and not reach.sees(chord.redis_user, known):
+            raise ChordRefused(f"its body is task {known.task_id}, which is another's")
+    replaces = row is not None and _replaces(str(first.task), row, chord, opened)
+    if (last is not None and last.rank == FINAL_RANK) or (row is not None and not replaces):
         return  # submitted by an earlier life of this server, which ended before it could say so; or cancelled
     reason = str(expired) if expired else _why_not(chord, document, opened, reach)
     if reason is None:
@@ -143,10 +148,11 @@ def _own_queue(body: Any) -> dict[str, Any]:
     return {"queue": worker_queue(worker_id)} if kind == "worker" and worker_id else {}
 
 
-def _replaces(document: dict[str, Any], row: Task, chord: Chord, opened: Session) -> bool:
+def _replaces(name: str, row: Task, chord: Chord, opened: Session) -> bool:
     """Whether what is on record is the task that this chord replaces, whose id its body has, and not the body's run."""
-    name = str(document.get("task"))
-    is_named_otherwise = row.name != name and not name.startswith("celery.")  # a chain is recorded as its last task
+    if row.rank == FINAL_RANK:
+        return False
+    is_named_otherwise = row.name != name and name not in COMPOSED
     children = select(Task.task_id).where(_is_part_of(chord), Task.parent_id == row.task_id)
     return is_named_otherwise or opened.scalar(children.limit(1)) is not None
 
