@@ -51,7 +51,9 @@ def main(sdist: Path, limit: int, options: tuple[str, ...]) -> None:
                 HOWL_REDIS_URL=stack.urls.redis_url, HOWL_NATS_URL=stack.urls.nats_url,
                 HOWL_DATABASE_URL=stack.urls.database_url, HOWL_TASK_MODULES="t.integration.tasks",
                 REDIS_HOST="127.0.0.1", REDIS_PORT=str(port), HOWL_SUITE_LIMIT=str(limit),
-                PYTHONPATH=f"{home}:{ROOT}",
+                # As Celery runs it; the broker is for a worker that the suite starts by itself.
+                WORKER_LOGLEVEL="INFO", TEST_BROKER=f"redis://127.0.0.1:{port}",
+                PYTHONPATH=f"{home}:{ROOT}", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             )  # fmt: skip
             with _server(home, env):
                 status = _pytest(home, env, options)
