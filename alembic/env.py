@@ -10,8 +10,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from howl.config import load_settings
-from howl.db import LONG_PATIENCE, engine, patient
-from howl.errors import DatabaseUnavailable, visible
+from howl.db import LONG_PATIENCE, engine, in_the_way, patient
+from howl.errors import DatabaseUnavailable
 from howl.models import Base
 
 logger = logging.getLogger("alembic.howl")
@@ -20,14 +20,6 @@ logger = logging.getLogger("alembic.howl")
 #: Seconds that a statement waits for a lock, and that all of them try: what waits for a table that somebody reads keeps
 #: everybody else from it, so it waits in short pieces.
 LOCK_TIMEOUT, PATIENCE = 4, 60
-
-#: Whoever may be in the way, the longest first.
-_OTHERS = """
-SELECT pid, coalesce(nullif(application_name, ''), 'no name'), state, extract(epoch FROM now() - xact_start)::int
-FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
-ORDER BY xact_start LIMIT 3
-"""
 
 
 def migrate() -> None:
@@ -51,7 +43,7 @@ def _migrated(url: str, *, last: bool) -> bool:
             if not isinstance(error.orig, LockNotAvailable):
                 raise
             connection.rollback()
-            waits = f"The migration waits for {_in_the_way(connection)}"
+            waits = f"The migration waits for {in_the_way(connection)}"
             if last:
                 raise DatabaseUnavailable(
                     f"{waits}, and gives up, with nothing changed: end it, and migrate again."
@@ -59,12 +51,6 @@ def _migrated(url: str, *, last: bool) -> bool:
             logger.warning("%s.", waits)
             return False
     return True
-
-
-def _in_the_way(connection: Connection) -> str:
-    rows = connection.exec_driver_sql(_OTHERS).all()
-    told = [f"process {pid} of PostgreSQL ({visible(name)}, {state}, {age} s)" for pid, name, state, age in rows]
-    return " or ".join(told) or "a lock that somebody held until now"
 
 
 def _migrate_on(connection: Connection) -> None:

@@ -6,6 +6,8 @@ what was set, or prepared, before: there each transaction sets it for itself.
 
 import psycopg
 
+#: Seconds that a statement waits for what another client has locked: less than anybody waits for its answer.
+LOCK_TIMEOUT = 10
 #: Settings by which values are read and written, and what a transaction is without another word.
 PINNED = {
     "DateStyle": "ISO, YMD",
@@ -19,10 +21,11 @@ PINNED = {
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
+    "lock_timeout": f"{LOCK_TIMEOUT}000",
 }
 #: Limits in milliseconds that hold as they are set if they leave a minute, and are a minute otherwise.
 LEFT_A_MINUTE = (
-    "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout",
+    "statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout",
 )  # fmt: skip
 MINUTE = 60_000
 #: Values that are changed only where the setting has the first: an outcome is forgotten by Redis once it is committed,

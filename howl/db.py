@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
+import sqlalchemy
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, create_engine, event
@@ -17,7 +18,7 @@ from sqlalchemy.exc import TimeoutError as NoneIsFree
 from sqlalchemy.orm import Session
 
 from howl import database_session
-from howl.errors import DatabaseUnavailable, SettingsError
+from howl.errors import DatabaseUnavailable, SettingsError, visible
 
 #: Seconds to wait for a connection, and for each answer unless `patient` says otherwise. Whoever finds that a
 #: connection is dead, and then that no other can be made, hears of it within 20 seconds.
@@ -28,6 +29,13 @@ SERVER_PATIENCE, LONG_PATIENCE = 60.0, 6 * 3600.0
 KEPT, MORE, FREE_TIMEOUT = 5, 10, 10.0
 #: A way that is cut without a word is noticed by the kernel (seconds; milliseconds for the last).
 KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+#: Whoever may be in the way of a statement that waits for a lock, the longest first.
+_OTHERS = """
+SELECT pid, coalesce(nullif(application_name, ''), 'no name'), state, extract(epoch FROM now() - xact_start)::int
+FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+ORDER BY xact_start LIMIT 3
+"""
 #: SQLSTATE's class of "program limit exceeded": PostgreSQL's documentation, appendix A.
 PROGRAM_LIMIT = "54"
 #: Prepared statements that are gone, or mean something else: a pooler is between, or the tables were migrated.
@@ -106,6 +114,13 @@ def engine(url: str) -> Engine:
     return made
 
 
+def in_the_way(connection: sqlalchemy.Connection) -> str:
+    """Which clients of PostgreSQL may hold the lock that a statement of this transaction waited for, in words."""
+    rows = connection.exec_driver_sql(_OTHERS).all()
+    told = [f"process {pid} of PostgreSQL ({visible(name)}, {state}, {age} s)" for pid, name, state, age in rows]
+    return " or ".join(told) or "a lock that somebody held until now"
+
+
 @contextmanager
 def session(url: str) -> Iterator[Session]:
     """A session that commits at the end and rolls back on an error; raises DatabaseUnavailable, naming no password."""
@@ -114,7 +129,8 @@ def session(url: str) -> Iterator[Session]:
             yield opened
             opened.commit()
     except DBAPIError as error:
-        told = _told(error, f"PostgreSQL at {_address(url)}")
+        is_locked = isinstance(error.orig, errors.LockNotAvailable)
+        told = _locked(url) if is_locked else _told(error, f"PostgreSQL at {_address(url)}")
         if told is None:
             raise  # a row, or a statement, that PostgreSQL refuses, being well
         raise DatabaseUnavailable(told) from error
@@ -159,6 +175,18 @@ _TROUBLE: tuple[tuple[Any, str], ...] = (
 #: SQLSTATE's classes "invalid transaction state", as after an idle transaction's time is over, and "internal error",
 #: which poolers say too.
 _NO_STATE_TO_WORK_IN = ("25", "XX")
+
+
+def _locked(url: str) -> str:
+    try:
+        with engine(url).connect() as connection:
+            who = in_the_way(connection)
+    except DBAPIError:
+        who = "somebody's lock"
+    return (
+        f"PostgreSQL at {_address(url)} waited {database_session.LOCK_TIMEOUT} s for {who}, and gave up: end it there "
+        "(`SELECT pg_terminate_backend(…)`), or try again when it is done."
+    )
 
 
 def _address(url: str) -> str:
