@@ -278,6 +278,10 @@ class Settings(env_file.FileSettings):
             if url and urlsplit(url).hostname not in LOOPBACK_HOSTS:
                 raise ValueError(f"HOWL_{field.upper()} names another machine, and HOWL_LOOPBACK_ONLY is set")
 
+    def urls(self) -> list[str]:
+        """The addresses that are known, of Redis, NATS and PostgreSQL."""
+        return [url for url in (self.redis_url, self.nats_url, self.database_url) if url]
+
     def redis(self) -> str:
         """Redis's URL; raises NotConfigured."""
         return self.redis_url or self._missing("Redis", "HOWL_REDIS_URL (or HOWL_JOIN, MANAGER_HOST)")

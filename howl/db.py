@@ -160,7 +160,7 @@ _TROUBLE: tuple[tuple[Any, str], ...] = (
     (errors.DiskFull, "{server} cannot write, for its disk is full: make room there, and work goes on by itself."),
     (
         (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName),
-        "{server} has no tables of HOWL's, or an older version's: run `alembic upgrade head`.",
+        "{server} has no tables of HOWL's, or an older version's: run `howl migrate`.",
     ),
     (
         errors.ReadOnlySqlTransaction,
@@ -187,6 +187,15 @@ def _locked(url: str) -> str:
         f"PostgreSQL at {_address(url)} waited {database_session.LOCK_TIMEOUT} s for {who}, and gave up: end it there "
         "(`SELECT pg_terminate_backend(…)`), or try again when it is done."
     )
+
+
+@contextmanager
+def explained(words: str) -> Iterator[None]:
+    """Where the connection is lost, say first what is known; raises DatabaseUnavailable."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise DatabaseUnavailable(f"{words} PostgreSQL does not answer: {_reason(error)}.") from error
 
 
 def _address(url: str) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy import Select, and_, case, func, literal, select
 from sqlalchemy.orm import Session
 
 from howl.models import Task, TaskEvent, Worker
-from howl.outcomes import FINAL_STATUSES
+from howl.outcomes import FINAL_RANK, FINAL_STATUSES
 
 Row = dict[str, Any]
 
@@ -29,6 +29,7 @@ ENDS = 50
 #: Events at which a run may begin anew, and how many of the newest, with progress among them, tell how far it is.
 BEGINNINGS, NEEDED = ("received", "started", "retrying", "requeued"), 20
 
+IS_PRESENT = Worker.status.in_(("active", "draining"))
 # Written out in the statement, or PostgreSQL could not tell that the partial index serves.
 RUNS = Task.status == literal("started", literal_execute=True)
 #: A run that was broken off, and whose message is back on its queue: no worker has it.
@@ -176,16 +177,22 @@ def _inline(value: Any) -> str:
 def house(session: Session) -> Row:
     """Workers that are there, tasks that run, what just ended, and how many end a second.
 
-    `workers_total` and `running_total` count what the lists, of SHOWN rows at most, leave out.
+    `workers_total` and `running_total` count what the lists, of SHOWN rows at most, leave out; `concurrency_total` is
+    how many tasks all these workers run at once, `running_on_gone` how many of those that run are on workers that are
+    no longer there: their end, or their return to the queue, is not known yet.
     """
     numbers = _running_by_worker(session)
     workers = [worker | {"running": numbers.get(worker["worker_id"], 0)} for worker in _present(session)]
+    crew = session.execute(select(Worker.worker_id, Worker.concurrency).where(IS_PRESENT))
+    present: dict[str | None, int | None] = {row[0]: row[1] for row in crew}
     return {
         "at": session.scalar(select(func.now())),
         "workers": workers,
-        "workers_total": session.scalar(select(func.count()).where(Worker.status.in_(("active", "draining")))),
+        "workers_total": len(present),
+        "concurrency_total": sum(number or 0 for number in present.values()),
         "running": _running(session),
         "running_total": sum(numbers.values()),
+        "running_on_gone": sum(number for worker_id, number in numbers.items() if worker_id not in present),
         "ended": _just_ended(session),
         "ended_per_second": _speed(session),
     }
@@ -193,7 +200,7 @@ def house(session: Session) -> Row:
 
 def _present(session: Session) -> list[Row]:
     columns = (Worker.worker_id, Worker.status, Worker.origin, Worker.concurrency, Worker.deadline_at, Worker.tags)
-    there = select(*columns, Worker.last_heartbeat_at).where(Worker.status.in_(("active", "draining")))
+    there = select(*columns, Worker.last_heartbeat_at).where(IS_PRESENT)
     return _rows(session, there.order_by(Worker.worker_id).limit(SHOWN))
 
 
@@ -232,6 +239,24 @@ def _speed(session: Session) -> float:
     number, known, total = session.execute(select(ends, age, func.count())).one()
     seconds = SPAN if total < NEWEST else min(SPAN, max(float(known), 0.5))
     return number / seconds
+
+
+# --- queues ------------------------------------------------------------------------------------------------------
+
+
+def served_queues(session: Session) -> set[str]:
+    """Names of the queues from which active workers take tasks, each worker's own among them."""
+    active = session.execute(select(Worker.worker_id, Worker.queues).where(Worker.status == "active"))
+    return {queue for worker_id, queues in active for queue in (*queues, f"worker.{worker_id}")}
+
+
+def queues_with_waiting_tasks(session: Session) -> set[str]:
+    """Names of the queues in which submitted tasks wait, EVENTS at most."""
+    waits = Task.rank < FINAL_RANK, status_now == "queued", Task.queue.is_not(None)
+    return {str(queue) for queue in session.scalars(select(Task.queue).where(*waits).distinct().limit(EVENTS))}
+
+
+# --- asking ------------------------------------------------------------------------------------------------------
 
 
 def _newest() -> Any:

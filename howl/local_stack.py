@@ -1,9 +1,15 @@
-"""This machine's own servers, those of `howl up`: where they keep their data, and whether they run."""
+"""This machine's own servers, those of `howl up`: where they keep their data, whether they run, and on which ports."""
 
 import fcntl
 import json
 import os
+import socket
+from collections.abc import Collection
 from pathlib import Path
+from urllib.parse import urlsplit
+
+#: Where its servers listen.
+HOST = "127.0.0.1"
 
 #: The state folder of a service.
 SYSTEMS = Path("/var/lib/howl")
@@ -32,6 +38,39 @@ def running_stack(home: Path) -> dict[str, str]:
         return _read_running(home / "running.json")
     except OSError:
         return {}
+
+
+def last_ports(home: Path) -> dict[str, int]:
+    """The port of each server when `howl up` last ran in this state folder; empty where nobody knows."""
+    try:
+        told = json.loads((home / "ports.json").read_text())
+        return {str(server): int(port) for server, port in told.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def outdated(home: Path, urls: Collection[str]) -> str | None:
+    """What to do if one of these addresses does not answer because it is what `howl env` said of an earlier `howl up`.
+
+    None if it is not, or if all answer.
+    """
+    here = [url for url in urls if urlsplit(url).hostname == HOST]
+    silent = {url: urlsplit(url).port for url in here if not _listens(urlsplit(url).port)}
+    running = running_stack(home).values()
+    if running and silent.keys() - set(running):
+        return (
+            "`howl up` runs and listens elsewhere: `unset HOWL_REDIS_URL HOWL_NATS_URL HOWL_DATABASE_URL`, or take them"
+            " out of .env, and its servers are found."
+        )
+    if not running and {*silent.values()} & {*last_ports(home).values()}:
+        return "`howl up`, which listened there, does not run: start it again."
+    return None
+
+
+def _listens(port: int | None) -> bool:
+    with socket.socket() as attempt:
+        attempt.settimeout(0.5)
+        return port is None or attempt.connect_ex((HOST, port)) == 0
 
 
 def _read_running(path: Path) -> dict[str, str]:

@@ -141,7 +141,21 @@ def test_a_house_has_those_who_are_there_and_what_runs_on_each(session):
         [Worker(worker_id="w1"), Worker(worker_id="w2", status="draining"), Worker(worker_id="w3", status="lost")]
     )
     session.add_all(Task(task_id=f"t{n}", status="started", rank=1, worker_id="w2") for n in range(3))
+    session.add(Task(task_id="lost", status="started", rank=1, worker_id="w3"))
     session.commit()
     seen = live.house(session)
     assert [(worker["worker_id"], worker["running"]) for worker in seen["workers"]] == [("w1", 0), ("w2", 3)]
-    assert (seen["workers_total"], seen["running_total"], len(seen["running"])) == (2, 3, 3)
+    assert (seen["workers_total"], seen["running_total"], len(seen["running"])) == (2, 4, 4)
+    assert (seen["running_on_gone"], seen["concurrency_total"]) == (1, 0)
+
+
+def test_a_queue_is_served_by_active_workers_that_take_from_it_and_a_workers_own_by_it_alone(session):
+    session.add_all(
+        [Worker(worker_id="w1", queues=["celery", "gpu"]), Worker(worker_id="w2", status="draining", queues=["slow"])]
+    )
+    session.add_all(Task(task_id=queue, queue=queue) for queue in ("gpu", "slow", "worker.w1", "worker.w2"))
+    session.add(Task(task_id="ended", queue="old", status="succeeded", rank=3))
+    session.add(Task(task_id="runs", queue="busy", status="started", rank=1, worker_id="w2"))
+    session.commit()
+    assert live.served_queues(session) == {"celery", "gpu", "worker.w1"}
+    assert live.queues_with_waiting_tasks(session) == {"gpu", "slow", "worker.w1", "worker.w2"}

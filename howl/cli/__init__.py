@@ -35,6 +35,7 @@ COMMANDS = {
     "burst": "Start workers for a limited time.",
     "mcp": "Serve HOWL's tools to an MCP client.",
     "init": "Make what a real server needs: secrets, certificates, configuration.",
+    "migrate": "Bring the database's tables to this version's.",
     "server": "Run the persistent side.",
     "flower": "Serve Flower, Celery's web page of workers and tasks, behind a password.",
     "doctor": "Check what this machine needs, and say what to do.",
@@ -49,6 +50,17 @@ class CommandFiles(click.Group):
     def __init__(self, *args: Any, package: str, told: dict[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.package, self.told = package, told
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Where something fails, say if this terminal still has the addresses of servers that are no longer there."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError:
+            raise
+        except click.ClickException as error:
+            if ctx.parent is None and (words := _outdated()):
+                raise click.ClickException(f"{error.format_message()} {words}") from error
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
         return list(self.told)
@@ -86,6 +98,16 @@ class Howl(CommandFiles):
                 f"`howl {ctx.invoked_subcommand or ''}` met what nobody foresaw ({told}). Run it again with "
                 f"{TRACEBACKS}=1 to see where, and `howl doctor` to see whether a server is the matter."
             ) from error
+
+
+def _outdated() -> str | None:
+    """By name, for no help needs them."""
+    try:
+        settings = importlib.import_module("howl.config").load_settings()
+    except click.ClickException:
+        return None
+    words: str | None = importlib.import_module("howl.local_stack").outdated(settings.home, settings.urls())
+    return words
 
 
 def _load(package: str, name: str) -> click.Command:

@@ -73,11 +73,10 @@ def shares(wanted: list[int], room: int) -> list[int]:
 
 
 def _head(seen: Row) -> list[Text]:
-    able = sum(worker["concurrency"] or 0 for worker in seen["workers"])
     waiting = "?" if seen["queues"] is None else f"{sum(seen['queues'].values()):,}"
     facts = (
         f"{seen['workers_total']:,} workers",
-        f"{seen['running_total']:,} of {able:,} running",
+        *_running(seen),
         f"{waiting} waiting",
         f"{seen['ended_per_second']:,.1f} tasks/s",
         f"{seen['at'].astimezone():%H:%M:%S}",
@@ -88,6 +87,15 @@ def _head(seen: Row) -> list[Text]:
     if not seen["workers"]:
         lines.append(Text("No workers are active: `howl worker` starts one, `howl burst start` several."))
     return lines
+
+
+def _running(seen: Row) -> list[str]:
+    """How many tasks run of how many could, and how many ran on workers that are not heard of any more."""
+    gone, able = seen["running_on_gone"], seen["concurrency_total"]
+    here = seen["running_total"] - gone
+    # More than a worker says that it can: it has just been told to run fewer at once, or does not say.
+    told = [f"{here:,} of {able:,} running" if here <= able else f"{here:,} running"]
+    return [*told, f"{gone:,} on workers that are gone"] if gone else told
 
 
 def _sections(seen: Row) -> list[Section]:

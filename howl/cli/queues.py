@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from howl import analytics
+from howl import analytics, live
 from howl.broker.queues import survey
 from howl.cli import words
 from howl.cli.options import as_json
@@ -20,8 +20,8 @@ COLUMNS = (
     Column("owners", "by", lambda owners: ", ".join(owners), folds=True),
 )
 #: What is said below the table, in this order, when there is any of it.
-ASIDE = ("parked", "deaths", "dead", "unreadable", "outcomes_waiting", "outcomes_bytes", "held_up", "in_flight",
-         "removed", "set_aside")  # fmt: skip
+ASIDE = ("unserved", "parked", "deaths", "dead", "unreadable", "outcomes_waiting", "outcomes_bytes", "held_up",
+         "in_flight", "removed", "set_aside")  # fmt: skip
 
 
 @click.command()
@@ -30,6 +30,7 @@ def queues(as_json: bool) -> None:
     """Show what waits, who holds what, what is parked or dead.
 
     `oldest` is how long the longest-waiting submitted task has waited. Dead tasks are kept: `howl tasks retry ID`.
+    `unserved`: queues in which something waits, and no active worker takes anything from.
     `held_up`: so many outcomes wait to be recorded that workers take no tasks; look whether `howl server` runs.
     `removed`: what workers of a Redis user wrote within a day or so, and was too large or too much.
     `set_aside`: what `howl server` gave up within a day or so, after a few tries: chords, tasks, messages.
@@ -41,9 +42,11 @@ def queues(as_json: bool) -> None:
     """
     settings = load_settings()
     found = survey(settings)
-    ages = _oldest(settings)
+    ages, served = _told_by_record(settings)
     for row in found["queues"]:
         row["oldest"] = ages.get(row["queue"])
+    waiting = [row["queue"] for row in found["queues"] if row["waiting"]]
+    found["unserved"] = [] if served is None else [queue for queue in waiting if queue not in served]
     if as_json:
         emit(found, as_json)
         return
@@ -51,9 +54,9 @@ def queues(as_json: bool) -> None:
     emit({name: found[name] for name in ASIDE if found[name]}, as_json)
 
 
-def _oldest(settings: Settings) -> dict[str, Any]:
-    """Seconds of waiting, by queue; only submitted tasks have a row before they start."""
+def _told_by_record(settings: Settings) -> tuple[dict[str, Any], set[str] | None]:
+    """Seconds of waiting, by queue (only submitted tasks have a row before they start), and the queues with workers."""
     if not settings.database_url:
-        return {}
+        return {}, None
     with session(settings.database()) as opened:
-        return analytics.longest_waits(opened)
+        return analytics.longest_waits(opened), live.served_queues(opened)

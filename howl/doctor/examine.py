@@ -14,6 +14,7 @@ from howl.doctor import nats, redis
 from howl.doctor.finding import Finding, Verdict
 from howl.doctor.visit import GOODBYE_TIMEOUT, VISIT_TIMEOUT, Visit, examine
 from howl.errors import DatabaseUnavailable, NotConfigured
+from howl.local_stack import outdated
 
 
 def run(settings: Settings, *, as_worker: bool = False) -> list[Finding]:
@@ -37,6 +38,9 @@ async def _visits(settings: Settings, as_worker: bool, postgresql: Any) -> list[
         visits.append(_visit("postgresql", settings.database, postgresql, settings, as_worker))
     deadline = asyncio.get_running_loop().time() + VISIT_TIMEOUT
     found = await asyncio.gather(*visits)
+    if words := outdated(settings.home, settings.urls()):
+        said, _, advice = words.rstrip(".").partition(": ")
+        found.append([Finding(Verdict.WARNING, said, advice, check="howl up")])
     await _tidied_up(max(deadline - asyncio.get_running_loop().time(), GOODBYE_TIMEOUT))
     return [finding for findings in found for finding in findings] + _where_no_worker_should_reach(settings, as_worker)
 

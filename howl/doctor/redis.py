@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import math
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, NoPermissionError, NoScriptError
+from redis.exceptions import BusyLoadingError, NoPermissionError, NoScriptError, ResponseError
 
 from howl.broker import faults
 from howl.broker.areas import DEFAULT_USER, area_of
@@ -33,6 +34,9 @@ LOADING = STEP_TIMEOUT / 2
 #: What scripts write, as turn.lua and push.lua say it; and from which versions on none of it is lost.
 WRITTEN = (("LPUSH", "x"), ("RPOP",), ("HSET", "x", "y"), ("HDEL", "x"), ("XADD", "*", "x", "y"), ("ZADD", "1", "x"))
 MENDED = {"redis": (8, 6), "valkey": (9, 1, 2)}
+#: The recorder's consumer group (howl.server is not there on burst machines), and seconds of silence after which it is
+#: away: it asks several times in one, unless PostgreSQL keeps it waiting.
+RECORDER, SILENT = "recorder", 10.0
 #: Celery's, where no queue is named.
 DEFAULT_QUEUE = "celery"
 NO_SUCH_SCRIPT = "0" * 40
@@ -150,6 +154,30 @@ async def rights_end_somewhere(visit: Visit) -> Answer | None:
     return judge(f"may do too much: {', '.join(granted)}", "give workers a credential of their own: `howl init join`")
 
 
+async def server_runs(visit: Visit) -> Answer | None:
+    """Whether somebody lately asked for outcomes, as `howl server` does; a worker may not know."""
+    if visit.as_worker:
+        return None
+    try:
+        consumers = await visit.client.xinfo_consumers(visit.settings.key("outcomes"), RECORDER)
+    except NoPermissionError:
+        raise
+    except ResponseError:  # no such stream, or no such group: nobody ever asked
+        consumers = []
+    return judge_silence(min((consumer["idle"] / 1000 for consumer in consumers), default=math.inf))
+
+
+def judge_silence(seconds: float) -> Answer:
+    """By the seconds since anybody last asked for outcomes."""
+    if seconds < SILENT:
+        return well("`howl server` asks for outcomes")
+    since = "ever" if seconds == math.inf else f"for {seconds:,.0f} s"
+    return wrong(
+        f"nobody runs `howl server`: nobody has asked for outcomes {since}",
+        "start it, or see its log: without it nothing is recorded, and nothing of a dead worker comes back",
+    )
+
+
 async def nobody_wrote_too_much(visit: Visit) -> Answer | None:
     """What the server removed of what workers wrote, and how full Redis is; a worker may know neither."""
     if visit.as_worker:
@@ -241,6 +269,7 @@ STEPS = (
     Step("clock", clocks_agree, "bring Redis's users up to date: run `howl init` on the server"),
     Step("rights", rights_suffice, "look at the log of Redis"),
     Step("limits", rights_end_somewhere, "look at the log of Redis"),
+    Step("server", server_runs, "bring Redis's users up to date: run `howl init` on the server"),
     Step("memory", nobody_wrote_too_much, "look at the log of Redis"),
     Step("set aside", nothing_was_set_aside, "look at the log of Redis"),
     Step("parts", servers_parts_are_well, "look at the log of `howl server`"),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from howl.embedded import binaries
 from howl.embedded.files import Passwords, write_private
-from howl.embedded.server import HOST, Server
+from howl.embedded.server import Server
+from howl.local_stack import HOST
 
 USER = "howl"
 

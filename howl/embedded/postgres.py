@@ -9,8 +9,9 @@ from psycopg import sql
 
 from howl.embedded.account import Account, postgres_account
 from howl.embedded.cluster import SUPERUSER, create_data_folder, reachable_installation, remove_leftovers
-from howl.embedded.server import HOST, Server
+from howl.embedded.server import Server
 from howl.errors import EmbeddedServerError
+from howl.local_stack import HOST
 
 #: The role that everybody but this module uses, and the database it owns.
 ROLE = "howl"

@@ -13,8 +13,7 @@ from howl.embedded.account import Account
 from howl.embedded.files import Passwords
 from howl.embedded.process import Child
 from howl.errors import EmbeddedServerError
-
-HOST = "127.0.0.1"
+from howl.local_stack import HOST
 
 #: Below the range that kernels hand out for outgoing connections: a client that keeps trying to reach a stopped
 #: server on a port in that range ends up connected to itself, and the server cannot have its port back.
@@ -26,7 +25,10 @@ START_PATIENCE = 60.0
 
 
 class Server(ABC):
-    """One server with its data in a folder of its own; its port is chosen once and kept over `stop` and `start`."""
+    """One server with its data in a folder of its own; its port is chosen once and kept over `stop` and `start`.
+
+    A `port` that was set before is taken if it is free.
+    """
 
     title: ClassVar[str]
     slug: ClassVar[str]
@@ -66,7 +68,7 @@ class Server(ABC):
         """Start without waiting; `wait_until_ready` must follow."""
         if self._child is not None and self._child.exit_status() is None:
             raise EmbeddedServerError(f"{self.title} is running already: stop it first.")
-        if not self._port_is_kept:
+        if not self._port_is_kept and not (self.port and _is_free(self.port)):
             self.port = free_port()
         self._child = self._spawn()
 
@@ -78,6 +80,7 @@ class Server(ABC):
                 return
             if self._port_is_kept or "address already in use" not in self._log_tail().lower():
                 break
+            self.port = 0
             self.launch()
         raise self._failure("could not be started")
 
@@ -141,10 +144,17 @@ class Server(ABC):
 def free_port() -> int:
     """A loopback port that nobody listens on now; raises EmbeddedServerError after a hundred tries."""
     for port in random.sample(PORTS, 100):
-        with socket.socket() as attempt:
-            try:
-                attempt.bind((HOST, port))
-            except OSError:
-                continue
+        if _is_free(port):
             return port
     raise EmbeddedServerError(f"No free port was found from {PORTS.start} to {PORTS.stop}: end what listens there.")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as attempt:
+        # Connections that ended a moment ago hold up no server.
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind((HOST, port))
+        except OSError:
+            return False
+    return True

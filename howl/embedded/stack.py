@@ -14,8 +14,10 @@ from howl.embedded.account import ACCOUNT_NAME, closed_folder
 from howl.embedded.files import Passwords, take_lock, write_private
 from howl.embedded.nats import Nats
 from howl.embedded.postgres import Postgres
+from howl.embedded.server import PORTS
 from howl.embedded.valkey import Valkey
 from howl.errors import EmbeddedServerError
+from howl.local_stack import last_ports
 
 #: Seconds to insist on the lock: a command that only looks whether a stack runs holds it for a moment.
 LOCK_PATIENCE = 0.5
@@ -48,6 +50,8 @@ class Stack:
         # PostgreSQL last: the others get ready while it makes its data folder.
         self._servers = (self.redis, self.nats, self.postgres)
         self._lock: BinaryIO | None = None
+        #: Whether they listen elsewhere than the last time, because somebody else listens there.
+        self.has_moved = False
 
     def start(self) -> None:
         """Start all servers and wait until they answer, or start none.
@@ -94,6 +98,7 @@ class Stack:
         if not self.home.exists():
             self.home.mkdir(parents=True)
             self.home.chmod(0o711 if os.geteuid() == 0 else 0o700)
+            (self.home / ".gitignore").write_text("*\n")  # it may be in somebody's checkout, and holds passwords
         state = self.home.stat()
         if state.st_uid != os.geteuid() or state.st_mode & stat.S_IWOTH:
             raise EmbeddedServerError(
@@ -119,10 +124,16 @@ class Stack:
             ) from None
 
     def _start_servers(self) -> None:
+        before = last_ports(self.home)  # of which other terminals may have been told
         for server in self._servers:
+            if before.get(server.slug) in PORTS:
+                server.port = server.port or before[server.slug]
             server.launch()
         for server in self._servers:
             server.wait_until_ready()
+        now = {server.slug: server.port for server in self._servers}
+        self.has_moved = bool(before) and before != now
+        write_private(self.home / "ports.json", json.dumps(now))
 
     def _announce(self) -> None:
         self.urls = StackUrls(self.redis.url, self.nats.url, self.postgres.url)

@@ -21,7 +21,7 @@ LOOK = 0.2
 STOP_PATIENCE = 10.0
 
 
-def run(home: Path, *, verbose: bool, when_up: Callable[[], None]) -> None:
+def run(home: Path, *, verbose: bool, when_up: Callable[[Stack], None]) -> None:
     """Run until SIGINT, SIGTERM or SIGHUP; call `when_up` once everything runs.
 
     Raises EmbeddedServerError when a server could not be started, or ended by itself.
@@ -29,7 +29,7 @@ def run(home: Path, *, verbose: bool, when_up: Callable[[], None]) -> None:
     with _stop_signals() as told, Stack(home) as stack:
         migrate.upgrade(stack.urls.database_url)
         with _howl_server(stack.urls, verbose=verbose) as server:
-            when_up()
+            when_up(stack)
             while not told:
                 _check(server)
                 stack.check()

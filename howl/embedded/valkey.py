@@ -9,7 +9,8 @@ from redis.retry import Retry
 
 from howl.embedded import binaries
 from howl.embedded.files import write_private
-from howl.embedded.server import HOST, Server
+from howl.embedded.server import Server
+from howl.local_stack import HOST
 
 # A relative folder: the server is started inside it, so no path needs quoting. An append-only file synced each second
 # loses at most one second when the machine dies, and nothing when only the server does.

@@ -8,6 +8,8 @@ from typing import Any
 import psycopg
 
 from howl import database_session
+from howl import live
+from howl.broker import queues
 from howl.burst import budget
 from howl.config import Settings
 from howl.db import session
@@ -15,6 +17,7 @@ from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import name_is_known, port_is_open
 from howl.doctor.redis import judge_round_trip, round_trip
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
+from howl.errors import NotConfigured, QueueUnavailable
 from howl.server import migrate, usage
 
 DEFAULT_PORT = 5432
@@ -65,7 +68,7 @@ async def tables_are_current(visit: Visit) -> Answer:
         return well(f"at migration {wanted}, the newest")
     if found and not migrate.knows(found):
         return wrong(f"at migration {found}, which this HOWL does not know", "update HOWL on this machine")
-    return wrong(f"at migration {found or 'none'}, and this HOWL needs {wanted}", "run `alembic upgrade head`")
+    return wrong(f"at migration {found or 'none'}, and this HOWL needs {wanted}", "run `howl migrate`")
 
 
 async def role_is_modest(visit: Visit) -> Answer:
@@ -161,6 +164,37 @@ def judge_files(missing: int) -> Answer | None:
     )
 
 
+async def queues_are_served(visit: Visit) -> Answer | None:
+    """Whether tasks wait in queues from which no active worker takes any."""
+    if not await _scalar(visit, HAS_USAGE):
+        return None
+    unserved = await asyncio.to_thread(_queues_nobody_serves, visit.settings)
+    return judge_queues(unserved, bursts_come=bool(visit.settings.burst_schedule or visit.settings.burst_when))
+
+
+def judge_queues(unserved: Sequence[str], *, bursts_come: bool = False) -> Answer:
+    """By the queues in which tasks wait in vain, unless workers come by themselves."""
+    if not unserved:
+        return well("no task waits where no worker takes any")
+    more = f" and {len(unserved) - SHOWN:,} more" if len(unserved) > SHOWN else ""
+    told = f"tasks wait, and no active worker takes any, in {', '.join(unserved[:SHOWN])}{more}"
+    return (beware if bursts_come else wrong)(told, "start one: `howl worker --queues NAME`")
+
+
+def _queues_nobody_serves(settings: Settings) -> list[str]:
+    with session(settings.database()) as opened:
+        waiting = live.queues_with_waiting_tasks(opened) | _queues_with_messages(settings)
+        return sorted(waiting - live.served_queues(opened))
+
+
+def _queues_with_messages(settings: Settings) -> set[str]:
+    """What plain Celery published has no row before it starts."""
+    try:
+        return {queue for queue, number in queues.waiting(settings).items() if number}
+    except (NotConfigured, QueueUnavailable):
+        return set()  # which is told where Redis is looked at
+
+
 async def version_is_told(visit: Visit) -> Answer:
     return well(f"PostgreSQL {await _scalar(visit, 'SHOW server_version')}")
 
@@ -178,10 +212,11 @@ STEPS = (
     Step("tls", way_is_private, "look at the log of PostgreSQL"),
     Step("round trip", round_trip_is_short, "look at the network between"),
     Step("rights", role_is_modest, "look at the log of PostgreSQL"),
-    Step("migrations", tables_are_current, "run `alembic upgrade head`"),
+    Step("migrations", tables_are_current, "run `howl migrate`"),
     Step("budget", budget_is_left, "run `howl burst budget`"),
     Step("record", credentials_are_within_bounds, "look at the log of PostgreSQL"),
     Step("chords", chords_come_to_an_end, "look at the log of PostgreSQL"),
     Step("files", files_are_there, "look at the log of PostgreSQL"),
+    Step("queues", queues_are_served, "look at the log of PostgreSQL"),
     Step("version", version_is_told, "look at the log of PostgreSQL"),
 )

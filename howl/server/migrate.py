@@ -16,7 +16,9 @@ from howl.errors import DatabaseUnavailable
 def upgrade(url: str) -> None:
     """Run the migrations that are missing; raises DatabaseUnavailable."""
     with session(url) as opened:  # one clear error if nobody answers
-        opened.connection()
+        found = revision(opened.connection())
+    if found and not knows(found):
+        raise DatabaseUnavailable(_other_than(found))
     with patient(LONG_PATIENCE):
         command.upgrade(configuration(url), "head")
 
@@ -31,10 +33,15 @@ def require_current_on(connection: Connection) -> str:
     """The same within a transaction; returns the revision."""
     found, wanted = revision(connection), head()
     if found != wanted:
-        raise DatabaseUnavailable(
-            f"The database is at migration {found or 'none'} and this HOWL needs {wanted}: run `alembic upgrade head`."
-        )
+        raise DatabaseUnavailable(_other_than(found))
     return wanted
+
+
+def _other_than(found: str | None) -> str:
+    """What to do about tables of another version than this one's."""
+    if found and not knows(found):
+        return f"The database is at migration {found}, which this HOWL does not know: update HOWL on this machine."
+    return f"The database is at migration {found or 'none'} and this HOWL needs {head()}: run `howl migrate`."
 
 
 def revision(connection: Connection) -> str | None:

@@ -232,7 +232,7 @@ def test_a_backup_that_finds_no_room_says_so_and_leaves_nothing(
 
 
 def test_a_database_that_is_behind_is_not_backed_up(empty: Settings, tmp_path: Path) -> None:
-    with pytest.raises(DatabaseUnavailable, match="run `alembic upgrade head`"):
+    with pytest.raises(DatabaseUnavailable, match="run `howl migrate`"):
         make.backup(empty, tmp_path / "b.tar.gz", None, quietly)
 
 

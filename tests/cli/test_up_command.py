@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,24 @@ def test_ctrl_c_ends_them_all_and_what_was_recorded_is_there_after_the_next_star
     eventually(lambda: "server is up" in again.output)
     (task,) = json.loads(howl("tasks", "list", "--json", env=env).stdout)
     assert task["task_id"] == first.stdout.strip()
+
+
+def test_what_howl_env_said_before_holds_after_the_next_start_and_is_explained_meanwhile(up, start, env):
+    lines = [shlex.split(line) for line in howl("env", env=env).stdout.splitlines() if line.startswith("export HOWL_")]
+    told = env | dict(words[1].split("=", 1) for words in lines)
+    up.signal(signal.SIGINT)
+    assert up.wait() == 0
+    for line in (["tasks", "list"], ["doctor"]):
+        refused = howl(*line, env=told)
+        assert refused.returncode == 1
+        assert "`howl up`, which listened there, does not run" in refused.stdout + refused.stderr
+    again = start("up", env=told)
+    eventually(lambda: "In a second terminal" in again.output)
+    assert "unset HOWL_REDIS_URL" not in again.output
+    assert howl("tasks", "list", env=told).returncode == 0
+    elsewhere = howl("tasks", "list", env=told | {"HOWL_DATABASE_URL": "postgresql://howl:sekret@127.0.0.1:9/howl"})
+    assert "`howl up` runs and listens elsewhere: `unset HOWL_REDIS_URL" in elsewhere.stderr
+    assert "sekret" not in elsewhere.stderr
 
 
 def test_a_second_one_in_the_same_folder_is_refused(up, env):

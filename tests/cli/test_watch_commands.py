@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from sqlalchemy import update
 
-from howl import db
+from howl import db, live
 from howl.backend import redis_client
 from howl.broker.gauge import Gauge
 from howl.cli.following import Feed, follow
@@ -274,6 +274,28 @@ def test_the_house_is_shown_live_on_a_terminal_until_ctrl_c(house, happens, ends
         assert terminal.ends() == 0
         assert END_OF_PAGE in terminal.printed
         assert "Traceback" not in terminal.printed
+
+
+@pytest.mark.parametrize(
+    ("workers", "running", "said"),
+    [
+        ([], ["gone"], ["0 of 0 running", "1 on workers that are gone"]),
+        ([("w1", 4)], ["w1", "w1", "gone"], ["2 of 4 running", "1 on workers that are gone"]),
+        ([("w1", None)], ["w1"], ["1 running"]),
+        ([("w1", 1)], ["w1", "w1"], ["2 running"]),
+        ([("w1", 4), ("w2", 2)], [], ["0 of 6 running"]),
+    ],
+)
+def test_what_runs_is_never_more_than_what_can_run(session, workers, running, said):
+    session.add_all(Worker(worker_id=worker_id, concurrency=number) for worker_id, number in workers)
+    session.add_all(
+        Task(task_id=f"t{n}", status="started", rank=1, worker_id=worker_id) for n, worker_id in enumerate(running)
+    )
+    session.commit()
+    console = Console(width=140, file=io.StringIO(), color_system=None)
+    console.print(drawn(live.house(session) | {"queues": {}, "trouble": None}, console, rows=None))
+    first = console.file.getvalue().splitlines()[0]
+    assert [part for part in first.split("   ") if "running" in part or "gone" in part] == said
 
 
 def test_without_a_terminal_the_house_is_shown_once(house, howl):

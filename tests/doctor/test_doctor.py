@@ -14,7 +14,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from celery import Celery
 from nats.js.api import StreamConfig
+from sqlalchemy.orm import Session
 
 from howl import objects
 from howl.backend import redis_client
@@ -23,11 +25,13 @@ from howl.doctor.examine import run
 from howl.doctor.finding import Finding, Verdict
 from howl.doctor.nats import judge_payload, judge_room
 from howl.doctor.network import judge_expiry
-from howl.doctor.redis import judge_clocks, judge_round_trip
+from howl.doctor.redis import judge_clocks, judge_round_trip, judge_silence
 from howl.embedded.isolation import clean_environment
 from howl.join import Join, encode
 from howl.messaging import Connection
+from howl.models import Worker
 from howl.server import migrate
+from howl.submit import TaskRequest, submit
 from tests.cli.test_cli import modules_after
 from tests.doctor import secured
 from tests.support import Process
@@ -62,11 +66,37 @@ def only_failure(findings: list[Finding], server: str) -> tuple[str, str]:
 # --- everything right ----------------------------------------------------------------------------------------------
 
 
-def test_a_server_with_all_it_needs_is_well(settings: Settings) -> None:
+def test_a_server_with_all_it_needs_is_well(settings: Settings, server: Process) -> None:
     findings = run(settings)
-    assert verdicts(findings, "redis") == dict.fromkeys([*WAY, "clock", "rights", "memory", "version"], OK)
+    assert verdicts(findings, "redis") == dict.fromkeys([*WAY, "clock", "rights", "server", "memory", "version"], OK)
     assert verdicts(findings, "nats") == dict.fromkeys([*WAY, "rights", "messages", "jetstream", "version"], OK)
-    assert verdicts(findings, "postgresql") == dict.fromkeys([*WAY, "rights", "migrations", "chords", "version"], OK)
+    assert verdicts(findings, "postgresql") == dict.fromkeys(
+        [*WAY, "rights", "migrations", "chords", "queues", "version"], OK
+    )
+
+
+def test_a_server_that_nobody_runs_is_told(settings: Settings) -> None:
+    assert only_failure(run(settings), "redis") == (
+        "server",
+        "nobody runs `howl server`: nobody has asked for outcomes ever: start it, or see its log: without it nothing "
+        "is recorded, and nothing of a dead worker comes back",
+    )
+    assert [judge_silence(seconds).verdict for seconds in (0.1, 9.9, 10.1)] == [OK, OK, FAILURE]
+
+
+def test_queues_that_nobody_serves_are_told_whoever_published(
+    settings: Settings, session: Session, app: Celery
+) -> None:
+    submit(TaskRequest(name="tests.noop", queue="submitted"), session, app)
+    app.send_task("tests.noop", queue="published")
+    check, told = only_failure(run(settings), "postgresql")
+    assert check == "queues"
+    assert "no active worker takes any, in published, submitted: start one" in told
+    by_themselves = settings.model_copy(update={"burst_when": "waiting > 100"})
+    assert verdicts(run(by_themselves), "postgresql")["queues"] is WARNING
+    session.add(Worker(worker_id="w1", queues=["published", "submitted"]))
+    session.commit()
+    assert verdicts(run(settings), "postgresql")["queues"] is OK
 
 
 def test_a_burst_machine_with_one_secret_is_well(tmp_path: Path, start: Callable[..., Process]) -> None:
@@ -89,7 +119,7 @@ def test_a_burst_machine_with_one_secret_is_well(tmp_path: Path, start: Callable
 def test_the_server_s_own_credential_over_tls_is_well(tmp_path: Path) -> None:
     with secured.serve(tmp_path) as made:
         findings = run(made.settings("server"))
-    assert {finding.verdict for finding in findings} == {OK}
+    assert [finding.check for finding in findings if finding.verdict is not OK] == ["server"], "nobody runs it here"
 
 
 def test_a_worker_s_doctor_loads_nothing_that_reads_the_database(settings: Settings) -> None:
@@ -350,7 +380,7 @@ def test_a_database_that_was_not_migrated_is_told(settings: Settings) -> None:
         connection.execute("DROP TABLE alembic_version")
     assert only_failure(run(settings), "postgresql") == (
         "migrations",
-        f"at migration none, and this HOWL needs {migrate.head()}: run `alembic upgrade head`",
+        f"at migration none, and this HOWL needs {migrate.head()}: run `howl migrate`",
     )
 
 

@@ -26,6 +26,7 @@ def home(used_home: Path) -> Iterator[Path]:
     with _state_folder() as folder:
         # cp, because shutil does not keep the owner.
         subprocess.run(["cp", "-a", str(used_home), str(folder)], check=True, timeout=30)
+        (folder / "ports.json").unlink()  # of which others may be thinking
         yield folder
 
 

@@ -236,3 +236,17 @@ def _eventually(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_the_ports_of_the_last_time_are_kept_and_others_are_told_of(home: Path) -> None:
+    def ports(stack: Stack) -> list[int]:
+        return [stack.redis.port, stack.nats.port, stack.postgres.port]
+
+    with Stack(home) as first:
+        before = ports(first)
+    assert (home / ".gitignore").read_text() == "*\n"
+    with Stack(home) as second:
+        assert (ports(second), second.has_moved) == (before, False)
+    with socket.create_server(("127.0.0.1", before[0])), Stack(home) as third:
+        assert ports(third)[0] != before[0]
+        assert third.has_moved
