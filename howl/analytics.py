@@ -3,11 +3,12 @@
 Answers are plain dicts and lists; times are aware datetimes, lengths of time are seconds.
 """
 
+import json
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Float, Select, case, func, or_, select
+from sqlalchemy import ColumnElement, Float, Select, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from howl import live
@@ -18,6 +19,7 @@ from howl.durations import parse_duration
 from howl.errors import HowlError, InvalidRequest, UnknownTask, UnknownWorker
 from howl.models import TASK_STATUSES, WORKER_STATUSES, Burst, Task, TaskEvent, Worker
 from howl.outcomes import FINAL_RANK, NAME_LIMIT
+from howl.server.storable import storable
 
 Row = dict[str, Any]
 Question = Select[*tuple[Any, ...]]
@@ -40,7 +42,7 @@ TASK_SUMMARY = (
 )  # fmt: skip
 TASK_DETAILS = (
     *TASK_SUMMARY, Task.args, Task.kwargs, Task.result, Task.traceback, Task.time_limit, Task.expires_at,
-    Task.pushed_at, Task.idempotency_key, Task.parent_id, Task.root_id, Task.group_id,
+    Task.pushed_at, Task.idempotency_key, Task.parent_id, Task.root_id, Task.group_id, Task.exact,
 )  # fmt: skip
 WORKER_SUMMARY = (
     Worker.worker_id, Worker.status, Worker.origin, Worker.hostname, Worker.manager_host, Worker.concurrency,
@@ -65,10 +67,12 @@ def list_tasks(
     queue: str | None = None,
     limit: int = 50,
     since: str | None = None,
+    after: str | None = None,
 ) -> list[Row]:
     """Tasks, newest first; `since` is a length of time like `24h`, `worker_id` who ran it or was assigned it.
 
-    Raises InvalidRequest.
+    `after` is the id of a task: those that come after it in this order, whether or not it is among them. Raises
+    InvalidRequest, or UnknownTask.
     """
     if not 1 <= limit <= LIMIT:
         raise InvalidRequest(f"limit must be a whole number from 1 to {LIMIT}.")
@@ -83,7 +87,16 @@ def list_tasks(
         question = question.where(Task.queue == _text("queue", queue))
     if since is not None:
         question = question.where(Task.queued_at >= _moment_before_now(since))
+    if after is not None:
+        question = question.where(_follows(find_task_id(session, after)))
     return _rows(session, question)
+
+
+def _follows(task_id: str) -> ColumnElement[bool]:
+    """Whether a task comes after that one, the newest first."""
+    moment = select(Task.queued_at).where(Task.task_id == task_id).scalar_subquery()
+    same = and_(Task.queued_at == moment, Task.task_id > task_id)
+    return and_(Task.queued_at <= moment, or_(Task.queued_at < moment, same))
 
 
 def show_task(session: Session, task_id: str) -> Row:
@@ -98,13 +111,23 @@ def show_task(session: Session, task_id: str) -> Row:
     found = find_task_id(session, task_id)
     (task,) = _rows(session, select(*TASK_DETAILS).where(Task.task_id == found))
     left = list_artifacts(session, task_id=found, limit=ARTIFACTS_SHOWN)
-    return task | {
-        "progress": live.newest_progress(session, found) if task["status"] != "succeeded" else None,
-        "log": live.log_lines(live.newest_events(session, found, LINES_SHOWN, ["log"]))[-LINES_SHOWN:],
-        "lost_with": fate.lost_with(session, found),
-        "artifacts": [{name: row[name] for name in ARTIFACT_FACTS} for row in left],
-        "events": _events(session, found),
-    }
+    return (
+        task
+        | _in_order(task.pop("exact"))
+        | {
+            "progress": live.newest_progress(session, found) if task["status"] != "succeeded" else None,
+            "log": live.log_lines(live.newest_events(session, found, LINES_SHOWN, ["log"]))[-LINES_SHOWN:],
+            "lost_with": fate.lost_with(session, found),
+            "artifacts": [{name: row[name] for name in ARTIFACT_FACTS} for row in left],
+            "events": _events(session, found),
+        }
+    )
+
+
+def _in_order(exact: str | None) -> Row:
+    """The result with its keys as they were told, which JSONB sorts; nothing where it has not changed them."""
+    told = json.loads(exact) if exact else {}
+    return {"result": storable(told["result"])} if "result" in told else {}
 
 
 def find_task_id(session: Session, task_id: str) -> str:
@@ -124,11 +147,14 @@ def find_task_id(session: Session, task_id: str) -> str:
 
 
 def list_workers(session: Session, *, status: str | Collection[str] | None = None) -> list[Row]:
-    """Workers of one status, of some, or of any, those heard of last first; `running` counts their begun tasks.
+    """Workers of one status, of some, or of any; `running` counts their begun tasks.
 
-    Raises InvalidRequest.
+    First those that are there, by their ids, then others, those heard of last first: so that nobody who reads page by
+    page misses any while they are heard of. Raises InvalidRequest.
     """
-    question = _workers().order_by(func.coalesce(Worker.last_heartbeat_at, Worker.registered_at).desc())
+    heard = func.coalesce(Worker.last_heartbeat_at, Worker.registered_at)
+    gone = case((~live.IS_PRESENT, heard))
+    question = _workers().order_by(gone.desc().nulls_first())
     if status is not None:
         wanted = [status] if isinstance(status, str) else status
         question = question.where(Worker.status.in_([_one_of("status", one, WORKER_STATUSES) for one in wanted]))

@@ -4,7 +4,8 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection
+from functools import wraps
 from typing import Any
 
 import anyio
@@ -15,10 +16,19 @@ from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
-from mcp.types import PARSE_ERROR, CallToolResult, ErrorData, InputRequiredResult, JSONRPCError, ToolAnnotations
-from pydantic import ValidationError, create_model
+from mcp.types import (
+    PARSE_ERROR,
+    CallToolResult,
+    ErrorData,
+    InputRequiredResult,
+    JSONRPCError,
+    TextContent,
+    ToolAnnotations,
+)
+from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from howl.errors import HowlError, InvalidRequest, visible
+from howl.mcp_schemas import brief, only, unquoted
 
 logger = logging.getLogger(__name__)
 
@@ -139,11 +149,18 @@ def _request_id(line: str) -> int | str | None:
 
 
 def strict_tool(
-    function: Callable[..., Any], title: str, annotations: ToolAnnotations, *, structured: bool = True
+    function: Callable[..., Any],
+    title: str,
+    annotations: ToolAnnotations,
+    *,
+    structured: bool = True,
+    shows: Collection[str] = (),
 ) -> Tool:
     """A tool that takes exactly its arguments, of exactly their types: the SDK alone would ignore a misspelt one.
 
-    Its answer has a schema, unless it is not `structured`: then the function returns content for models to look at.
+    Numbers and booleans are also taken as texts. Its answer has a schema (of all it shows, or of what `shows` names,
+    where another tool's is the same), unless it is not `structured`: then the function returns content for models to
+    look at.
     """
     tool = Tool.from_function(
         function,
@@ -153,8 +170,28 @@ def strict_tool(
         structured_output=structured,
     )
     metadata = tool.fn_metadata
+    validators: dict[str, Any] = {"unquoted": model_validator(mode="before")(unquoted(tool.parameters))}
     metadata.arg_model = create_model(
-        metadata.arg_model.__name__, __base__=metadata.arg_model, __cls_kwargs__={"extra": "forbid", "strict": True}
+        metadata.arg_model.__name__,
+        __base__=metadata.arg_model,
+        __cls_kwargs__={"extra": "forbid", "strict": True},
+        __validators__=validators,
     )
-    tool.parameters = metadata.arg_model.model_json_schema(by_alias=True)
+    tool.parameters = brief(metadata.arg_model.model_json_schema(by_alias=True))
+    if metadata.output_schema is not None:
+        whole = brief(metadata.output_schema, answers=True)
+        metadata.output_schema = only(whole, shows) if shows else whole
+        tool.fn = _answering(function)
     return tool
+
+
+def _answering(function: Callable[..., Awaitable[BaseModel]]) -> Callable[..., Awaitable[CallToolResult]]:
+    """The same, its answer without what is null, and its text without what only people need to read JSON."""
+
+    @wraps(function)
+    async def answer(**arguments: Any) -> CallToolResult:
+        document = (await function(**arguments)).model_dump(mode="json", exclude_none=True)
+        text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+        return CallToolResult(content=[TextContent(text=text)], structured_content=document)
+
+    return answer

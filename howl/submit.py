@@ -4,7 +4,7 @@ import difflib
 import inspect
 import json
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -26,12 +26,14 @@ from howl.broker.areas import all_areas
 from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
 from howl.broker.transport import publishing_once
 from howl.celery import settings_of, worker_queue
+from howl.db import explained
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
 from howl.idempotency import require_same
 from howl.models import Chord, Task, Worker
 from howl.outcomes import FINAL_RANK, NAME_LIMIT, UNSTORABLE, failure
 from howl.queue_names import fault_of, require_queue
 from howl.server.reach import Reach
+from howl.submit_hints import hint, signature_of
 from howl.tls import reason
 
 #: Most bytes of a task's arguments, as JSON.
@@ -88,9 +90,11 @@ def submit(request: TaskRequest, session: Session, app: Celery) -> str:
         task, created = _record(request, session, app)
         if created and request.worker_id is not None:  # what was asked for before is answered, whoever has left since
             _require_active(request.worker_id, session)
-    session.commit()
+    with explained(f"Look with `howl tasks show {task.task_id}` whether it is recorded before you submit it again:"):
+        session.commit()
     if created:
-        _push_and_note(task, session, app)
+        with explained(f"Task {task.task_id} is recorded and will run, do not submit it again. But"):
+            _push_and_note(task, session, app)
     return task.task_id
 
 
@@ -114,8 +118,8 @@ def push(task: Task, app: Celery) -> None:
             )  # fmt: skip
     except (OperationalError, RedisError) as error:
         raise QueueUnavailable(
-            f"Task {task.task_id} is recorded, but Redis cannot take it now ({reason(error)}): "
-            "`howl server` pushes it as soon as Redis is back."
+            f"Task {task.task_id} is recorded, but Redis cannot take it now ({reason(error)}): `howl server` pushes it "
+            "as soon as Redis is back. It will run: do not submit it again."
         ) from error
 
 
@@ -281,6 +285,10 @@ def _check_texts(request: TaskRequest) -> None:
             raise InvalidRequest(f"{name} may have {limit:,} characters, and no NUL or half of one among them.")
     if request.queue is not None:
         require_queue(request.queue)
+        if request.worker_id is not None and request.queue != worker_queue(request.worker_id).name:
+            raise InvalidRequest(
+                "A task goes to one worker or to one queue, from which any takes it: name one of both."
+            )
 
 
 def _check_numbers(request: TaskRequest) -> None:
@@ -323,20 +331,16 @@ def _check_values(value: Any, levels: int) -> None:
 
 
 def _check_arguments(task: Any, request: TaskRequest) -> None:
-    signature = _signature(task.run)
+    signature = signature_of(task.run)
     try:
         bound = signature.bind(*request.args, **request.kwargs)
+        for name, value in bound.arguments.items():
+            _check_type(request.name, signature.parameters[name], value)
     except TypeError as error:
-        raise InvalidRequest(f"{request.name} cannot be called so: {error}. It takes {signature}.") from None
-    for name, value in bound.arguments.items():
-        _check_type(request.name, signature.parameters[name], value)
-
-
-def _signature(run: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(run, eval_str=True)
-    except NameError:  # an annotation that only a type checker can resolve
-        return inspect.signature(run)
+        meant = hint(signature, request.args)
+        raise InvalidRequest(f"{request.name} cannot be called so: {error}. It takes {signature}.{meant}") from None
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{error.message}{hint(signature, request.args)}") from None
 
 
 def _check_type(task_name: str, parameter: inspect.Parameter, value: Any) -> None:

@@ -131,7 +131,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
     [
         ("shot.png", PNG, ["text", "image"], ""),
         ("report.txt", b"all is well", ["text", "text"], "all is well"),
-        ("long.txt", b"x" * 50_000, ["text", "text"], "(cut: it has 50,000 characters; `howl artifacts get"),
+        ("long.txt", b"x" * 50_000, ["text", "text"], "Characters 0 to 20,000 of its 50,000 (get_artifact"),
         ("data.bin", bytes(range(256)), ["text"], "256 bytes, sha256 40aff2e9"),
         ("changes.diff", b"-caf\xc3\xa9\n+caf\xe9\0\n", ["text", "text"], "-caf\xe9\n+caf\ufffd\ufffd\n"),
         ("packed.txt", hashlib.shake_256(b"x").digest(9_000), ["text"], "`howl artifacts get"),

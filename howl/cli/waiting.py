@@ -17,8 +17,8 @@ from howl.outcomes import in_command
 Row = dict[str, Any]
 
 
-def wait_for(task_id: str, timeout: float | None, as_json: bool) -> None:
-    """Show a task live until it has ended, at most `timeout` seconds, then print its result.
+def wait_for(task_id: str, timeout: float | None, as_json: bool) -> Row:
+    """Show a task live until it has ended, at most `timeout` seconds, then print its result; returns the task.
 
     Raises ClickException when it did not succeed, or not in time.
     """
@@ -28,6 +28,7 @@ def wait_for(task_id: str, timeout: float | None, as_json: bool) -> None:
     elif task["status"] == "succeeded":
         click.echo(words.document(task["result"]))
     _require_success([task])
+    return task
 
 
 def watch(task_ids: Sequence[str], timeout: float | None, as_json: bool) -> None:

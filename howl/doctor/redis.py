@@ -1,8 +1,8 @@
 """What `howl doctor` asks of Redis. Nothing it asks changes anything, whatever the credential may do."""
 
 import asyncio
-import re
 import math
+import re
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence

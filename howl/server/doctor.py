@@ -7,8 +7,7 @@ from typing import Any
 
 import psycopg
 
-from howl import database_session
-from howl import live
+from howl import database_session, live
 from howl.broker import queues
 from howl.burst import budget
 from howl.config import Settings

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from howl import db
-from howl.models import Task
+from howl.models import Task, Worker
 from tests.support import PATIENCE, eventually
 
 HOWL = str(Path(sys.executable).with_name("howl"))
@@ -34,7 +34,7 @@ def submitted(howl):
 
     def _submitted(*line, **given):
         answer = howl("submit", *line, **given)
-        assert (answer.returncode, answer.stderr) == (0, "")
+        assert answer.returncode == 0, answer.stderr
         return answer.stdout.strip()
 
     return _submitted
@@ -67,6 +67,63 @@ def test_arguments_are_read_from_a_file_or_from_standard_input(submitted, task_r
     file.write_text('["from a file"]')
     assert task_row(submitted("tests.echo", "--args", f"@{file}")).args == ["from a file"]
     assert task_row(submitted("tests.echo", "--args", "-", stdin='["from stdin"]')).args == ["from stdin"]
+
+
+@pytest.mark.parametrize(
+    ("line", "kwargs"),
+    [
+        (["web.fetch", "url=https://example.org/?a=b", "limit=5"], {"url": "https://example.org/?a=b", "limit": 5}),
+        (["command.run", 'argv=["uname", "-a"]', "cwd=5", "timeout=2.5"],
+         {"argv": ["uname", "-a"], "cwd": "5", "timeout": 2.5}),
+        (["tests.add", "x=1", "--args", '{"y": 2}'], {"x": 1, "y": 2}),
+        (["tests.echo", "value=just words"], {"value": "just words"}),
+    ],
+)  # fmt: skip
+def test_arguments_may_be_written_by_name(submitted, task_row, line, kwargs):
+    assert task_row(submitted(*line)).kwargs == kwargs
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "sentence"),
+    [
+        (["tests.add", "x"], 2, "Write arguments as NAME=VALUE"),
+        (["tests.add", "x=1", "x=2"], 2, "each name once"),
+        (["tests.add", "x=1", "--args", '{"x": 2, "y": 2}'], 2, "x is given twice"),
+        (["tests.noop", "--check"], 2, "--check goes with --wait"),
+        (["command.run", "--args", '["uname"]'], 1, 'did you mean [["uname"]]?'),
+        (["command.run", "--args", '["uname", "-a"]'], 1, 'did you mean [["uname", "-a"]]?'),
+        (["command.run", "--args", '["a", "b", "c", "d", "e", "f"]'], 1, "did you mean [["),
+    ],
+)
+def test_a_slip_in_arguments_is_told_with_what_may_have_been_meant(howl, settings, line, status, sentence):
+    answer = howl("submit", *line)
+    assert (answer.returncode, sentence in answer.stderr) == (status, True), answer.stderr
+    assert number_of_tasks(settings) == 0
+
+
+def test_a_commands_own_exit_status_is_that_of_howl_where_it_is_checked(howl, server, start_worker):
+    start_worker("w1", "--concurrency", "1", env={"HOWL_ALLOW_COMMANDS": "1"})
+    ends = {"exit 7": 7, "exit 0": 0, "kill -9 $$": 137}
+    for script, status in ends.items():
+        line = ["submit", "command.run", f'argv=["sh", "-c", "{script}"]', "--wait"]
+        assert (howl(*line).returncode, howl(*line, "--check").returncode) == (0, status)
+    answer = howl("submit", "tests.echo", 'value={"bb": 1, "a": {"z": 1, "b": 2}}', "--wait", "--check")
+    assert (answer.returncode, "has no exit_status" in answer.stderr) == (1, True)
+    assert answer.stdout == "bb: 1\na:\n  z: 1\n  b: 2\n", "as the task told it, not as JSONB sorts it"
+
+
+def test_whoever_submits_to_a_queue_that_nobody_serves_is_told(howl, session):
+    answer = howl("submit", "tests.noop", "--queue", "nobodys")
+    assert (answer.returncode, len(answer.stdout.split())) == (0, 1)
+    assert "No active worker takes tasks from queue 'nobodys'" in answer.stderr
+    session.add(Worker(worker_id="w1", queues=["nobodys"]))
+    session.commit()
+    assert howl("submit", "tests.noop", "--queue", "nobodys").stderr == ""
+    assert howl("submit", "tests.noop", "--worker", "w1").stderr == ""
+    assert json.loads(howl("queues", "--json").stdout)["unserved"] == []
+    session.get(Worker, "w1").status = "offline"
+    session.commit()
+    assert json.loads(howl("queues", "--json").stdout)["unserved"] == ["nobodys", "worker.w1"]
 
 
 def test_the_id_is_json_for_programs(howl, task_row):

@@ -1,0 +1,35 @@
+"""Starting and ending workers for an MCP client."""
+
+from howl import db, mcp_answers
+from howl.burst import detached, github, record
+from howl.burst.api import is_configured
+from howl.burst.request import BurstRequest
+from howl.burst.stop import stop
+from howl.config import Settings
+from howl.mcp_answers import BurstReport
+
+
+def spawn(request: BurstRequest, settings: Settings) -> BurstReport:
+    """Start workers; raises BurstFailed, BurstRefused, NotConfigured or DatabaseUnavailable."""
+    if is_configured(settings):
+        github.start(request, settings)
+        note = "Its workers come after a minute or two: list_workers shows them."
+    else:
+        detached.start(request, settings)
+        note = "Its workers are there."
+    with db.session(settings.database()) as session:
+        return mcp_answers.burst_report(record.summary(session, record.find(session, request.burst_id)), note)
+
+
+def coming(request: BurstRequest, settings: Settings) -> str:
+    """How far that is, for people."""
+    if is_configured(settings):
+        return "GitHub is asked to start them"
+    return f"{record.count(settings.database(), request.names)[0]} of {request.workers} workers are there"
+
+
+def stopped(burst_id: str, settings: Settings) -> BurstReport:
+    """End a burst; raises UnknownBurst, or what ending it may raise."""
+    row = stop(burst_id, settings)
+    note = "It has ended." if row["ended_at"] else "Its workers are leaving: list_workers shows who is still there."
+    return mcp_answers.burst_report(row, note)
