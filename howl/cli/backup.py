@@ -1,5 +1,7 @@
 """`howl backup`: everything that stays, in one file."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import click
@@ -36,5 +38,21 @@ def backup(file: Path, config: Path | None, as_json: bool) -> None:
     silence_asyncio()
     with undoing_when_told_to_stop(), progress() as told:
         manifest = make.backup(load_settings(), file, config, told)
+    if _is_news_to_git(file):
+        click.echo(
+            words.visible(f"Git does not ignore {file}, which holds passwords and keys: keep it elsewhere."), err=True
+        )
     facts = {"file": str(file), "bytes": file.stat().st_size, "made_at": manifest.made_at, **manifest.counts()}
     emit(facts, as_json, read={"made_at": words.stamp})
+
+
+def _is_news_to_git(file: Path) -> bool:
+    """Whether it is in somebody's checkout, where the next `git add` would take it."""
+    git = shutil.which("git")
+    if git is None:
+        return False
+    asked = [git, "-C", str(file.absolute().parent), "check-ignore", "--quiet", "--", file.name]
+    try:
+        return subprocess.run(asked, capture_output=True, timeout=10, check=False).returncode == 1
+    except (OSError, subprocess.TimeoutExpired):
+        return False

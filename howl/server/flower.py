@@ -4,6 +4,7 @@ import hmac
 import logging
 import os
 import signal
+import time
 from base64 import b64decode
 from binascii import Error as NotBase64
 from collections.abc import Callable, Sequence
@@ -17,8 +18,9 @@ from flower import command, urls
 from flower.app import Flower
 from flower.options import DEFAULT_CONFIG_FILE, options
 from tornado.httputil import HTTPServerRequest
+from tornado.ioloop import PeriodicCallback
 from tornado.options import Error as WrongOption
-from tornado.web import RequestHandler, stream_request_body
+from tornado.web import RedirectHandler, RequestHandler, stream_request_body
 
 from howl.config import LOOPBACK_HOSTS
 from howl.errors import SettingsError
@@ -33,6 +35,8 @@ DEFAULTS = {
     "max_tasks": 10_000,
     # Milliseconds: what a killed Flower forgets.
     "state_save_interval": 60_000,
+    # Seconds after which a worker that is gone is forgotten: those here die young.
+    "purge_offline_workers": 3600,
     # Flower's own, and the result.
     "tasks_columns": "name,uuid,state,result,received,runtime,worker",
     # Logging is configured by whoever starts this; tornado would add its own to it.
@@ -40,6 +44,10 @@ DEFAULTS = {
 }
 #: Options that everybody on the machine would see in the list of processes.
 SECRETS = ("basic_auth", "cookie_secret", "oauth2_secret")
+#: Seconds between two looks for workers to forget.
+LOOK = 60
+#: What Flower warns of four times at its start, and at each look at no workers.
+NOBODY_ANSWERS = "Inspect method %s failed"
 #: Events of HOWL's own, by which Celery would take a task for one in state LOG, even after its end.
 NO_STATES = ("task-progress", "task-log")
 
@@ -86,10 +94,13 @@ def run(app: Celery, house: House, words: Sequence[str], when_up: Callable[[str]
     house.folder.chmod(0o700)
     flower = Guarded(capp=app, options=options, **urls.settings)
     flower.events.on_event = partial(_pass_on, flower.events.on_event)
+    logging.getLogger("flower.inspector").addFilter(lambda record: record.msg != NOBODY_ANSWERS)
+    forgetting = PeriodicCallback(flower.forget_the_dead, 1000 * min(LOOK, max(1, options.purge_offline_workers)))
     url = _url(house, _listen(flower, house))
     for number in (signal.SIGINT, signal.SIGTERM):
         flower.io_loop.asyncio_loop.add_signal_handler(number, flower.io_loop.stop)
     when_up(url)
+    forgetting.start()
     try:
         flower.start()
     finally:
@@ -155,9 +166,24 @@ class Guarded(Flower):
     """Asks for the password before it looks at the path: Flower's own metrics and static files are open to all."""
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
-        if self._is_health_check(request) or _may_enter(request, self.options.basic_auth):
-            return super().find_handler(request, **kwargs)
-        return self.get_handler_delegate(request, Doorkeeper)
+        if not self._is_health_check(request) and not _may_enter(request, self.options.basic_auth):
+            return self.get_handler_delegate(request, Doorkeeper)
+        if self.options.url_prefix and request.path == f"/{self.options.url_prefix}":
+            return self.get_handler_delegate(request, RedirectHandler, {"url": f"{request.path}/", "permanent": False})
+        return super().find_handler(request, **kwargs)
+
+    def forget_the_dead(self) -> None:
+        """Flower's own option leaves them out of one page, and keeps them in all others and in its file."""
+        state, latest = self.events.state, time.time() - self.options.purge_offline_workers
+        for name in {*state.workers, *state.counter, *self.workers}:
+            worker = state.workers.get(name)
+            if (worker is None or not worker.alive) and self._last_sign(worker, name) < latest:
+                for known in (state.workers, state.counter, self.workers):
+                    known.pop(name, None)
+
+    def _last_sign(self, worker: Any, name: str) -> float:
+        """When it was heard of; 0 if it said goodbye and has not answered since Flower started."""
+        return max([*(worker.heartbeats if worker else ()), self.workers.get(name, {}).get("timestamp", 0)])
 
     def _is_health_check(self, request: HTTPServerRequest) -> bool:
         """A container asks itself."""

@@ -76,6 +76,8 @@ class Events(bootsteps.StartStopStep):
         self._timer: Any = None
         if beacon is not None:
             parent.event_dispatcher = beacon.dispatcher
+            # Celery's own step has been decided on by now, and the worker's banner is still to come.
+            parent.controller.task_events = "task" in beacon.dispatcher.groups
 
     def start(self, parent: Any) -> None:
         """Celery's signal tells that its loop moves: it is sent from there."""

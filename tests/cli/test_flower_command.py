@@ -3,14 +3,17 @@
 import stat
 import subprocess
 import tempfile
+import time
 import uuid
 from base64 import b64encode
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from celery.events.state import State
 from click.testing import CliRunner
 from flower.urls import handlers
 
@@ -18,6 +21,7 @@ from howl.celery import create_app
 from howl.cli import main
 from howl.config import load_settings
 from howl.embedded.isolation import clean_environment
+from howl.server.flower import Guarded
 from tests.support import PATIENCE, Process, eventually
 from tests.visits import LOGIN, Flower
 from tests.worker.crew import HOWL
@@ -150,6 +154,36 @@ def test_what_it_saw_is_there_when_it_starts_again_below_another_path(second, ta
     assert second.url.endswith("/sub/flower/")
     assert second.get(f"api/task/info/{task_id}")["result"] == "3"
     assert httpx.get(f"{second.url}healthcheck", trust_env=False).text == "OK"
+
+
+def test_its_path_is_found_without_the_last_slash_too(second):
+    bare = httpx.URL(second.url).copy_with(path="/sub/flower")
+    answer = second.visitor.get(bare, params={"a": "b"})
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/sub/flower/?a=b")
+    assert second.visitor.get(bare, follow_redirects=True).status_code == 200
+    assert httpx.get(bare, trust_env=False).status_code == 401
+
+
+def test_that_nobody_works_is_no_reason_for_warnings(second):
+    assert second.get("api/workers", refresh=1) == {}
+    assert "Inspect method" not in second.process.output
+
+
+def test_a_worker_that_is_gone_for_long_is_forgotten_everywhere():
+    now, guarded = time.time(), Guarded.__new__(Guarded)
+    state = State()
+    state.counter = {}
+    for name, age, freq in (("there", 0, 60), ("lately", 50, 1), ("gone", 200, 1), ("left", 300, 1), ("silent", 0, 60)):
+        for kind in ("worker-heartbeat", "worker-offline")[: 2 if name in ("left", "silent") else 1]:
+            told = {"type": kind, "hostname": name, "freq": freq, "clock": 1, "timestamp": now - age}
+            state.event(told | {"local_received": now - age})
+        state.counter[name] = {"worker-heartbeat": 1}
+    answered = {"there": now - 900, "silent": now - 10, "asked": now - 200, "gone": now - 900}
+    guarded.events, guarded.options = SimpleNamespace(state=state), SimpleNamespace(purge_offline_workers=100)
+    guarded.inspector = SimpleNamespace(workers={name: {"timestamp": at} for name, at in answered.items()})
+    guarded.forget_the_dead()
+    assert set(state.workers) == set(state.counter) == {"there", "lately", "silent"}
+    assert set(guarded.workers) == {"there", "silent"}
 
 
 @pytest.mark.parametrize("path", BUTTONS)

@@ -117,6 +117,7 @@ def test_heartbeats_do_not_wait_for_an_answer_that_does_not_come(start_worker: S
 
 def test_told_not_to_a_worker_tells_of_itself_alone(start_worker: StartWorker, app: Celery, told: Listener) -> None:
     worker = start_worker("w1", "--concurrency", "1", env={"HOWL_TASK_EVENTS": "0"})
+    assert "task events: OFF" in worker.output
     app.send_task("tests.noop")
     eventually(lambda: "succeeded in" in worker.output)
     worker.signal(signal.SIGTERM)
@@ -126,6 +127,7 @@ def test_told_not_to_a_worker_tells_of_itself_alone(start_worker: StartWorker, a
 
 def test_remote_control_switches_task_events_off_and_on(start_worker: StartWorker, app: Celery, told: Listener) -> None:
     worker = start_worker("w1", "--concurrency", "1")
+    assert "task events: ON" in worker.output
     answer = {"reply": True, "timeout": 10, "limit": 1}
     (said,) = app.control.disable_events(**answer)
     assert said == {"celery@w1": {"ok": "task events disabled"}}
