@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from howl.embedded.demo import record
@@ -133,7 +134,7 @@ class Demo:
         """Wait until every task has ended; a burst whose time is up before is followed by another."""
         with self.screen.progress(self.work) as show:
             while True:
-                tasks = {task["task_id"]: task for task in (await helper.call("list_tasks", limit=200))["tasks"]}
+                tasks = await self._tasks(helper)
                 show(tasks)
                 if all(tasks[task_id]["status"] in FINAL_STATUSES for task_id in self.work):
                     break
@@ -144,6 +145,15 @@ class Demo:
                     bursts.start()
                 await asyncio.sleep(LOOK)
         self.screen.say(f"All have ended, run by {len({task['worker_id'] for task in tasks.values()})} workers.")
+
+    async def _tasks(self, helper: Assistant) -> dict[str, Any]:
+        """All tasks by id, as `list_tasks` shows them page by page."""
+        page = await helper.call("list_tasks", limit=200)
+        tasks = page["tasks"]
+        while "next" in page:
+            page = await helper.call("list_tasks", limit=200, after=page["next"])
+            tasks += page["tasks"]
+        return {task["task_id"]: task for task in tasks}
 
     async def _examine(self, helper: Assistant) -> None:
         """Look at what each task returned."""

@@ -9,7 +9,7 @@ from howl.embedded.demo.work import Evidence, Work, evidence
 
 def examine(work: dict[str, Work], reports: dict[str, dict[str, Any]], screen: Screen) -> None:
     """Show an answer of each kind, and check all of them; `reports` are get_task's, by task id."""
-    failed = [f"{work[task_id].title}: {it['error_message']}" for task_id, it in reports.items() if _failed(it)]
+    failed = [f"{work[task_id].title}: {it.get('error_message')}" for task_id, it in reports.items() if _failed(it)]
     found = [(work[task_id], evidence(work[task_id].kind, it)) for task_id, it in reports.items() if not _failed(it)]
     for item, returned in {item.kind: (item, returned) for item, returned in found}.values():
         screen.show(f"{item.kind}: {item.title} -> {returned.said}")

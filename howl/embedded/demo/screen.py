@@ -113,6 +113,6 @@ def _by_kind(work: dict[str, Work], tasks: dict[str, Task]) -> list[tuple[str, i
 
 def _by_worker(tasks: dict[str, Task]) -> list[tuple[str, int, int]]:
     """Each worker with its numbers of ended and of running tasks."""
-    ran = Counter(str(task["worker_id"]) for task in tasks.values() if task["finished_at"])
+    ran = Counter(str(task["worker_id"]) for task in tasks.values() if "finished_at" in task)
     runs = Counter(str(task["worker_id"]) for task in tasks.values() if task["status"] == "started")
     return [(worker, ran[worker], runs[worker]) for worker in sorted(ran | runs)]
