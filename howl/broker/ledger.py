@@ -248,7 +248,7 @@ class Ledger(threading.Thread):
             self._buffer.clear()
             for tag, claim in reversed(self._claims.items()):
                 lost = broken_off.get(tag)
-                began = [] if claim.began_at is None else [1]
+                began: list[bytes | str | int] = [] if claim.began_at is None else [1]
                 self._words.append(Word("lost", tag, lost) if lost else Word("back", tag, began))
             self._claims.clear()
             self._waiting = 0
