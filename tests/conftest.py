@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from howl import db
 from howl.celery import create_app
 from howl.config import Settings, load_settings
+from howl.doctor import visit
 from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
 from howl.models import Task, Worker
@@ -112,6 +113,13 @@ def patience() -> Iterator[None]:
     """What tests themselves ask of PostgreSQL may take long where other tests keep it busy."""
     with db.patient(PATIENCE):
         yield
+
+
+@pytest.fixture
+def patient_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at everything, however long a busy machine takes."""
+    monkeypatch.setattr(visit, "VISIT_TIMEOUT", 2 * PATIENCE)
+    monkeypatch.setattr(visit, "STEP_TIMEOUT", PATIENCE)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from tests.roads import LOOK, Road
 from tests.support import as_an_ordinary_user, listens, optional_program, taken_away
 from tests.test_mcp_shim import answer, call, refusal
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.usefixtures("patient_doctor")]
 
 #: What databases and roles set for their clients (supabase 32689, pg_cron 270, node-postgres 557, psycopg 571).
 ODD = {
@@ -337,8 +337,7 @@ def test_all_goes_through_a_pooler_in_transaction_mode(
 def test_a_server_works_behind_a_pooler(
     pooled: str, env: dict[str, str], start: Callable[..., Any], start_worker: Callable[..., Any], app: Celery
 ) -> None:
-    server = start("server", env=env | {"HOWL_DATABASE_URL": pooled})
+    start("server", env=env | {"HOWL_DATABASE_URL": pooled})
     start_worker("w1")
     results = [app.send_task("tests.add", (number, 1)) for number in range(30)]
     assert [each.get(timeout=45) for each in results] == [number + 1 for number in range(30)]
-    assert "ERROR" not in server.output

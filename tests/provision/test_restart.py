@@ -22,7 +22,7 @@ from howl.provision.redis import CONFIGURATION
 from howl.provision.state import SERVER
 from tests.provision.servers import HOST, Program, Server, redis_server
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.usefixtures("patient_doctor")]
 
 #: Both that HOWL allows, the oldest that there is to be had: Debian's, and the embedded one.
 PROGRAMS = {"redis": redis_server, "valkey": binaries.valkey_server}

@@ -5,13 +5,11 @@ import shutil
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import psycopg
 import pytest
 from celery import Celery
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 from nats.js.errors import NotFoundError
-from psycopg import sql
 from sqlalchemy import select
 
 from howl import db, objects
@@ -23,10 +21,10 @@ from howl.embedded.stack import Stack
 from howl.messaging import Connection, events_stream
 from howl.models import Artifact
 from howl.questions import stream_name
-from tests.conftest import TEMPLATE
+from tests.conftest import TEMPLATE, _dropped, _execute
 from tests.support import PATIENCE, Process, eventually, taken_away
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.usefixtures("patient_doctor")]
 
 TASKS = {"HOWL_TASK_MODULES": "tests.tasks,tests.worker.tasks"}
 
@@ -140,10 +138,9 @@ def delete_readers(settings: Settings) -> Callable[[JetStreamContext], Awaitable
 
 
 def put_back(settings: Settings, stack: Stack) -> None:
-    name = sql.Identifier(settings.database().rpartition("/")[2])
-    with psycopg.connect(stack.urls.database_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
-        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(name, sql.Identifier(TEMPLATE)))
+    name = settings.database().rpartition("/")[2]
+    eventually(lambda: _dropped(stack, name))
+    _execute(stack.urls.database_url, "CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY", name, TEMPLATE)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["events", "questions", "files"])
