@@ -27,6 +27,7 @@ from kombu.utils import json
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from howl import errbacks
 from howl.celery import settings_of, worker_id_of
 from howl.celery_settings import ANSWER_TIMEOUT, CONNECT_TIMEOUT
 from howl.config import Settings
@@ -157,6 +158,9 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
 
         Raises OutcomeTooLarge, EncodeError or redis's errors.
         """
+        if (noted := errbacks.noted()) is not None:
+            noted.entries.append(entry)
+            return
         document = encode(entry)
         if isinstance(entry, Outcome) and len(document) > self.settings.outcome_limit:
             document = self._fitting(entry)
@@ -254,6 +258,10 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
             encoded["exc_message"] = _short(encoded.get("exc_message"), self.settings.outcome_limit // 8)
         return encoded
 
+    def prepare_exception(self, exc: BaseException, serializer: Any = None) -> Any:
+        """What a worker told of an exception is told on unchanged."""
+        return exc.document if isinstance(exc, errbacks.ToldError) else super().prepare_exception(exc, serializer)
+
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Redis away or not ready: try again. An append whose answer was lost may land twice; the recorder knows."""
         return isinstance(exc, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError)
@@ -277,6 +285,11 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
             self.append(entry)
         except redis.exceptions.ConnectionError:
             self.append(entry)
+
+    def _call_task_errbacks(self, request: Any, exc: Exception, traceback: Any) -> None:
+        """Celery's own way, but in the server."""
+        if not errbacks.note(self, request, exc):
+            super()._call_task_errbacks(request, exc, traceback)
 
     def get_state(self, task_id: str) -> str:
         """In a worker only failing chains ask, lest chords count a part twice; the recorder counts distinct tasks."""

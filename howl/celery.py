@@ -10,6 +10,7 @@ from celery.utils.nodenames import NODENAME_DEFAULT, nodename
 from kombu.entity import Exchange, Queue
 from kombu.utils.imports import symbol_by_name
 
+from howl import errbacks
 from howl.celery_settings import decide, look_here_first
 from howl.config import Settings, load_settings
 from howl.errors import NotConfigured, SettingsError
@@ -50,6 +51,7 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
     app.on_after_configure.disconnect(dispatch_uid="howl")
     app.on_after_configure.connect(lambda source, **_: decide(source, settings), weak=False, dispatch_uid="howl")
     look_here_first(app.conf)
+    errbacks.install(app)
     if app.configured:
         decide(app.conf, settings)
     return app

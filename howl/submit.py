@@ -21,6 +21,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from howl import errbacks
 from howl.bounded_json import parse
 from howl.broker.areas import all_areas
 from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
@@ -258,9 +259,13 @@ def check(request: TaskRequest, app: Celery) -> None:
 
 
 def known_tasks(app: Celery) -> dict[str, Any]:
-    """The tasks that may be submitted, by name: those of the task modules, without Celery's own."""
+    """The tasks that may be submitted, by name: those of the task modules, without Celery's and HOWL's own."""
     app.loader.import_default_modules()
-    return {name: task for name, task in sorted(app.tasks.items()) if not name.startswith("celery.")}
+    return {
+        name: task
+        for name, task in sorted(app.tasks.items())
+        if not name.startswith("celery.") and name != errbacks.NAME
+    }
 
 
 def _known_task(name: str, app: Celery) -> Any:

@@ -10,21 +10,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
-from celery import Celery, group
+from celery import Celery
 from celery.canvas import maybe_signature
-from celery.exceptions import ChordError
 from kombu.exceptions import EncodeError
-from sqlalchemy import ColumnElement, Row, Text, cast, func, select
+from sqlalchemy import Row, Text, cast, func, select
 from sqlalchemy.orm import Session
 
 from howl.backend import telling_in
 from howl.broker.areas import Area
 from howl.broker.transport import publishing_for, publishing_once
-from howl.celery import worker_queue
 from howl.config import Settings
 from howl.errors import ChordExpired, ChordRefused
 from howl.models import Chord, Task
 from howl.outcomes import FINAL_RANK, JOIN_ALL, PART_STATUS
+from howl.server import failing
+from howl.server.failing import Failure, is_part_of, own_queue
 from howl.server.reach import Reach
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 VALUES_LIMIT, CONTAINER = 64 << 20, 64
 #: Names of no task of their own: what is on record of them is one of theirs.
 COMPOSED = ("celery.chain", "celery.group", "celery.chord")
-#: Characters of a part's error that its body fails with.
-ERROR_LIMIT = 20_000
 
 
 def submit(
@@ -50,7 +48,7 @@ def fail(chord_id: int, opened: Session, settings: Settings, app: Celery, reason
     """Have the body of a chord fail that cannot be submitted; raises whatever a forged one causes."""
     chord = _chord(chord_id, opened)
     with _as_told_by(chord.redis_user, settings, app):
-        _fail(json.loads(chord.body), reason, app)
+        failing.fail(chord, json.loads(chord.body), Failure(reason), opened, app)
 
 
 def _chord(chord_id: int, opened: Session) -> Chord:
@@ -92,41 +90,40 @@ def _submit(chord: Chord, opened: Session, app: Celery, reach: Reach, expired: C
     replaces = row is not None and _replaces(str(first.task), row, chord, opened)
     if (last is not None and last.rank == FINAL_RANK) or (row is not None and not replaces):
         return  # submitted by an earlier life of this server, which ended before it could say so; or cancelled
-    reason = str(expired) if expired else _why_not(chord, document, opened, reach)
-    if reason is None:
-        reason = _publish(body, _values(shape, _values_of(chord, opened)), replaces=replaces)
-    if reason is not None:
-        logger.warning("Chord body %s fails: %s.", body.id, " ".join(reason[:ERROR_LIMIT].split()))
-        _fail(document, reason, app)
+    failure = Failure(str(expired)) if expired else _why_not(chord, document, opened, reach)
+    if failure is None:
+        failure = _publish(body, _values(shape, _values_of(chord, opened)), replaces=replaces)
+    if failure is not None:
+        logger.warning("Chord body %s fails: %s.", body.id, " ".join(failure.reason[: failing.ERROR_LIMIT].split()))
+        failing.fail(chord, document, failure, opened, app)
 
 
-def _publish(body: Any, values: Any, *, replaces: bool) -> str | None:
+def _publish(body: Any, values: Any, *, replaces: bool) -> Failure | None:
     """Why it cannot be; None if it could."""
     try:
         # The mark of a task in flight stays with its replacement, which would not be pushed for it.
         with nullcontext() if replaces else publishing_once():
-            body.apply_async((values,), **_own_queue(body))
+            body.apply_async((values,), **own_queue(body.options.get("queue")))
     except (EncodeError, TypeError, ValueError) as error:
-        return f"Callback error: {error!r}"
+        return Failure(f"Callback error: {error!r}")
     return None
 
 
-def _why_not(chord: Chord, document: dict[str, Any], opened: Session, reach: Reach) -> str | None:
+def _why_not(chord: Chord, document: dict[str, Any], opened: Session, reach: Reach) -> Failure | None:
     """Why there are no values for the body."""
     # One pass, and not its rows: there may be a hundred thousand.
     failures = func.min(Task.task_id).filter(Task.status != "succeeded")
     whose = select(Task.redis_user, Task.queue, func.min(Task.task_id), failures, func.sum(_size()))
-    found = opened.execute(whose.where(_is_part_of(chord)).group_by(Task.redis_user, Task.queue)).all()
+    found = opened.execute(whose.where(is_part_of(chord)).group_by(Task.redis_user, Task.queue)).all()
     for owner in found:
         if not reach.sees(chord.redis_user, owner):
-            return f"Task {owner[2]} ran where Redis user {chord.redis_user} may not see its result"
+            return Failure(f"Task {owner[2]} ran where Redis user {chord.redis_user} may not see its result")
     failed = min((owner[3] for owner in found if owner[3] is not None), default=None)
     if failed is not None and not _joins_all(document):
-        error = select(Task.error_type, func.left(Task.error_message, ERROR_LIMIT)).where(Task.task_id == failed)
-        return "Dependency {} raised {}: {}".format(failed, *opened.execute(error).one())
+        return failing.because_of(failed, opened)
     size = int(sum(owner[4] for owner in found))
     if size > VALUES_LIMIT:
-        return f"The values of its parts take {size >> 20:,} MB together, and {VALUES_LIMIT >> 20} are allowed"
+        return Failure(f"The values of its parts take {size >> 20:,} MB together, and {VALUES_LIMIT >> 20} are allowed")
     return None
 
 
@@ -138,22 +135,12 @@ def _size() -> Any:
     return func.length(written) + CONTAINER * containers + besides
 
 
-def _is_part_of(chord: Chord) -> ColumnElement[bool]:
-    return Task.task_id.in_(select(func.unnest(Chord.parts)).where(Chord.chord_id == chord.chord_id))
-
-
-def _own_queue(body: Any) -> dict[str, Any]:
-    """A name alone would be given an exchange, whose binding outlives the worker."""
-    kind, _, worker_id = str(body.options.get("queue")).partition(".")
-    return {"queue": worker_queue(worker_id)} if kind == "worker" and worker_id else {}
-
-
 def _replaces(name: str, row: Task, chord: Chord, opened: Session) -> bool:
     """Whether what is on record is the task that this chord replaces, whose id its body has, and not the body's run."""
     if row.rank == FINAL_RANK:
         return False
     is_named_otherwise = row.name != name and name not in COMPOSED
-    children = select(Task.task_id).where(_is_part_of(chord), Task.parent_id == row.task_id)
+    children = select(Task.task_id).where(is_part_of(chord), Task.parent_id == row.task_id)
     return is_named_otherwise or opened.scalar(children.limit(1)) is not None
 
 
@@ -187,7 +174,7 @@ def _values_of(chord: Chord, opened: Session) -> dict[str, Any]:
     columns = (
         Task.task_id, Task.status, Task.result, Task.exact, Task.worker_id, Task.error_type, Task.error_message,
     )  # fmt: skip
-    return {part.task_id: _value(part) for part in opened.execute(select(*columns).where(_is_part_of(chord)))}
+    return {part.task_id: _value(part) for part in opened.execute(select(*columns).where(is_part_of(chord)))}
 
 
 def _value(part: Row[Any]) -> Any:
@@ -196,21 +183,3 @@ def _value(part: Row[Any]) -> Any:
         return json.loads(part.exact).get("result", part.result) if part.exact else part.result
     names = ("worker_id", "error_type", "error_message")
     return {PART_STATUS: part.status} | {name: getattr(part, name) for name in names}
-
-
-def _fail(document: dict[str, Any], reason: str, app: Celery) -> None:
-    """Celery would run some error callbacks here and now; a worker wrote them, and this process knows the database."""
-    body = maybe_signature(_without_errbacks(document), app=app)
-    try:
-        raise ChordError(reason)  # noqa: TRY301  # Celery takes the traceback from the stack
-    except ChordError as error:
-        app.backend.chord_error_from_stack(body, exc=error)
-    errbacks = [maybe_signature(given, app=app) for given in document.get("options", {}).get("link_error") or []]
-    if errbacks:
-        group(errbacks, app=app).apply_async((body.id,), parent_id=body.id, root_id=body.id)
-
-
-def _without_errbacks(document: Any) -> Any:
-    if isinstance(document, dict):
-        return {name: _without_errbacks(value) for name, value in document.items() if name != "link_error"}
-    return [_without_errbacks(value) for value in document] if isinstance(document, list) else document

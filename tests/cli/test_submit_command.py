@@ -151,6 +151,7 @@ def test_the_tasks_that_can_be_submitted_are_listed_with_what_they_take(howl):
     listed = {task["name"]: task for task in json.loads(howl("submit", "--list", "--json").stdout)}
     assert listed["tests.add"] == {"name": "tests.add", "signature": "(x: int, y: int)", "summary": "Add two numbers."}
     assert "command.run" in listed
+    assert not [name for name in listed if name.startswith(("celery.", "howl."))]
     assert "tests.add" in howl("submit", "--list").stdout
 
 

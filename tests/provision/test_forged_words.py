@@ -266,6 +266,17 @@ def test_a_failing_chord_cancels_nobodys_tasks(tell: Any, row: Any, admin: Any, 
     assert row(task_id).status == "queued"
 
 
+def test_error_callbacks_of_a_failing_chord_go_only_where_its_worker_could_publish(
+    tell: Any, row: Any, admin: Any
+) -> None:
+    callback = {"task": "tests.echo", "args": [], "kwargs": {}, "options": {"queue": "theirs"}, "subtask_type": None}
+    tell("thief", _chord(["mine-1"], link_error=[callback, "no signature"]), _failed("mine-1", queue="theirs"))
+    assert row("body").status == "failed"
+    assert not _messages(admin, "theirs")
+    (message,) = _messages(admin, "mine")
+    assert json.loads(message)["headers"]["task"] == "howl.call_errback"
+
+
 def test_a_chord_within_a_chord_has_no_more_rights_than_its_worker(
     tell: Any, admin: Any, ours: Settings, submitted: Any
 ) -> None:

@@ -1,6 +1,7 @@
 """Chords, however many parts they have: each costs what it costs once, and ends."""
 
 import asyncio
+import json
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -198,6 +199,30 @@ def test_values_too_large_to_be_put_together_fail_the_body(settings, app, client
     chords.submit_due(settings, app)
     asyncio.run(_recorded(recorder, lambda: task_row("b1")))
     assert "64 are allowed" in task_row("b1").error_message
+
+
+def test_an_error_callback_is_published_once_though_redis_goes_before_its_tasks_end_is_told(
+    settings, app, client, task_row, monkeypatch
+):
+    recorder = Recorder(settings, app)
+    callback = {"task": "tests.noop", "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": False}
+    error = {"exc_type": "ValueError", "exc_module": "builtins", "exc_message": ["as told"]}
+    failed = Outcome(task_id="p1", state="FAILURE", at=AT, result=error, queue="of-the-part")
+    _record(recorder, _chord(["p1"], body_id="b1", link_error=[callback]), failed)
+    with monkeypatch.context() as patched:
+        patched.setattr(app.backend, "append", _lose_redis)
+        chords.submit_due(settings, app)
+    assert client.llen(settings.key("of-the-part")) == 1
+    chords.wake_all(settings)
+    chords.submit_due(settings, app)
+    asyncio.run(_recorded(recorder, lambda: task_row("b1")))
+    assert (task_row("b1").status, len(task_row("b1").children)) == ("failed", 1)
+    (message,) = client.lrange(settings.key("of-the-part"), 0, -1)
+    assert task_row("b1").children[0][0][0] == json.loads(message)["headers"]["id"]
+
+
+def _lose_redis(*_):
+    raise redis.ConnectionError("gone")
 
 
 def test_the_doctor_tells_of_chords_that_expired():

@@ -20,6 +20,11 @@ def _starts(path: str) -> int:
     return len(Path(path).read_text())
 
 
+def _note(path: str, line: str) -> None:
+    with Path(path).open("a") as notes:
+        notes.write(f"{line}\n")
+
+
 def _wait_for(path: str) -> None:
     deadline = time.monotonic() + 30
     while not Path(path).exists() and time.monotonic() < deadline:
@@ -90,6 +95,18 @@ def replace_by(self: Task, number: int, kind: str) -> Any:
 def on_error(path: str, *_: Any) -> None:
     """Say which process looks after somebody else's error; it takes what Celery gives to those it runs on the spot."""
     Path(path).write_text(str(os.getpid()))
+
+
+@shared_task(name="endings.note_old")
+def note_old(task_id: str, path: str) -> None:
+    """Look after somebody else's error as Celery's first error callbacks did, who know an id alone."""
+    _note(path, f"old {task_id}")
+
+
+@shared_task(name="endings.note_new")
+def note_new(request: Any, exc: Exception, traceback: Any, path: str) -> None:
+    """Look after somebody else's error as those do who know all of it."""
+    _note(path, f"new {request.id} {type(exc).__name__} from {exc.__cause__!r}")
 
 
 @shared_task(name="endings.fail")
