@@ -31,9 +31,9 @@ from howl import errbacks
 from howl.celery import settings_of, worker_id_of
 from howl.celery_settings import ANSWER_TIMEOUT, CONNECT_TIMEOUT
 from howl.config import Settings
-from howl.errors import OutcomeTooLarge, QueueUnavailable
+from howl.errors import NotGranted, OutcomeTooLarge, QueueUnavailable
 from howl.ids import check_signatures, recordable, texts
-from howl.outcomes import ENTRY_FIELD, ChordCreated, Entry, Outcome, encode, in_pieces, is_id
+from howl.outcomes import ENTRY_FIELD, ChordCreated, Entry, Outcome, PartsAdded, encode, in_pieces, is_id
 from howl.tls import reason, redis_options
 
 logger = logging.getLogger(__name__)
@@ -285,6 +285,18 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
             self.append(entry)
         except redis.exceptions.ConnectionError:
             self.append(entry)
+
+    def add_to_chord(self, group_id: str, result: Any) -> None:
+        """Tell the recorder that the running task's chord has more parts; raises NotGranted or InvalidRequest."""
+        user = urlsplit(self.settings.redis()).username
+        if user not in (None, "", "default"):
+            raise NotGranted(
+                f"This worker logs in to Redis as {user}, and may add nothing to a chord that may be another's: "
+                "return self.replace(…) by a group or chord instead."
+            )
+        request = get_current_task().request
+        added = PartsAdded(group_id=group_id, task_id=request.id, parts=[recordable(part) for part in leaves(result)])
+        self._ensure_retryable(self.append, added, _tag_of(request))
 
     def _call_task_errbacks(self, request: Any, exc: Exception, traceback: Any) -> None:
         """Celery's own way, but in the server."""

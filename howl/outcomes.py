@@ -132,6 +132,16 @@ class ChordPiece:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartsAdded:
+    """A part of a chord published others, for which its body waits as well (`self.add_to_chord`)."""
+
+    group_id: str
+    #: The part that added them.
+    task_id: str
+    parts: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArtifactKept:
     """A file that a task left behind: JetStream has all of it, as object `artifact_id` of the artifacts' bucket."""
 
@@ -150,10 +160,11 @@ class ArtifactKept:
     worker_id: str | None = None
 
 
-Entry = Outcome | ChordCreated | ChordPiece | ArtifactKept
+Entry = Outcome | ChordCreated | ChordPiece | PartsAdded | ArtifactKept
 
 KINDS: dict[str, type[Entry]] = {
-    "outcome": Outcome, "chord": ChordCreated, "chord piece": ChordPiece, "artifact": ArtifactKept,
+    "outcome": Outcome, "chord": ChordCreated, "chord piece": ChordPiece, "parts added": PartsAdded,
+    "artifact": ArtifactKept,
 }  # fmt: skip
 _KIND_OF = {made: kind for kind, made in KINDS.items()}
 
@@ -249,7 +260,7 @@ def _check(entry: Entry) -> None:
             raise UnreadableOutcome(f"its field {name} is empty or longer than {NAME_LIMIT} characters")
         if name in _NAMES and UNSTORABLE.search(value):
             raise UnreadableOutcome(f"its field {name} has characters that PostgreSQL cannot hold")
-    if isinstance(entry, ChordCreated | ChordPiece):
+    if isinstance(entry, ChordCreated | ChordPiece | PartsAdded):
         _check_chord(entry)
     else:
         _check_numbers(entry)
@@ -276,7 +287,7 @@ def _fits(name: str, value: Any) -> bool:
     return isinstance(value, _TYPES[name]) and not isinstance(value, bool)
 
 
-def _check_chord(chord: ChordCreated | ChordPiece) -> None:
+def _check_chord(chord: ChordCreated | ChordPiece | PartsAdded) -> None:
     if isinstance(chord, ChordPiece):
         if not 0 <= chord.number < chord.pieces <= CHORD_LIMIT:
             raise UnreadableOutcome("its number is none of its chord's pieces")

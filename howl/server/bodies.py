@@ -92,7 +92,8 @@ def _submit(chord: Chord, opened: Session, app: Celery, reach: Reach, expired: C
         return  # submitted by an earlier life of this server, which ended before it could say so; or cancelled
     failure = Failure(str(expired)) if expired else _why_not(chord, document, opened, reach)
     if failure is None:
-        failure = _publish(body, _values(shape, _values_of(chord, opened)), replaces=replaces)
+        values = _values(_with_added(shape, chord), _values_of(chord, opened))
+        failure = _publish(body, values, replaces=replaces)
     if failure is not None:
         logger.warning("Chord body %s fails: %s.", body.id, " ".join(failure.reason[: failing.ERROR_LIMIT].split()))
         failing.fail(chord, document, failure, opened, app)
@@ -163,6 +164,13 @@ def _leaves(shape: Any) -> Iterator[str]:
             yield from _leaves(member)
     else:
         yield shape
+
+
+def _with_added(shape: Any, chord: Chord) -> Any:
+    """Parts that a part added stand behind it; as with Celery, not in a header with groups in it."""
+    if any(isinstance(member, list) for member in shape) or len(shape) >= len(chord.parts):
+        return shape
+    return chord.parts
 
 
 def _values(shape: Any, values: dict[str, Any]) -> Any:

@@ -24,7 +24,7 @@ from howl.config import Settings
 from howl.db import session
 from howl.errors import ChordExpired, ChordRefused
 from howl.models import Chord, StoredPiece, Task
-from howl.outcomes import FINAL_RANK, ChordCreated
+from howl.outcomes import FINAL_RANK, PARTS_LIMIT, ChordCreated, PartsAdded
 from howl.server import bodies
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,15 @@ WAITING_CHORDS, WAITING_PARTS = 10_000, 1_000_000
 DELETED_AT_ONCE = 1000
 #: Text, because SQLAlchemy takes longer to put a statement together than PostgreSQL to answer this one.
 ANY_WAIT = text("SELECT EXISTS (SELECT FROM chords WHERE body_submitted_at IS NULL)")
+#: Behind the part that added them, and among those that are not known to have ended.
+ADD = text(
+    "UPDATE chords SET size = size + :number,"
+    " parts = parts[1 : place] || CAST(:added AS text[]) || parts[place + 1 : size] FROM ("
+    " SELECT chord_id AS found, greatest(array_position(parts, :part), ended) AS place FROM chords"
+    " WHERE group_id = :group_id AND body_submitted_at IS NULL AND :part = ANY (parts)"
+    " AND size + :number <= :limit AND NOT parts && CAST(:added AS text[]) FOR UPDATE) AS its"
+    " WHERE chord_id = found RETURNING chord_id"
+)
 #: How what is set aside is called where people are told of it.
 KIND = "chords"
 
@@ -58,6 +67,14 @@ def record(opened: Session, created: Iterable[tuple[ChordCreated, str | None]]) 
     ]
     if rows:
         opened.execute(insert(Chord).values(rows).on_conflict_do_nothing())
+
+
+def add(opened: Session, added: Iterable[PartsAdded]) -> None:
+    """Have the bodies of chords wait for more parts; repeating it changes nothing."""
+    for each in added:
+        place = {"group_id": each.group_id, "part": each.task_id, "limit": PARTS_LIMIT}
+        if opened.execute(ADD, place | {"added": each.parts, "number": len(each.parts)}).first() is None:
+            logger.warning("Nothing is added to chord %s: it has these parts, has ended or is full.", each.group_id)
 
 
 def too_many(opened: Session, user: str, created: list[ChordCreated]) -> list[ChordCreated]:

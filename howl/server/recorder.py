@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from howl.config import Settings
 from howl.db import session
-from howl.outcomes import ArtifactKept, ChordCreated, ChordPiece, Outcome
+from howl.outcomes import ArtifactKept, ChordCreated, ChordPiece, Outcome, PartsAdded
 from howl.server import artifacts, chord_pieces, chords, task_rows
 from howl.server.reach import Reach
 from howl.server.stream import PACE, REASON_LIMIT, Batch, OutcomeStream, Received
@@ -148,6 +148,11 @@ class Recorder:
             if task_id in queues
         }
         created = {item.entry_id: item.entry for item in received if isinstance(item.entry, ChordCreated)}
+        refused |= {
+            item.entry_id: f"parts of chord {item.entry.group_id}, which may be another's"
+            for item in received
+            if isinstance(item.entry, PartsAdded)
+        }
         many = chords.too_many(opened, user, [*created.values()]) if created else []
         return refused | {
             entry_id: f"too many chords or parts wait for chord {chord.group_id} to wait as well"
@@ -161,6 +166,7 @@ class Recorder:
         created += chord_pieces.put_together(opened, pieces)
         left = [(item.entry, item.at) for item in received if isinstance(item.entry, ArtifactKept)]
         chords.record(opened, created)
+        chords.add(opened, [item.entry for item in received if isinstance(item.entry, PartsAdded)])
         task_rows.write(opened, received)
         artifacts.record(opened, left, self.settings)
 

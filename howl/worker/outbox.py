@@ -19,7 +19,7 @@ from typing import Any
 from celery import bootsteps, states
 
 from howl.errors import HowlError
-from howl.outcomes import ArtifactKept, Entry, Outcome
+from howl.outcomes import ArtifactKept, Entry, Outcome, PartsAdded
 from howl.worker import sight
 from howl.worker.loader import hear_of_runs
 from howl.worker.server_clock import ServerClock
@@ -53,7 +53,7 @@ class Parcel:
 
 def parcel(entry: Entry, document: bytes, tag: str) -> Parcel:
     """Say what kind of word an entry is."""
-    if isinstance(entry, ArtifactKept):  # like progress: only whoever holds the message may tell
+    if isinstance(entry, ArtifactKept | PartsAdded):  # like progress: only whoever holds the message may tell
         return Parcel(PROGRESS, tag, entry.task_id, document)
     if not isinstance(entry, Outcome):
         return Parcel(OTHER, tag, "", document)

@@ -173,6 +173,11 @@ def test_a_worker_that_spoils_its_outcomes_keeps_no_other_from_being_recorded(cr
     assert crew.ended(crew.send("echo", 3)).result == 3
 
 
+def test_a_worker_with_a_credential_adds_nothing_to_a_chord(crew: SecuredCrew) -> None:
+    body = chord([crew.app.tasks["endings.add_to_chord"].si(1)], crew.app.tasks["endings.echo"].s()).apply_async()
+    assert "may add nothing to a chord that may be another's" in crew.ended(body.id).error_message
+
+
 def test_a_group_is_done(crew: SecuredCrew) -> None:
     echo = crew.app.tasks["endings.echo"]
     results = group([echo.s(number) for number in range(4)], app=crew.app).apply_async()

@@ -23,7 +23,7 @@ from howl.broker.scripts import load_all
 from howl.celery import create_app
 from howl.config import Settings, load_settings
 from howl.models import Artifact, Chord, RecordUsage, Task
-from howl.outcomes import JOIN_ALL, ArtifactKept, ChordCreated, Entry, Outcome, encode
+from howl.outcomes import JOIN_ALL, ArtifactKept, ChordCreated, Entry, Outcome, PartsAdded, encode
 from howl.provision.rights import Grant
 from howl.server import chords
 from howl.server.recorder import Recorder
@@ -264,6 +264,14 @@ def test_a_failing_chord_cancels_nobodys_tasks(tell: Any, row: Any, admin: Any, 
          _failed("mine-1", queue="mine"))  # fmt: skip
     assert not admin.exists(f"{PREFIX}revoked")
     assert row(task_id).status == "queued"
+
+
+def test_nobody_adds_to_a_chord_with_a_credential_of_its_own(tell: Any, row: Any, admin: Any) -> None:
+    chord = _chord(["theirs-1"], queue="theirs")
+    tell("victim", chord)
+    tell("thief", PartsAdded(group_id=chord.group_id, task_id="theirs-1", parts=["never"]))
+    tell("victim", _end("theirs-1", queue="theirs"))
+    assert len(_messages(admin, "theirs")) == 1
 
 
 def test_error_callbacks_of_a_failing_chord_go_only_where_its_worker_could_publish(

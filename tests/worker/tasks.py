@@ -97,6 +97,14 @@ def on_error(path: str, *_: Any) -> None:
     Path(path).write_text(str(os.getpid()))
 
 
+@shared_task(name="endings.add_to_chord", bind=True)
+def add_to_chord(self: Task, *numbers: int) -> str:
+    """Have the chord wait for echoes as well."""
+    for number in numbers:
+        self.add_to_chord(echo.si(number))
+    return "added"
+
+
 @shared_task(name="endings.note_old")
 def note_old(task_id: str, path: str) -> None:
     """Look after somebody else's error as Celery's first error callbacks did, who know an id alone."""

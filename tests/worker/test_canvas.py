@@ -82,6 +82,12 @@ def test_a_group_is_joined_natively_and_a_client_hears_of_each_end(crew: Crew, e
         group(echo.s(1).set(queue="nobodys"), echo.s(2)).apply_async().get(timeout=0.3)
 
 
+def test_a_chord_waits_for_what_its_parts_added_to_it(crew: Crew, echo: Any) -> None:
+    add_to_chord = crew.app.tasks["endings.add_to_chord"]
+    body = chord([add_to_chord.si(1, 2), echo.si(3), add_to_chord.si(4)], echo.s()).apply_async()
+    assert body.get(timeout=20) == ["added", 2, 1, 3, "added", 4]
+
+
 # --- error callbacks of chords, which the server has fail -------------------------------------------------------------
 
 
