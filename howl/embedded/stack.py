@@ -98,7 +98,7 @@ class Stack:
         if not self.home.exists():
             self.home.mkdir(parents=True)
             self.home.chmod(0o711 if os.geteuid() == 0 else 0o700)
-            (self.home / ".gitignore").write_text("*\n")  # it may be in somebody's checkout, and holds passwords
+            write_private(self.home / ".gitignore", "*\n")  # it may be in somebody's checkout, and holds passwords
         state = self.home.stat()
         if state.st_uid != os.geteuid() or state.st_mode & stat.S_IWOTH:
             raise EmbeddedServerError(

@@ -35,7 +35,7 @@ def ledger(settings: Settings) -> Iterator[Callable[..., Ledger]]:
 
     yield _ledger
     for each in running:
-        each.close()
+        each.close({})
 
 
 def listening(client: Any) -> int:
