@@ -28,11 +28,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from howl import errbacks
-from howl.celery import settings_of, worker_id_of
+from howl.celery import settings_of
 from howl.celery_settings import ANSWER_TIMEOUT, CONNECT_TIMEOUT
 from howl.config import Settings
 from howl.errors import NotGranted, OutcomeTooLarge, QueueUnavailable
 from howl.ids import check_signatures, recordable, texts
+from howl.nodes import worker_id_of
 from howl.outcomes import ENTRY_FIELD, ChordCreated, Entry, Outcome, PartsAdded, encode, in_pieces, is_id
 from howl.tls import reason, redis_options
 

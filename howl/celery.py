@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from celery.app.utils import find_app
 from celery.signals import celeryd_after_setup
-from celery.utils.nodenames import NODENAME_DEFAULT, nodename
 from kombu.entity import Exchange, Queue
 from kombu.utils.imports import symbol_by_name
 
@@ -14,6 +13,7 @@ from howl import errbacks
 from howl.celery_settings import decide, look_here_first
 from howl.config import Settings, load_settings
 from howl.errors import NotConfigured, SettingsError
+from howl.nodes import worker_id_of
 from workers import TASK_MODULES
 
 if TYPE_CHECKING:
@@ -121,17 +121,6 @@ def _consume_own_queue(instance: Any, **_: Any) -> None:
         instance.app.amqp.queues.select_add(queue)
         # Celery puts a queue without an exchange on its default one, where its binding would outlive the worker.
         queue.exchange = Exchange("")
-
-
-def worker_id_of(node_name: str) -> str:
-    """`celery@github-worker-1` is worker `github-worker-1`; with another name before its host, all of it is its id."""
-    name, _, host = node_name.partition("@")
-    return host if name == NODENAME_DEFAULT and host and "@" not in host else node_name
-
-
-def node_name_of(worker_id: str) -> str:
-    """What Celery calls a worker: `destination` of remote control."""
-    return worker_id if "@" in worker_id else nodename(NODENAME_DEFAULT, worker_id)
 
 
 def __getattr__(name: str) -> Any:

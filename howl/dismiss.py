@@ -11,9 +11,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from howl import db
-from howl.celery import settings_of, worker_id_of
+from howl.celery import settings_of
 from howl.errors import QueueUnavailable, UnknownWorker, WorkerSilent
 from howl.models import Worker
+from howl.nodes import worker_id_of
 from howl.tls import reason
 
 Row = dict[str, Any]

@@ -5,9 +5,9 @@ from typing import Any
 
 from sqlalchemy import delete, select
 
-from howl.celery import node_name_of
 from howl.db import session
 from howl.models import Artifact, Task, TaskEvent
+from howl.nodes import node_name_of
 from howl.outcomes import STATES, unmarked
 
 

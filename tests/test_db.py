@@ -163,7 +163,7 @@ DONE: dict[str, tuple[Callable[[Session], Any], str]] = {
     "a transaction that failed": (_after_an_error, "transaction is aborted"),
     "a standby": (said("SET TRANSACTION READ ONLY", "DELETE FROM tasks"), "takes no writes .* Name the primary"),
     "somebody else's tables": (said("SELECT * FROM pg_authid"), "use the role that owns"),
-    "tables that are gone": (said("SELECT * FROM not_there"), "run `alembic upgrade head`"),
+    "tables that are gone": (said("SELECT * FROM not_there"), "run `howl migrate`"),
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from celery import Task, chord, shared_task
 
-from howl.celery import worker_id_of
+from howl.nodes import worker_id_of
 from howl.outcomes import JOIN_ALL
 from workers import process, sharding
 from workers.process import ProcessResult

@@ -12,9 +12,9 @@ from typing import Any
 from celery import current_task
 
 from howl import media, objects
-from howl.celery import worker_id_of
 from howl.config import Settings
 from howl.errors import ArtifactFailed, ArtifactRefused
+from howl.nodes import worker_id_of
 from howl.outcomes import MEDIA_TYPE, ArtifactKept, name_fault
 from howl.worker.uploads import Source, upload
 

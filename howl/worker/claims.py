@@ -22,8 +22,9 @@ from kombu.utils.json import loads
 from howl.broker.ledger import Claim, Ledger
 from howl.broker.message import NO_TASK, task_headers
 from howl.broker.room import Room
-from howl.celery import settings_of, worker_id_of
+from howl.celery import settings_of
 from howl.errors import MessageRefused
+from howl.nodes import worker_id_of
 from howl.outcomes import Outcome, died, encode, failure, is_id, requeued
 from howl.worker.outbox import END, LAST, OTHER, Collector, Parcel
 from howl.worker.pool import make_resizable, most_in_hand, slots_to_fill, withdraw, write_whole_jobs

@@ -12,8 +12,9 @@ from celery.worker import state
 
 import howl
 from howl.broker.areas import DEFAULT_USER, user_of
-from howl.celery import settings_of, worker_id_of, worker_queue
+from howl.celery import settings_of, worker_queue
 from howl.config import Settings
+from howl.nodes import worker_id_of
 
 #: GitHub's variables, and the burst workflow's own, by the name under which a run is recorded.
 RUN_VARIABLES = {

@@ -10,7 +10,7 @@ from celery import bootsteps
 from celery.signals import worker_shutdown
 from celery.worker import state
 
-from howl.celery import worker_id_of
+from howl.nodes import worker_id_of
 from howl.worker import environment
 
 logger = logging.getLogger(__name__)

@@ -210,7 +210,7 @@ def test_an_error_callback_is_published_once_though_redis_goes_before_its_tasks_
     failed = Outcome(task_id="p1", state="FAILURE", at=AT, result=error, queue="of-the-part")
     _record(recorder, _chord(["p1"], body_id="b1", link_error=[callback]), failed)
     with monkeypatch.context() as patched:
-        patched.setattr(app.backend, "append", _lose_redis)
+        patched.setattr(app.backend.redis, "xadd", _lose_redis)
         chords.submit_due(settings, app)
     assert client.llen(settings.key("of-the-part")) == 1
     chords.wake_all(settings)
@@ -221,7 +221,7 @@ def test_an_error_callback_is_published_once_though_redis_goes_before_its_tasks_
     assert task_row("b1").children[0][0][0] == json.loads(message)["headers"]["id"]
 
 
-def _lose_redis(*_):
+def _lose_redis(*_, **__):
     raise redis.ConnectionError("gone")
 
 
