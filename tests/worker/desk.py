@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import Self
 
 from howl.config import Settings
-from howl.messaging import Connection
+from howl.messaging import TROUBLE, Connection
 from howl.server.curator import Curator
 from howl.server.questions import Questions
 from howl.server.uploads import Uploads
@@ -44,8 +45,9 @@ class Desk(threading.Thread):
             await questions.begin()
             self._is_ready.set()
             while not self._end.is_set():
-                if client.is_connected:
-                    await questions.be_there()
+                with suppress(*TROUBLE):  # `howl server` would run its part again
+                    if client.is_connected:
+                        await questions.be_there()
                 await asyncio.sleep(0.1)
         finally:
             await client.close()
