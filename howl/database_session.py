@@ -24,9 +24,7 @@ PINNED = {
     "lock_timeout": f"{LOCK_TIMEOUT}000",
 }
 #: Limits in milliseconds that hold as they are set if they leave a minute, and are a minute otherwise.
-LEFT_A_MINUTE = (
-    "statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout",
-)  # fmt: skip
+LEFT_A_MINUTE = ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
 MINUTE = 60_000
 #: Values that are changed only where the setting has the first: an outcome is forgotten by Redis once it is committed,
 #: and a server process must notice that its client is gone (milliseconds; PostgreSQL 14).

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from howl import db
 from howl.celery import settings_of
 from howl.errors import QueueUnavailable, UnknownWorker, WorkerSilent
-from howl.models import Worker
+from howl.models import PRESENT, Worker
 from howl.nodes import worker_id_of
 from howl.tls import reason
 
@@ -24,7 +24,6 @@ Order = Literal["drain", "stop"]
 ANSWER = 5.0
 #: Seconds between two looks at the workers table.
 POLL = 0.5
-PRESENT = ("active", "draining")
 
 
 def present(session: Session) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Select, and_, case, func, literal, select
 from sqlalchemy.orm import Session
 
-from howl.models import Task, TaskEvent, Worker
+from howl.models import PRESENT, Task, TaskEvent, Worker
 from howl.outcomes import FINAL_RANK, FINAL_STATUSES
 
 Row = dict[str, Any]
@@ -29,7 +29,7 @@ ENDS = 50
 #: Events at which a run may begin anew, and how many of the newest, with progress among them, tell how far it is.
 BEGINNINGS, NEEDED = ("received", "started", "retrying", "requeued"), 20
 
-IS_PRESENT = Worker.status.in_(("active", "draining"))
+IS_PRESENT = Worker.status.in_(PRESENT)
 # Written out in the statement, or PostgreSQL could not tell that the partial index serves.
 RUNS = Task.status == literal("started", literal_execute=True)
 #: A run that was broken off, and whose message is back on its queue: no worker has it.

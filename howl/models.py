@@ -20,6 +20,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 WORKER_STATUSES = ("active", "draining", "offline", "lost")
+#: Of workers that are there.
+PRESENT = ("active", "draining")
 TASK_STATUSES = ("queued", "started", "retrying", "succeeded", "failed", "cancelled", "expired", "dead")
 ARTIFACT_STATUSES = ("arriving", "kept", "missing")
 

@@ -14,8 +14,6 @@ from typing import Any
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 from kombu.exceptions import OperationalError
-from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 from redis.exceptions import RedisError
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -34,7 +32,7 @@ from howl.models import Chord, Task, Worker
 from howl.outcomes import FINAL_RANK, NAME_LIMIT, UNSTORABLE, failure
 from howl.queue_names import fault_of, require_queue
 from howl.server.reach import Reach
-from howl.submit_hints import hint, signature_of
+from howl.submit_hints import hint, problem, signature_of
 from howl.tls import reason
 
 #: Most bytes of a task's arguments, as JSON.
@@ -349,17 +347,11 @@ def _check_arguments(task: Any, request: TaskRequest) -> None:
 
 
 def _check_type(task_name: str, parameter: inspect.Parameter, value: Any) -> None:
-    """Values are JSON, so they are compared as JSON: a list fits a tuple, a text does not fit a list."""
     variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     if parameter.annotation is parameter.empty or isinstance(parameter.annotation, str) or variadic:
         return
-    try:
-        TypeAdapter(parameter.annotation).validate_json(json.dumps(value), strict=True)
-    except (PydanticUserError, PydanticUndefinedAnnotation):
-        return  # a type of the task's own, which only the task can judge
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        raise InvalidRequest(f"{task_name}: {parameter.name} does not fit: {problem['msg']}.") from None
+    if why := problem(parameter.annotation, value):
+        raise InvalidRequest(f"{task_name}: {parameter.name} does not fit: {why}.")
 
 
 # --- recording ---------------------------------------------------------------------------------------------------

@@ -16,15 +16,22 @@ def signature_of(run: Any) -> inspect.Signature:
         return inspect.signature(run)
 
 
-def fits(annotation: Any, value: Any) -> bool:
-    """Whether a JSON value is of the type; of a type of the task's own only the task can judge."""
+def problem(annotation: Any, value: Any) -> str | None:
+    """Why a value is not of the type, if it is not. Values are JSON, so they are compared as JSON: a list fits a tuple,
+    a text does not fit a list. Of a type of the task's own only the task can judge.
+    """
     try:
         TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
-    except ValidationError:
-        return False
+    except ValidationError as error:
+        return str(error.errors(include_url=False, include_input=False)[0]["msg"])
     except (PydanticUserError, PydanticUndefinedAnnotation):
-        return True
-    return True
+        return None
+    return None
+
+
+def fits(annotation: Any, value: Any) -> bool:
+    """Whether a value is of the type."""
+    return problem(annotation, value) is None
 
 
 def hint(signature: inspect.Signature, args: list[Any]) -> str:

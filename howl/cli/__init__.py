@@ -51,17 +51,6 @@ class CommandFiles(click.Group):
         super().__init__(*args, **kwargs)
         self.package, self.told = package, told
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Where something fails, say if this terminal still has the addresses of servers that are no longer there."""
-        try:
-            return super().invoke(ctx)
-        except click.UsageError:
-            raise
-        except click.ClickException as error:
-            if ctx.parent is None and (words := _outdated()):
-                raise click.ClickException(f"{error.format_message()} {words}") from error
-            raise
-
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
         return list(self.told)
 
@@ -82,12 +71,19 @@ class CommandFiles(click.Group):
 
 
 class Howl(CommandFiles):
-    """The whole command: what nobody foresaw is one sentence too, and its traceback is for who asks."""
+    """The whole command: what nobody foresaw is one sentence too, and its traceback is for who asks.
+
+    Where something fails, it says if this terminal still has the addresses of servers that are no longer there.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, EOFError, BrokenPipeError):
+        except (click.UsageError, click.exceptions.Exit, click.Abort, EOFError, BrokenPipeError):
+            raise
+        except click.ClickException as error:
+            if words := _outdated():
+                raise click.ClickException(f"{error.format_message()} {words}") from error
             raise
         except Exception as error:
             if os.environ.get(TRACEBACKS) or ctx.invoked_subcommand in SERVICES:

@@ -9,7 +9,8 @@ from howl.cli.options import DURATION, Decorator, as_json
 from howl.cli.output import Column, emit
 from howl.config import load_settings
 from howl.db import session
-from howl.dismiss import PRESENT, present
+from howl.dismiss import present
+from howl.models import PRESENT
 
 COLUMNS = (
     Column("worker_id", "worker", folds=True),

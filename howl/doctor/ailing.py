@@ -1,13 +1,18 @@
-"""What `howl server` says of its own parts (howl/server/ailing.py), read by `howl doctor` and by the health check."""
+"""How `howl server` does, read in Redis by `howl doctor` and by the health check: what it says of its own parts
+(howl/server/ailing.py), and when its recorder last asked for outcomes.
+"""
 
 import json
-from collections.abc import Iterable
-from typing import NamedTuple
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from howl.doctor.finding import Answer, beware, wrong
 
 #: The hash, below the prefix of all keys, and seconds that a word in it counts.
 AILING, LASTS = "_ailing", 120
+#: The recorder's consumer group on the streams of outcomes, and its only consumer.
+RECORDER = "recorder"
 #: Parts without which tasks come to no end; the others are missed, and work goes on.
 VITAL = frozenset(("recorder", "keeper"))
 #: Most that are told of.
@@ -30,6 +35,11 @@ def read(documents: Iterable[str | bytes], now: int) -> list[Ailing]:
     told = [json.loads(document) for document in documents]
     fresh = [Ailing(each["part"], each["why"], each["times"]) for each in told if now - each["at"] < LASTS]
     return sorted(fresh, key=lambda each: (each.part not in VITAL, each.part))
+
+
+def silence(consumers: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds since one of the recorder's consumers, as XINFO CONSUMERS tells of them, last asked."""
+    return min((consumer["idle"] / 1000 for consumer in consumers), default=math.inf)
 
 
 def judge(ailing: list[Ailing]) -> Answer | None:

@@ -34,9 +34,8 @@ LOADING = STEP_TIMEOUT / 2
 #: What scripts write, as turn.lua and push.lua say it; and from which versions on none of it is lost.
 WRITTEN = (("LPUSH", "x"), ("RPOP",), ("HSET", "x", "y"), ("HDEL", "x"), ("XADD", "*", "x", "y"), ("ZADD", "1", "x"))
 MENDED = {"redis": (8, 6), "valkey": (9, 1, 2)}
-#: The recorder's consumer group (howl.server is not there on burst machines), and seconds of silence after which it is
-#: away: it asks several times in one, unless PostgreSQL keeps it waiting.
-RECORDER, SILENT = "recorder", 10.0
+#: Seconds of silence after which the recorder is away: it asks several times in one, unless PostgreSQL is slow.
+SILENT = 10.0
 #: Celery's, where no queue is named.
 DEFAULT_QUEUE = "celery"
 NO_SUCH_SCRIPT = "0" * 40
@@ -159,12 +158,12 @@ async def server_runs(visit: Visit) -> Answer | None:
     if visit.as_worker:
         return None
     try:
-        consumers = await visit.client.xinfo_consumers(visit.settings.key("outcomes"), RECORDER)
+        consumers = await visit.client.xinfo_consumers(visit.settings.key("outcomes"), ailing.RECORDER)
     except NoPermissionError:
         raise
     except ResponseError:  # no such stream, or no such group: nobody ever asked
         consumers = []
-    return judge_silence(min((consumer["idle"] / 1000 for consumer in consumers), default=math.inf))
+    return judge_silence(ailing.silence(consumers))
 
 
 def judge_silence(seconds: float) -> Answer:

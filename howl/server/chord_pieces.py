@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 #: Bytes of one credential's pieces that may wait for others.
 WAITING_BYTES = 256 << 20
+#: A piece's bytes, which PostgreSQL knows without reading it; to count its characters it would.
+SIZE = func.octet_length(StoredPiece.text)
 
 
 def put_together(
@@ -36,7 +38,7 @@ def put_together(
 
 
 def _waiting_bytes(opened: Session, user: str) -> int:
-    waiting = select(func.coalesce(func.sum(func.length(StoredPiece.text)), 0)).where(StoredPiece.redis_user == user)
+    waiting = select(func.coalesce(func.sum(SIZE), 0)).where(StoredPiece.redis_user == user)
     return int(opened.execute(waiting).scalar_one())
 
 
@@ -44,7 +46,7 @@ def _put_together(opened: Session, piece: ChordPiece, user: str | None) -> Chord
     of_chord = (StoredPiece.group_id == piece.group_id) & StoredPiece.redis_user.is_not_distinct_from(user)
     # Sizes first: what a worker wrote may be larger than there is memory for.
     count, size = opened.execute(
-        select(func.count(), func.sum(func.length(StoredPiece.text))).where(of_chord, StoredPiece.number < piece.pieces)
+        select(func.count(), func.sum(SIZE)).where(of_chord, StoredPiece.number < piece.pieces)
     ).one()
     if count < piece.pieces and size <= CHORD_LIMIT:
         return None

@@ -1,6 +1,5 @@
 """Whether `howl server` does its work: asked by its container's health check, answered by exit status 0 or 1."""
 
-import math
 import sys
 from typing import Any
 
@@ -8,9 +7,9 @@ import redis
 
 from howl.backend import redis_client
 from howl.config import Settings, load_settings
-from howl.doctor.ailing import AILING, VITAL, Ailing, read
+from howl.doctor.ailing import AILING, RECORDER, VITAL, Ailing, read
+from howl.doctor.ailing import silence as silence_of
 from howl.errors import HowlError, visible
-from howl.server.stream import GROUP
 
 #: Seconds. The recorder looks for outcomes several times in one, unless PostgreSQL keeps it waiting.
 PATIENCE = 60
@@ -37,8 +36,7 @@ def main() -> None:
 def recorder_silence(settings: Settings) -> float:
     """Seconds since the recorder last asked; raises NotConfigured, or redis.RedisError also where it never did."""
     with redis_client(settings, timeout=5) as client:
-        consumers = client.xinfo_consumers(settings.key("outcomes"), GROUP)
-    return min((consumer["idle"] / 1000 for consumer in consumers), default=math.inf)
+        return silence_of(client.xinfo_consumers(settings.key("outcomes"), RECORDER))
 
 
 def ailing_parts(settings: Settings) -> list[Ailing]:

@@ -27,6 +27,7 @@ from howl.broker.areas import DEFAULT_USER, Area, areas_of, user_of
 from howl.broker.scripts import COLLECT, CONFIRM
 from howl.celery_settings import ANSWER_TIMEOUT, CONNECT_TIMEOUT
 from howl.config import Settings
+from howl.doctor.ailing import RECORDER
 from howl.errors import OutcomeRefused, UnreadableOutcome
 from howl.outcomes import ENTRY_FIELD, Entry, Outcome, decode, encode, failure
 from howl.server.storable import NEST_LIMIT
@@ -34,7 +35,7 @@ from howl.tls import redis_options, takes_nothing_new
 
 logger = logging.getLogger(__name__)
 
-GROUP, CONSUMER = "recorder", "recorder"
+GROUP = CONSUMER = RECORDER
 #: Most entries of a batch; bytes of one stream after which no more of it is read, and of all after which no other is.
 BATCH, STREAM_BYTES, ALL_BYTES = 500, 1 << 20, 4 << 20
 #: Bytes of memory that a batch may take when it is parsed, unless it is a single entry.
