@@ -66,6 +66,8 @@ class Worker(Base):
     origin: Mapped[str] = mapped_column(server_default="local")
     concurrency: Mapped[int | None]
     version: Mapped[str | None]
+    #: Names of the tasks that it knows, but Celery's own; NULL: it has not said yet.
+    tasks: Mapped[list[str] | None]
     #: Which burst run it belongs to: repository, run id, attempt, index.
     run: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     #: One life of the worker: random at each start.

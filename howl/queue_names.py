@@ -9,7 +9,7 @@ from howl.errors import InvalidRequest
 PRIORITY_MARK = "\x06\x16"
 #: How names of HOWL's and kombu's own keys begin, which are no queues, and what the others are called.
 NO_QUEUES = ("_", "claims:", "turns:", "doorbell:", "outcomes:", "unacked", "group:", "progress:")
-ITS_OWN = ("leases", "outcomes", "inflight", "deaths", "parked", "revoked", "dead", "unreadable")
+ITS_OWN = ("leases", "outcomes", "inflight", "deaths", "parked", "unknown", "revoked", "dead", "unreadable")
 #: How names of kombu's queues for remote control end.
 REMOTE_CONTROL = ".pidbox"
 #: Most characters of a name: what is asked of people may have 255, and a worker's own queue a few more.

@@ -232,6 +232,10 @@ class Ledger(threading.Thread):
         """It cannot be read: out of its neighbours' way, for a person to look at."""
         self._let_go(tag, Word("aside", tag))
 
+    def unknown(self, tag: str) -> None:
+        """Its task is none that this worker knows: others may."""
+        self._let_go(tag, Word("unknown", tag))
+
     def park(self, tag: str, due: float) -> None:
         """Until `due` (seconds since 1970) nobody need hold it."""
         self.room.parked()

@@ -13,6 +13,8 @@ from howl.bounded_json import parse
 PARSED_BYTES = 32 << 20
 #: Headers that are ids, or none: another Celery application's may be UUIDs (`task_id=uuid.uuid4()`).
 ID_HEADERS = ("id", "root_id", "parent_id", "group")
+#: How a message ends whose task no worker of its queue knows; JSON allows it.
+NOBODY = b"\n"
 #: What `task_headers` raises for what is no task's message.
 NO_TASK = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 

@@ -1,10 +1,10 @@
 #!lua
 -- Take messages away for good, and say how their tasks ended.
 --
--- KEYS[1]   a queue's list, or `parked`
+-- KEYS[1]   a queue's list, or `parked`, or `unknown`
 -- KEYS[2]   outcomes
 -- ARGV[1]   how far from the end that a list is taken from a message is looked for, at most
--- ARGV[2..] pairs: message (in `parked`: list and message), outcome (empty: its task is not known)
+-- ARGV[2..] pairs: message (not in a list: list and message), outcome (empty: its task is not known)
 -- Answer    how many were taken away
 --
 -- Promise: a message is where it was, or its outcome is in the stream. One that a worker took in the meantime is left

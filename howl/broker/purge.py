@@ -57,13 +57,14 @@ def _purge_parked_of(client: Any, area: Area, keys: list[str]) -> int:
 
 
 def _purge_parked(client: Any, area: Area, keys: list[str]) -> int:
-    return _remove(client, area.prefix, area.key("parked"), _parked(client, area, keys))
+    containers = [area.key("parked"), area.key("unknown")]
+    return sum(_remove(client, area.prefix, container, _parked(client, container, keys)) for container in containers)
 
 
-def _parked(client: Any, area: Area, keys: list[str]) -> Iterator[Batch]:
+def _parked(client: Any, container: str, keys: list[str]) -> Iterator[Batch]:
     """What is parked of these lists."""
     wanted = {key.encode() for key in keys}
-    every = client.zscan_iter(area.key("parked"), match=f"{literal(keys[0])}*", count=PARKED)
+    every = client.zscan_iter(container, match=f"{literal(keys[0])}*", count=PARKED)
     split = ((claim, *claim.partition(b"\n")[::2]) for claim, _ in every)
     ours = ((claim, message) for claim, key, message in split if key in wanted)
     while batch := list(islice(ours, PARKED)):

@@ -64,6 +64,7 @@ def _survey(client: Any, settings: Settings) -> dict[str, Any]:
         ],
         "owners": owners,
         "parked": sum(_length(client.zcard, area.key("parked")) for area in areas),
+        "unknown": sum(_length(client.zcard, area.key("unknown")) for area in areas),
         "deaths": _numbers(found for area in areas for found in _fields(client, settings, area, "deaths").items()),
         "dead": sorted(
             {name.decode(errors="replace") for area in areas for name in _fields(client, settings, area, "dead")}

@@ -58,6 +58,7 @@ COLLECT = _load("collect.lua")
 CONFIRM = _load("confirm.lua")
 READ = _load("read.lua")
 LIMIT = _load("limit.lua")
+OFFER = _load("offer.lua")
 
 
 def load_all(client: Any) -> None:

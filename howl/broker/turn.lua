@@ -22,6 +22,7 @@
 --               lost     task id, limit, outcome       its run died, or was broken off: back, or after `limit` times dead,
 --                                                      with the outcome
 --               park     due (milliseconds since 1970) until then, in `parked`
+--               unknown                                its worker does not know this task: to `unknown`
 --               aside                                  it cannot be read: to `unreadable`
 --               hold                                   still here: said of all that is held (or once, without a tag) after `gap`
 -- Answer      {'ok', {tag, list, message, ...}, {stale tag, ...}, {last entry of `revoked`, its fields, ...},
@@ -33,8 +34,8 @@
 --             done, but that in the second case the lease ends, and the keeper puts all of it back
 --
 -- Promise: a turn happens whole, once, whatever its answer's fate: the same number again gets the same claims and
--- changes nothing. A message is in a queue, in one owner's claims, parked, dead or ended, at every instant; outcomes are
--- appended only for claims the owner still holds. Destinations are written before sources are removed. No JSON is read
+-- changes nothing. A message is in a queue, in one owner's claims, parked, unknown, dead or ended, at every instant;
+-- outcomes are appended only for claims the owner still holds. Destinations are written before sources are removed. No JSON is read
 -- or written: Lua's loses integers beyond 2^53, empty lists, and what is nested too deeply. That a message's run had begun
 -- is a blank at its end, which JSON allows: to the next worker it is `redelivered`.
 --
@@ -50,7 +51,7 @@ local claims, turns = KEYS[1], KEYS[2]
 local prefix, own, known = ARGV[1], ARGV[2], ARGV[8]
 local revoked = prefix .. 'revoked'
 local leases, outcomes, deaths = own .. 'leases', own .. 'outcomes', own .. 'deaths'
-local parked, dead, unreadable = own .. 'parked', own .. 'dead', own .. 'unreadable'
+local parked, unknown, dead, unreadable = own .. 'parked', own .. 'unknown', own .. 'dead', own .. 'unreadable'
 local owner = ARGV[3]
 local BEGAN = 'began:'
 -- Most messages given out and words but `hold`, as the ledger has them; bytes given out; values of those words; all of
@@ -274,6 +275,10 @@ local move = {
   end,
   park = function(word, claim)
     redis.call('ZADD', parked, ARGV[word.first], claim)
+    release(word.tag)
+  end,
+  unknown = function(word, claim)
+    redis.call('ZADD', unknown, now, claim)
     release(word.tag)
   end,
   aside = function(word, claim)

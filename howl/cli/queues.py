@@ -20,8 +20,8 @@ COLUMNS = (
     Column("owners", "by", lambda owners: ", ".join(owners), folds=True),
 )
 #: What is said below the table, in this order, when there is any of it.
-ASIDE = ("unserved", "parked", "deaths", "dead", "unreadable", "outcomes_waiting", "outcomes_bytes", "held_up",
-         "in_flight", "removed", "set_aside")  # fmt: skip
+ASIDE = ("unserved", "parked", "unknown", "deaths", "dead", "unreadable", "outcomes_waiting", "outcomes_bytes",
+         "held_up", "in_flight", "removed", "set_aside")  # fmt: skip
 
 
 @click.command()
@@ -30,6 +30,7 @@ def queues(as_json: bool) -> None:
     """Show what waits, who holds what, what is parked or dead.
 
     `oldest` is how long the longest-waiting submitted task has waited. Dead tasks are kept: `howl tasks retry ID`.
+    `unknown`: tasks that the worker which took them does not know; they go back for one that does.
     `unserved`: queues in which something waits, and no active worker takes anything from.
     `held_up`: so many outcomes wait to be recorded that workers take no tasks; look whether `howl server` runs.
     `removed`: what workers of a Redis user wrote within a day or so, and was too large or too much.

@@ -95,7 +95,7 @@ def server_subjects(subject_prefix: str) -> dict[str, list[str]]:
 def _own(area: Area) -> list[str]:
     """What the credential's workers hold; what they leave for the server they may not read again."""
     held = [f"~{area.key(name)}" for name in ("claims:*", "turns:*", "deaths", "outcomes:bytes")]
-    left = [f"%W~{area.key(name)}" for name in ("leases", "outcomes", "parked", "dead", "unreadable")]
+    left = [f"%W~{area.key(name)}" for name in ("leases", "outcomes", "parked", "unknown", "dead", "unreadable")]
     return [*held, *left]
 
 

@@ -71,7 +71,7 @@ def grant_one_more_lease(client: Any, settings: Settings) -> None:
                 client.zadd(area.key("leases"), {owner: until}, xx=True, gt=True)
                 granted[name] = max(deadline, until)
 
-    _in_every_area(client, settings, grant)
+    in_every_area(client, settings, grant)
     with client.pipeline(transaction=True) as together:
         together.delete(key)
         together.hset(key, mapping={LIFE: life, **{name: repr(deadline) for name, deadline in granted.items()}})
@@ -115,7 +115,7 @@ def living_workers(client: Any, settings: Settings, among: Collection[str]) -> l
                 alive.add(worker_id)
 
     if among:
-        _in_every_area(client, settings, look)
+        in_every_area(client, settings, look)
     return sorted(alive)
 
 
@@ -129,7 +129,7 @@ class SharedNames:
     def look(self, client: Any, settings: Settings) -> None:
         """Warn once of each such name; raises redis's errors."""
         deadlines: dict[bytes, float] = {}
-        _in_every_area(
+        in_every_area(
             client, settings,
             lambda area: deadlines.update(reading.scores(client, settings, area, "leases")),
         )  # fmt: skip
@@ -165,15 +165,16 @@ def put_back_what_the_dead_held(client: Any, settings: Settings) -> None:
                 if _tell_if_often(client, settings, HELD, area.named(owner[:NAMED].decode(errors="replace")), error):
                     client.zrem(area.key("leases"), owner)  # its claims stay for a person to look at
 
-    _in_every_area(client, settings, put_back)
+    in_every_area(client, settings, put_back)
 
 
 def feed_what_is_due(client: Any, settings: Settings) -> None:
     """Parked tasks whose time is near; raises redis's errors."""
-    _in_every_area(client, settings, lambda area: _feed(client, settings, area))
+    in_every_area(client, settings, lambda area: _feed(client, settings, area))
 
 
-def _in_every_area(client: Any, settings: Settings, duty: Callable[[Area], Any]) -> None:
+def in_every_area(client: Any, settings: Settings, duty: Callable[[Area], Any]) -> None:
+    """Do it for each; what fails in one is that one's, and told of; raises redis's errors."""
     for area in all_areas(client, settings):
         try:
             duty(area)
@@ -210,28 +211,29 @@ def _lists_let_through(client: Any, settings: Settings, area: Area) -> tuple[int
     near = (client.time()[0] + AHEAD) * 1000
     limits = reading.MESSAGES._replace(members=AT_ONCE)
     due = reading.scores(client, settings, area, "parked", limits, highest=near)
-    faults_of = {name: _fault_of(client, settings, area, name) for name in {_list_of(claim) for claim in due}}
-    refused = [(claim, fault) for claim in due if (fault := faults_of[_list_of(claim)])]
+    faults_of = {name: fault_of_list(client, settings, area, name) for name in {list_of(claim) for claim in due}}
+    refused = [(claim, fault) for claim in due if (fault := faults_of[list_of(claim)])]
     for claim, fault in refused:
-        _set_aside(client, settings, area, claim, fault)
+        set_aside(client, settings, area, "parked", claim, fault)
         if fault == NO_LIST:
             _tell_of_its_end(client, settings, area, PARKED, claim)
     return len(due) - len(refused), ["only", *(name for name, fault in faults_of.items() if not fault)]
 
 
-def _set_aside(client: Any, settings: Settings, area: Area, claim: bytes, fault: str) -> None:
-    logger.error("Redis user %s had parked a message for a queue %s: set aside.", area.user, fault)
+def set_aside(client: Any, settings: Settings, area: Area, where: str, claim: bytes, fault: str) -> None:
+    """Take a message out of its area's sorted set `where`, and keep it for a person to look at."""
+    logger.error("Redis user %s had left a message in `%s` for a queue %s: set aside.", area.user, where, fault)
     unreadable = settings.key("unreadable")
     with client.pipeline(transaction=True) as together:
         together.lpush(unreadable, claim)
         together.ltrim(unreadable, 0, UNREADABLE_KEPT - 1)
-        together.zrem(area.key("parked"), claim)
+        together.zrem(area.key(where), claim)
         together.execute()
 
 
 def _tell_of_its_end(client: Any, settings: Settings, area: Area, kind: str, claim: bytes) -> None:
     """Of a task whose message can go nowhere: whoever waits for it is told."""
-    list_name = _list_of(claim).decode(errors="replace")
+    list_name = list_of(claim).decode(errors="replace")
     error = TaskSetAside(f"Its queue cannot take it back: the key {list_name[:NAMED]!r} is no list of Redis's.")
     task_id = _task_id(claim).decode()
     faults.note(client, settings, kind, task_id, error.message)
@@ -244,13 +246,13 @@ def _put_back(client: Any, settings: Settings, area: Area, owner: bytes) -> None
     for _ in range(FEEDINGS):
         held = reading.fields(client, settings, area, b"claims:" + owner, reading.MESSAGES)
         tags = sorted((tag for tag in held if not tag.startswith(BEGAN)), key=_order, reverse=True)
-        faults_of = {name: _fault_of(client, settings, area, name) for name in {_list_of(held[tag]) for tag in tags}}
+        faults_of = {name: fault_of_list(client, settings, area, name) for name in {list_of(held[tag]) for tag in tags}}
         rights = {name: fault is None for name, fault in faults_of.items()}
         count = _put_portion_back(client, settings, area, owner, held, tags, rights)
         if count is None:
             return  # it spoke in the meantime
         for tag in tags:
-            if faults_of[_list_of(held[tag])] == NO_LIST:
+            if faults_of[list_of(held[tag])] == NO_LIST:
                 _tell_of_its_end(client, settings, area, HELD, held[tag])
         moved, refused = moved + count, refused or not all(rights.values())
         if not count:
@@ -276,7 +278,7 @@ def _put_portion_back(
     for first in range(0, max(len(tags), 1), AT_ONCE):
         words: list[Any] = []
         for tag in tags[first : first + AT_ONCE]:
-            allowed = rights[_list_of(held[tag])]
+            allowed = rights[list_of(held[tag])]
             words += _words(deaths, tag, held, worker_id) if allowed else ["aside", tag, 1, settings.key("unreadable")]
         answer = int(KEEP.run(client, keys, [owner, settings.key_prefix, *words]))
         if answer < 0:
@@ -294,7 +296,7 @@ def _deaths(client: Any, settings: Settings, area: Area) -> dict[bytes, bytes]:
     return {name: count for name, count in found.items() if name not in spoilt}
 
 
-def _fault_of(client: Any, settings: Settings, area: Area, name: bytes) -> str | None:
+def fault_of_list(client: Any, settings: Settings, area: Area, name: bytes) -> str | None:
     """Why nothing that the area's user left may go on this list, or can; None if it may."""
     if not _may(client, settings, area, name):
         return NOT_REACHED
@@ -309,7 +311,7 @@ def _may(client: Any, settings: Settings, area: Area, name: bytes) -> bool:
     return reading.is_trusted(area, settings) or may_push(client, area.user, name)
 
 
-def _list_of(claim: bytes) -> bytes:
+def list_of(claim: bytes) -> bytes:
     return claim.partition(b"\n")[0]
 
 
@@ -322,7 +324,7 @@ def _words(deaths: dict[bytes, bytes], tag: bytes, held: dict[bytes, bytes], wor
     limit = DEATHS if begun else HAND_BACKS
     if reading.number(deaths.get(counter)) < limit:
         told = [encode(requeued(begun.decode(), worker_id))] if begun else []
-        return ["back", tag, 2 + len(told), _list_of(held[tag]), counter, *told]
+        return ["back", tag, 2 + len(told), list_of(held[tag]), counter, *told]
     named = task_id.decode(errors="replace")
     never = failure(named, "DEAD", TaskDied("No worker could ever begin it."))
     return ["dead", tag, 2, task_id, encode(died(named, DEATHS) if begun else never)]

@@ -20,7 +20,7 @@ from howl.db import session
 from howl.errors import DatabaseUnavailable, InvalidRequest, TaskSetAside, WorkerGone
 from howl.models import Task, Worker
 from howl.outcomes import FINAL_RANK, failure
-from howl.server import chords, claims, sight
+from howl.server import chords, claims, sight, unknown
 from howl.submit import push, take_off_queue
 from howl.tls import reason
 
@@ -79,7 +79,7 @@ class Keeper:
             raise first
 
     def _duties(self) -> tuple[Callable[[], None], ...]:
-        messages = (self.load_scripts, self.put_back, self.push_what_is_missing)
+        messages = (self.load_scripts, self.put_back, self.offer_unknown, self.push_what_is_missing)
         tasks = (self.fail_what_nobody_can_start, self.expire, self.submit_bodies)
         return (*messages, *tasks, self.expire_chords, self.forget_events)
 
@@ -158,6 +158,10 @@ class Keeper:
         claims.put_back_what_the_dead_held(self.redis, self.settings)
         self.names.look(self.redis, self.settings)
         claims.feed_what_is_due(self.redis, self.settings)
+
+    def offer_unknown(self) -> None:
+        """Give tasks that the worker which took them does not know to those of their queue that do."""
+        unknown.put_back(self.redis, self.settings)
 
     def submit_bodies(self) -> None:
         """Submit the bodies of finished chords that the recorder could not submit at once."""

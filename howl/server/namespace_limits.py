@@ -31,7 +31,7 @@ KEYS, KEYS_A_ROUND = 500, 50_000
 #: Members removed in one step, and steps of a round: each holds up all others for some milliseconds.
 STEP, STEPS = 10_000, 100
 #: The keys of an area of which there is one each.
-ITS_KEYS = ("outcomes", "parked", "leases", "deaths", "dead", "unreadable", "outcomes:bytes")
+ITS_KEYS = ("outcomes", "parked", "unknown", "leases", "deaths", "dead", "unreadable", "outcomes:bytes")
 #: Bytes of what was set aside, of all users together: the oldest goes.
 ASIDE_BYTES = 64 << 20
 

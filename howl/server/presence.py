@@ -25,6 +25,8 @@ class Described(BaseModel):
     origin: str = Field("local", max_length=64)
     concurrency: int | None = Field(None, ge=0, le=100_000)
     version: str | None = Field(None, max_length=64)
+    #: None: not told of this time.
+    tasks: list[str] | None = Field(None, max_length=10_000)
     run: dict[str, str] = Field(default={}, max_length=20)
     deadline_at: AwareDatetime | None = None
 
@@ -58,6 +60,7 @@ def record(opened: Session, sightings: list[Sighting], budget: Budget) -> None:
         known = newest.get(sighting.described.worker_id)
         if known is None or _supersedes(sighting, known):
             newest[sighting.described.worker_id] = sighting
+            _remember_tasks(sighting, known)
     # Two that name the same worker may not be one statement. One order for all, so that no two transactions deadlock.
     for credential in sorted(by_credential):
         newest = by_credential[credential]
@@ -95,10 +98,16 @@ def _supersedes(new: Sighting, old: Sighting) -> bool:
     return new.at >= old.at
 
 
+def _remember_tasks(new: Sighting, old: Sighting | None) -> None:
+    if old is not None and new.described.tasks is None and new.described.boot_id == old.described.boot_id:
+        new.described.tasks = old.described.tasks
+
+
 _TYPES = {
     "worker_id": "text", "boot_id": "text", "status": "text", "manager_host": "text", "hostname": "text",
-    "tags": "text[]", "queues": "text[]", "origin": "text", "concurrency": "int", "version": "text", "run": "jsonb",
-    "deadline_at": "timestamptz", "credential": "text", "last_heartbeat_at": "timestamptz", "offline_at": "timestamptz",
+    "tags": "text[]", "queues": "text[]", "tasks": "text[]", "origin": "text", "concurrency": "int", "version": "text",
+    "run": "jsonb", "deadline_at": "timestamptz", "credential": "text", "last_heartbeat_at": "timestamptz",
+    "offline_at": "timestamptz",
 }  # fmt: skip
 
 _UPSERT = f"""
@@ -106,7 +115,9 @@ INSERT INTO workers AS w ({", ".join(_TYPES)}, registered_at)
 SELECT {", ".join(_TYPES)}, last_heartbeat_at
 FROM json_to_recordset(CAST(:rows AS json)) AS given({", ".join(f"{name} {kind}" for name, kind in _TYPES.items())})
 ON CONFLICT (worker_id) DO UPDATE SET
-{", ".join(f"{name} = excluded.{name}" for name in _TYPES if name != "worker_id")},
+{", ".join(f"{name} = excluded.{name}" for name in _TYPES if name not in ("worker_id", "tasks"))},
+tasks = CASE WHEN w.boot_id IS DISTINCT FROM excluded.boot_id
+             THEN excluded.tasks ELSE coalesce(excluded.tasks, w.tasks) END,
 registered_at = CASE WHEN w.boot_id IS DISTINCT FROM excluded.boot_id
                      THEN excluded.registered_at ELSE w.registered_at END
 WHERE coalesce(w.last_heartbeat_at, '-infinity') <= excluded.last_heartbeat_at

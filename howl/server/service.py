@@ -43,8 +43,9 @@ def main(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings, app: Celery) -> None:
+    recorder = Recorder(settings, app)
     parts = {
-        "recorder": Recorder(settings, app).run,
+        "recorder": recorder.run,
         "bridge": Bridge(settings).run,
         "keeper": Keeper(settings, app).run,
         "porter": Porter(settings).run,
@@ -61,7 +62,13 @@ async def _serve(settings: Settings, app: Celery) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(Supervised(name, part, board).run(), name=name) for name, part in parts.items()]
-        logger.info("HOWL's server is up: %s.", ", ".join(parts))
+        running.append(group.create_task(_say_when_up(recorder, [*parts])))
         await stop.wait()
         await end(running)
     logger.info("HOWL's server is down.")
+
+
+async def _say_when_up(recorder: Recorder, parts: list[str]) -> None:
+    """Whoever reads this line may ask `howl doctor` at once, and it looks at when the recorder last asked Redis."""
+    await recorder.outcomes.asked.wait()
+    logger.info("HOWL's server is up: %s.", ", ".join(parts))

@@ -144,6 +144,8 @@ class OutcomeStream:
         self._paused: dict[str, float] = {}
         #: By stream: entries that were read for a later batch; nothing more is read of it before.
         self._left: dict[str, list[Collected]] = {}
+        #: Set once Redis has answered what there is.
+        self.asked = asyncio.Event()
 
     def pause(self, stream: str, seconds: float) -> None:
         """Read nothing of this stream for a while: what is written to it waits, and other streams do not."""
@@ -164,6 +166,7 @@ class OutcomeStream:
             was_new = all(self._after[stream] == ">" for stream in self._unpaused())
             if sum(map(_size, self._left.values())) < ALL_BYTES:
                 self._left.update(await self._collect())
+                self.asked.set()
             ready = sorted(self._left.keys() & {*self._unpaused()}, key=lambda stream: _size(self._left[stream]))
             for stream in ready:
                 yield await self._next_batch(stream, self._left[stream])

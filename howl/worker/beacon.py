@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: Celery's own, over Redis: what goes over NATS is not told twice, and nobody listens to everybody's heartbeats.
 STOCK = ("without_heartbeat", "without_gossip")
+#: Of so many heartbeats one says all that the server may have forgotten, however long: which tasks are known here.
+ALL_EVERY = 12
 
 
 class Beacon(bootsteps.Step):
@@ -32,6 +34,7 @@ class Beacon(bootsteps.Step):
         self.identity = Identity(parent)
         self.settings = self.identity.settings
         self.announcer: Announcer | None = None
+        self._beats = 0
         if self.settings.nats_url:
             self.buffer = Buffer()
             self._take_over(parent)
@@ -73,6 +76,9 @@ class Beacon(bootsteps.Step):
     def _event(self, kind: str) -> bytes:
         """Celery's own event, with what HOWL adds under one name; a heartbeat alone can register a worker."""
         described = self.identity.describe()
+        if kind == "worker-online" or self._beats % ALL_EVERY == 0:
+            described["tasks"] = self.identity.tasks()
+        self._beats += 1
         return encode(self.dispatcher.event(kind, {
             "freq": self.settings.heartbeat_interval,
             "sw_ident": "howl",

@@ -20,9 +20,9 @@ from kombu.utils.imports import symbol_by_name
 from kombu.utils.json import loads
 
 from howl.broker.ledger import Claim, Ledger
-from howl.broker.message import NO_TASK, task_headers
+from howl.broker.message import NO_TASK, NOBODY, task_headers
 from howl.broker.room import Room
-from howl.celery import settings_of
+from howl.celery import settings_of, worker_queue
 from howl.errors import MessageRefused
 from howl.nodes import worker_id_of
 from howl.outcomes import Outcome, died, encode, failure, is_id, requeued
@@ -109,6 +109,9 @@ class Holder:
             app.howl_clock.heard,
         )
         self._clock: ServerClock = app.howl_clock
+        self._tasks = app.tasks
+        #: Whether the server is told which tasks this worker knows.
+        self._is_announced = bool(settings_of(app).nats_url)
         self.revoking = Revoking(self.pool, self.ledger.wake_loop)
         self.collector: Collector = consumer.controller.howl_outbox.collector
         self.collector.deliver = self._received
@@ -203,6 +206,10 @@ class Holder:
         message["properties"]["delivery_tag"] = claim.tag
         if claim.message.endswith(b" "):  # a run of it had begun: turn.lua
             message["properties"]["delivery_info"]["redelivered"] = True
+        if self._is_others(headers.get("task"), claim):
+            self._forget(claim.tag)
+            self.ledger.unknown(claim.tag)
+            return
         due = _due(headers.get("eta"))
         now = self._clock.time()
         if due is not None and due > now + AHEAD:
@@ -212,6 +219,16 @@ class Holder:
         if due is not None and due > now:
             self.ledger.waits(claim.tag)
         self._channel.connection._deliver(message, self._queue_of(claim))  # noqa: SLF001  # kombu's way in
+
+    def _is_others(self, name: Any, claim: Claim) -> bool:
+        """Whether it is a task that this worker does not know and another one may, as far as anybody can tell."""
+        if name in self._tasks or not self._is_announced or claim.message.endswith(NOBODY):
+            return False
+        own = worker_queue(self.worker_id).name
+        if self._queue_of(claim) == own:
+            return False
+        logger.warning("This worker does not know the task %.255r: it goes back for one that does.", name)
+        return True
 
     def _withdrawn(self) -> set[str]:
         """What waited in Celery's hands for a child, and does no more."""

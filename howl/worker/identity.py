@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import uuid
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from howl.broker.areas import DEFAULT_USER, user_of
 from howl.celery import settings_of, worker_queue
 from howl.config import Settings
 from howl.nodes import worker_id_of
+from howl.outcomes import is_id
 
 #: GitHub's variables, and the burst workflow's own, by the name under which a run is recorded.
 RUN_VARIABLES = {
@@ -25,6 +27,8 @@ RUN_VARIABLES = {
     "index": "HOWL_WORKER_INDEX",
     "burst_id": "HOWL_BURST_ID",
 }
+#: Bytes of the names of tasks that are told.
+TASKS_BYTES = 1 << 15
 
 
 class Identity:
@@ -54,6 +58,12 @@ class Identity:
             "run": {name: value for name, variable in RUN_VARIABLES.items() if (value := os.environ.get(variable))},
             "deadline_at": settings.worker_deadline.isoformat() if settings.worker_deadline else None,
         }
+
+    def tasks(self) -> list[str]:
+        """Names of the tasks that this worker knows, but Celery's own; only the first of very many."""
+        names = sorted(name for name in self.worker.app.tasks if not name.startswith("celery."))
+        ends = accumulate(len(name.encode()) for name in names)
+        return [name for name, end in zip(names, ends, strict=True) if end <= TASKS_BYTES and is_id(name)]
 
     def _queues(self) -> list[str]:
         own = worker_queue(self.worker_id).name

@@ -295,7 +295,7 @@ def test_settling_forgets_earlier_deaths_and_hand_backs(owner: Owner, publish: A
 @pytest.mark.parametrize(
     "word",
     [("settle", "id", OUTCOME), ("note", OUTCOME), ("back",), ("requeue",), ("lost", "id", 0, OUTCOME),
-     ("park", 1), ("aside",), ("began", "id")],
+     ("park", 1), ("unknown",), ("aside",), ("began", "id")],
 )  # fmt: skip
 def test_a_word_about_a_claim_of_another_owner_is_stale_and_does_nothing(
     owner: Owner, other: Owner, publish: Any, word: tuple[Any, ...]
@@ -572,6 +572,15 @@ def test_a_parked_message_is_nobodys_until_its_time_is_near(owner: Owner, publis
     assert owner.claims == {}
     assert waiting(owner) == []
     assert owner.client.zcard(owner.settings.key("parked")) == 1
+
+
+def test_a_message_whose_task_is_unknown_is_nobodys_and_keeps_its_list(owner: Owner, publish: Any) -> None:
+    publish()
+    [tag] = owner.take()
+    [claim] = owner.claims.values()
+    owner.ask(("unknown", tag))
+    assert (owner.claims, waiting(owner)) == ({}, [])
+    assert owner.client.zrange(owner.settings.key("unknown"), 0, -1) == [claim]
 
 
 def test_a_parked_message_whose_time_is_near_is_fed_once_and_rings(owner: Owner, publish: Any) -> None:

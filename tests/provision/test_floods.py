@@ -264,7 +264,7 @@ def test_what_is_too_large_among_what_workers_hold_keeps_nobody_from_getting_the
     assert seconds_until_recorded(person, victim, "beside-what-is-held") < SOON
 
 
-@pytest.mark.parametrize("key", ["leases", "parked", "deaths", "outcomes", "unreadable"])
+@pytest.mark.parametrize("key", ["leases", "parked", "unknown", "deaths", "outcomes", "unreadable"])
 def test_a_key_that_is_something_else_stops_nobody(
     person: Person, howl_server: Process, thief: Any, victim: Any, key: str
 ) -> None:

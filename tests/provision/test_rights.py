@@ -67,6 +67,7 @@ def admin(secured: Secured) -> Iterator[Any]:
             client.xadd(area.key("outcomes"), {"outcome": "secret"})
             client.zadd(area.key("leases"), {"celery@other.boot": 1e14})
             client.zadd(area.key("parked"), {b"t:theirs\n" + MESSAGE: 1e15})
+            client.zadd(area.key("unknown"), {b"t:theirs\n" + MESSAGE: 1e15})
             client.hset(area.key("dead"), "task-1", b"t:theirs\n" + MESSAGE)
             client.lpush(area.key("unreadable"), "secret")
         client.hset(THEIRS.key("claims:celery@other.boot"), "celery@other.boot:1:1", b"t:theirs\n" + MESSAGE)
@@ -127,7 +128,7 @@ WRITING = [("LPUSH", "x"), ("RPUSH", "x"), ("RPOP",), ("BRPOP", 1), ("LTRIM", 1,
            ("COPY", "t:mine"), ("LMOVE", "t:mine", "RIGHT", "LEFT"), ("SADD", "x"), ("RESTORE", 0, "x")]  # fmt: skip
 FOREIGN = [
     "other:mine", "mine", "t:theirs", "t:theirs\x06\x163", "t:mines", "t:mine.more", "t:doorbell:theirs",
-    "t:worker.permanent", "t:worker.workers", "t:outcomes", "t:inflight", "t:leases", "t:parked", "t:dead",
+    "t:worker.permanent", "t:worker.workers", "t:outcomes", "t:inflight", "t:leases", "t:parked", "t:unknown", "t:dead",
     "t:deaths",
     "t:unreadable", "t:claims:celery@w1.boot", "t:turns:celery@w1.boot", "t:group:1", "t:unacked",
     "t:_by:neighbour:outcomes",    "t:_by:neighbour:leases", "t:_by:neighbour:parked", "t:_by:neighbour:dead",
@@ -145,7 +146,7 @@ def test_a_key_that_is_not_its_own_can_be_neither_read_nor_written(thief: Any, a
     assert contents(admin) == before
 
 
-@pytest.mark.parametrize("name", ["leases", "outcomes", "parked", "dead", "unreadable"])
+@pytest.mark.parametrize("name", ["leases", "outcomes", "parked", "unknown", "dead", "unreadable"])
 def test_what_its_own_workers_left_for_the_server_cannot_be_read_again(thief: Any, name: str) -> None:
     for command, *arguments in READING[:-3]:
         refused(thief, command, MINE.key(name), *arguments)

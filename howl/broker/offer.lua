@@ -1,0 +1,20 @@
+#!lua
+-- Put a message back whose task its worker does not know.
+--
+-- KEYS[1]  unknown: messages with their lists, by when they came back in milliseconds since 1970
+-- KEYS[2]  the list
+-- KEYS[3]  the doorbell of its queue
+-- ARGV[1]  the list and the message, as they are in `unknown`
+-- ARGV[2]  the message, as it shall be on the list
+-- Answer   1 if it was moved, 0 if it is not there any more
+--
+-- Promise: a message is in `unknown` or queued at every instant, and goes back once, whoever else does the same.
+
+if redis.call('ZSCORE', KEYS[1], ARGV[1]) == false then
+  return 0
+end
+redis.call('LPUSH', KEYS[2], ARGV[2])
+redis.call('LPUSH', KEYS[3], 1)
+redis.call('PEXPIRE', KEYS[3], 60000)
+redis.call('ZREM', KEYS[1], ARGV[1])
+return 1

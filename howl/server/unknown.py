@@ -1,0 +1,83 @@
+"""Tasks that the worker which took them does not know: back to their queue, while a worker of it may know them.
+
+When all its workers have said what they know, and none knows it, the message says so (howl.broker.message.NOBODY):
+whoever takes it next fails it as Celery does.
+"""
+
+import logging
+from typing import Any
+
+from sqlalchemy import any_, literal, select
+from sqlalchemy.orm import Session
+
+from howl.bounded_json import parse
+from howl.broker import reading
+from howl.broker.areas import Area, may_push, users_of
+from howl.broker.bell import doorbell
+from howl.broker.message import NO_TASK, NOBODY, PARSED_BYTES, task_headers
+from howl.broker.scripts import OFFER
+from howl.config import Settings
+from howl.db import session
+from howl.models import Worker
+from howl.queue_names import queue_of
+from howl.server.claims import fault_of_list, in_every_area, list_of, set_aside
+
+#: The sorted set, in each area, of messages with their lists, by when they came back.
+UNKNOWN = "unknown"
+#: Most messages of an area that are looked at in one round.
+AT_ONCE = 500
+
+logger = logging.getLogger(__name__)
+
+
+def put_back(client: Any, settings: Settings) -> None:
+    """Those of which it is known whether anybody knows their tasks; raises redis's errors or DatabaseUnavailable."""
+    in_every_area(client, settings, lambda area: _put_back(client, settings, area))
+
+
+def _put_back(client: Any, settings: Settings, area: Area) -> None:
+    found = reading.scores(client, settings, area, UNKNOWN, reading.MESSAGES._replace(members=AT_ONCE))
+    if not found:
+        return
+    faults_of = {name: fault_of_list(client, settings, area, name) for name in set(map(list_of, found))}
+    with session(settings.database()) as opened:
+        for claim in found:
+            name, _, message = claim.partition(b"\n")
+            if fault := faults_of[name]:
+                set_aside(client, settings, area, UNKNOWN, claim, fault)
+            elif (known := _is_known(client, settings, opened, name, message)) is not None:
+                _offer(client, settings, area, claim, message if known else message.rstrip() + NOBODY)
+
+
+def _offer(client: Any, settings: Settings, area: Area, claim: bytes, message: bytes) -> None:
+    name = list_of(claim)
+    bell = settings.key(doorbell(_below_prefix(name, settings)))
+    OFFER.run(client, [area.key(UNKNOWN), name, bell], [claim, message])
+
+
+def _is_known(client: Any, settings: Settings, opened: Session, name: bytes, message: bytes) -> bool | None:
+    """Whether a living worker of the queue knows the task; None while there is none, or one has not said.
+
+    What cannot be read as a task is none.
+    """
+    try:
+        task = str(task_headers(parse(message, PARSED_BYTES))["task"])
+    except NO_TASK:
+        return False
+    queue = queue_of(_below_prefix(name, settings))
+    knows = (Worker.tasks.is_not(None) & (literal(task) == any_(Worker.tasks))).label("knows")
+    serve = (Worker.status == "active") & (literal(queue) == any_(Worker.queues))
+    said = opened.execute(
+        select(Worker.credential, knows, Worker.tasks.is_(None)).where(serve).distinct()
+    ).all()  # at most four rows a credential
+    # Anybody with any credential may say that he serves any queue; at Redis it has the same name, if it has one there.
+    users = set(users_of(client)) & {user for user, _, _ in said}
+    others = {user for user in users if not may_push(client, user, name)}
+    told = [(known, silent) for user, known, silent in said if user not in others]
+    if any(known for known, _ in told):
+        return True
+    return None if not told or any(silent for _, silent in told) else False
+
+
+def _below_prefix(name: bytes, settings: Settings) -> str:
+    return name.decode(errors="replace").removeprefix(settings.key_prefix)
