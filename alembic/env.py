@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from howl.config import load_settings
-from howl.db import LONG_PATIENCE, engine, in_the_way, patient
+from howl.connections.postgres import LONG_PATIENCE, engine, in_the_way, patient
 from howl.errors import DatabaseUnavailable
 from howl.models import Base
 

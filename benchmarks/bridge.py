@@ -26,9 +26,9 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 from sqlalchemy import text
 
-from howl import db
-from howl.backend import redis_client
 from howl.config import Settings, load_settings
+from howl.connections import postgres
+from howl.connections.redis import redis_client
 from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
 from howl.server import migrate
@@ -141,7 +141,7 @@ async def _measure(
         caught_up = time.time() - ended
     finally:
         await client.close()
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         rows, median, most, longest = session.execute(text(LATENCY), {"since": began}).one()
     return {
         "events a second": round(published / took),

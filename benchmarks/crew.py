@@ -23,10 +23,10 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from howl import db
-from howl.backend import redis_client
 from howl.celery import create_app
 from howl.config import Settings, load_settings
+from howl.connections import postgres
+from howl.connections.redis import redis_client
 from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
 from howl.server import migrate
@@ -170,7 +170,7 @@ class Crew:
         }
 
     def _submit(self, count: int) -> None:
-        with db.session(self.settings.database()) as session:
+        with postgres.session(self.settings.database()) as session:
             for _ in range(count):
                 submit(TaskRequest(name="bench.noop"), session, self.app)
         self.submitted += count

@@ -19,9 +19,9 @@ from typing import Any
 import click
 
 from benchmarks.contenders import Distance
-from howl import db
 from howl.celery import create_app
 from howl.config import Settings, load_settings
+from howl.connections import postgres
 from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
 from howl.server import migrate
@@ -64,7 +64,7 @@ def _watched(settings: Settings, env: dict[str, str], reports: int) -> Iterator[
     """Seconds from each report to its line."""
     app = create_app(settings)
     app.loader.import_default_modules()
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         task_id = submit(TaskRequest(name="bench.report", args=[reports, PAUSE]), session, app)
     line = [_howl(), "tasks", "watch", task_id, "--json", "--timeout", f"{2 * reports * PAUSE + PATIENCE:g}s"]
     with subprocess.Popen(line, env=env, stdout=subprocess.PIPE, text=True) as watcher:

@@ -17,9 +17,9 @@ from typing import Any
 
 import click
 
-from howl.backend import redis_client
 from howl.celery import create_app
 from howl.config import Settings, load_settings
+from howl.connections.redis import redis_client
 from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from howl import live
 from howl.artifacts import list_artifacts
 from howl.burst import fate
-from howl.db import SERVER_PATIENCE, patient
+from howl.connections.postgres import SERVER_PATIENCE, patient
 from howl.durations import parse_duration
 from howl.errors import HowlError, InvalidRequest, UnknownTask, UnknownWorker
 from howl.models import TASK_STATUSES, WORKER_STATUSES, Burst, Task, TaskEvent, Worker

@@ -19,11 +19,11 @@ from sqlalchemy.orm import Session
 
 from howl import objects
 from howl.config import Settings
+from howl.connections.explain import reason
+from howl.connections.nats import Connection
 from howl.errors import ArtifactFailed, InvalidRequest, UnknownArtifact
-from howl.messaging import Connection
 from howl.models import Artifact
 from howl.outcomes import is_plain_id, name_fault, path_fault
-from howl.tls import reason
 
 Row = dict[str, Any]
 

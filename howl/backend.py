@@ -3,11 +3,9 @@
 import importlib
 import logging
 import os
-import random
-import ssl
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,23 +22,18 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import result_from_tuple
 from kombu.exceptions import EncodeError
 from kombu.utils import json
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from howl import errbacks
 from howl.celery import settings_of
-from howl.celery_settings import ANSWER_TIMEOUT, CONNECT_TIMEOUT
 from howl.config import Settings
-from howl.errors import NotGranted, OutcomeTooLarge, QueueUnavailable
+from howl.connections.redis import redis_client
+from howl.errors import NotGranted, OutcomeTooLarge
 from howl.ids import check_signatures, recordable, texts
 from howl.nodes import worker_id_of
 from howl.outcomes import ENTRY_FIELD, ChordCreated, Entry, Outcome, PartsAdded, encode, in_pieces, is_id
-from howl.tls import reason, redis_options
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for which a Redis that still reads its data from the disk is waited for.
-LOADING = 120.0
 #: Seconds between two looks at a result that is awaited: quick at first, then easy on PostgreSQL.
 FIRST_LOOK, LAST_LOOK = 0.02, 0.5
 #: Characters kept of a traceback: the end tells most.
@@ -63,47 +56,6 @@ def telling_in(stream: str) -> Iterator[None]:
         yield
     finally:
         _stream.reset(token)
-
-
-def redis_client(settings: Settings, timeout: float = ANSWER_TIMEOUT) -> redis.Redis:
-    """A client that never repeats a command by itself: an append repeated blindly lands twice."""
-    return redis.Redis.from_url(
-        settings.redis(),
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=timeout,
-        socket_connect_timeout=min(timeout, CONNECT_TIMEOUT),
-        **redis_options(settings),
-    )
-
-
-def require_redis(settings: Settings) -> None:
-    """Raise QueueUnavailable within a few seconds if Redis cannot be used, or within two minutes if it still starts."""
-    with redis_client(settings, timeout=5) as client:
-        try:
-            _ping(client)
-        except redis.RedisError as error:
-            where = urlsplit(settings.redis())
-            address = f"{where.hostname}:{where.port or 6379}"
-            raise QueueUnavailable(f"Redis at {address} cannot be used: {_advice(error)}.") from None
-
-
-def _ping(client: redis.Redis) -> None:
-    """Redis that reads its data from the disk answers that it does: that is waited for."""
-    deadline = time.monotonic() + LOADING
-    while time.monotonic() < deadline:
-        with suppress(redis.BusyLoadingError):
-            client.ping()
-            return
-        logger.info("Redis reads its data from the disk: waiting until it has.")
-        time.sleep(random.uniform(0.5, 1.0))  # noqa: S311  # jitter
-    client.ping()
-
-
-def _advice(error: redis.RedisError) -> str:
-    """What `reason` says of certificates and logins is advice already."""
-    if isinstance(error, redis.AuthenticationError) or isinstance(error.__context__, ssl.SSLError):
-        return reason(error)
-    return f"{reason(error)}. Check HOWL_REDIS_URL and that the server is up"
 
 
 class HowlBackend(BaseBackend, SyncBackendMixin):

@@ -7,13 +7,9 @@ from celery.app import utils
 from kombu.entity import Exchange, Queue
 
 from howl.config import Settings, load_settings
+from howl.connections.redis import ANSWER_TIMEOUT, CONNECT_TIMEOUT
+from howl.connections.tls import redis_options
 from howl.errors import SettingsError
-from howl.tls import redis_options
-
-#: Seconds to wait for Redis to accept a connection, and for it to answer: together below the 20 within which a person
-#: hears of a server that stands still. What waits for news asks for less (kombu's and the bell's BRPOP).
-CONNECT_TIMEOUT = 5
-ANSWER_TIMEOUT = 12
 
 #: For an application that runs its tasks on the spot, as in its own tests, and knows no server.
 NOWHERE = "redis://nowhere.invalid"

@@ -10,12 +10,12 @@ from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from howl import db
 from howl.celery import settings_of
+from howl.connections import postgres
+from howl.connections.explain import reason
 from howl.errors import QueueUnavailable, UnknownWorker, WorkerSilent
 from howl.models import PRESENT, Worker
 from howl.nodes import worker_id_of
-from howl.tls import reason
 
 Row = dict[str, Any]
 Order = Literal["drain", "stop"]
@@ -79,7 +79,7 @@ def until_gone(rows: Sequence[Row], app: Celery, timeout: float) -> Iterator[lis
     lives = {row["worker_id"]: row["boot_id"] for row in rows}
     deadline = time.monotonic() + timeout
     while True:
-        with db.session(url) as session:
+        with postgres.session(url) as session:
             left = _still_there(lives, session)
         yield left
         if not left or time.monotonic() >= deadline:

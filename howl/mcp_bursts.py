@@ -1,11 +1,12 @@
 """Starting and ending workers for an MCP client."""
 
-from howl import db, mcp_answers
+from howl import mcp_answers
 from howl.burst import detached, github, record
 from howl.burst.api import is_configured
 from howl.burst.request import BurstRequest
 from howl.burst.stop import stop
 from howl.config import Settings
+from howl.connections import postgres
 from howl.mcp_answers import BurstReport
 
 
@@ -17,7 +18,7 @@ def spawn(request: BurstRequest, settings: Settings) -> BurstReport:
     else:
         detached.start(request, settings)
         note = "Its workers are there."
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         return mcp_answers.burst_report(record.summary(session, record.find(session, request.burst_id)), note)
 
 

@@ -13,10 +13,11 @@ from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from howl import __version__, analytics, artifacts, db, mcp_answers, mcp_bursts, mcp_notes
+from howl import __version__, analytics, artifacts, mcp_answers, mcp_bursts, mcp_notes
 from howl.burst.request import BurstRequest
 from howl.celery import application
 from howl.config import Settings, load_settings
+from howl.connections import postgres
 from howl.errors import HowlError, visible
 from howl.local_stack import outdated
 from howl.mcp_answers import (
@@ -311,7 +312,7 @@ class Tools:
 
     async def _ask(self, question: Question[T]) -> T:
         def ask(settings: Settings) -> T:
-            with db.session(settings.database()) as session:
+            with postgres.session(settings.database()) as session:
                 return question(session, _application(settings))
 
         return await self._in_thread(ask)
@@ -359,7 +360,7 @@ def _standing(report: TaskReport) -> str:
 
 
 def _artifact(task_id: str, name: str, offset: int, settings: Settings) -> CallToolResult:
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         row = artifacts.find(session, analytics.find_task_id(session, task_id), name)
     if not mcp_answers.is_shown(row):
         return mcp_answers.artifact(row, None)

@@ -18,7 +18,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, ObjectInfo
 from nats.js.errors import NotFoundError
 
-from howl.messaging import receipt_fault
+from howl.connections.nats import receipt_fault
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from nats.js.errors import APIError
 from pydantic import BaseModel, ConfigDict, Field
 
 from howl.config import Settings
-from howl.messaging import inbox_prefix, user_token
+from howl.connections.nats import inbox_prefix, user_token
 from howl.objects import PIECE, Flight
 
 #: Bytes that a question may have with its headers, seconds for which it waits, and most that wait of one credential.

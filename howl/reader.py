@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import delete, select
 
-from howl.db import session
+from howl.connections.postgres import session
 from howl.models import Artifact, Task, TaskEvent
 from howl.nodes import node_name_of
 from howl.outcomes import STATES, unmarked

@@ -25,7 +25,8 @@ from howl.broker.areas import all_areas
 from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
 from howl.broker.transport import publishing_once
 from howl.celery import settings_of, worker_queue
-from howl.db import explained
+from howl.connections.explain import reason
+from howl.connections.postgres import explained
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
 from howl.idempotency import require_same
 from howl.models import Chord, Task, Worker
@@ -33,7 +34,6 @@ from howl.outcomes import FINAL_RANK, NAME_LIMIT, UNSTORABLE, failure
 from howl.queue_names import fault_of, require_queue
 from howl.server.reach import Reach
 from howl.submit_hints import hint, problem, signature_of
-from howl.tls import reason
 
 #: Most bytes of a task's arguments, as JSON.
 ARGUMENTS_LIMIT = 1 << 20

@@ -18,9 +18,9 @@ from nats.js.errors import NotFoundError
 from psycopg import sql
 from sqlalchemy.orm import Session
 
-from howl import db
 from howl.celery import create_app
 from howl.config import Settings, load_settings
+from howl.connections import postgres
 from howl.doctor import visit
 from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
@@ -102,7 +102,7 @@ def stack() -> Iterator[Stack]:
             _execute(running.urls.database_url, "CREATE DATABASE {}", TEMPLATE)
             template_url = _database_url(running, TEMPLATE)
             migrate.upgrade(template_url)
-            db.engine(template_url).dispose()  # a database that somebody uses cannot be cloned
+            postgres.engine(template_url).dispose()  # a database that somebody uses cannot be cloned
             yield running
     finally:
         shutil.rmtree(home)
@@ -111,7 +111,7 @@ def stack() -> Iterator[Stack]:
 @pytest.fixture(autouse=True)
 def patience() -> Iterator[None]:
     """What tests themselves ask of PostgreSQL may take long where other tests keep it busy."""
-    with db.patient(PATIENCE):
+    with postgres.patient(PATIENCE):
         yield
 
 
@@ -138,7 +138,7 @@ def settings(stack: Stack) -> Iterator[Settings]:
         heartbeat_interval=0.5,
         lost_after=3.0,
     )
-    db.engine(url).dispose()
+    postgres.engine(url).dispose()
     eventually(lambda: _dropped(stack, name))
     asyncio.run(_delete_streams(stack.urls.nats_url, name))
 
@@ -162,7 +162,7 @@ def worker_env(env: dict[str, str]) -> dict[str, str]:
 @pytest.fixture
 def session(settings: Settings) -> Iterator[Session]:
     """A session on the test's database."""
-    with db.session(settings.database()) as opened:
+    with postgres.session(settings.database()) as opened:
         yield opened
 
 
@@ -228,7 +228,7 @@ def task_row(settings: Settings) -> Callable[[str], Task | None]:
 
 
 def _fresh(settings: Settings, model: Any, key: str) -> Any:
-    with db.session(settings.database()) as opened:
+    with postgres.session(settings.database()) as opened:
         return opened.get(model, key)
 
 

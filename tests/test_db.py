@@ -19,10 +19,11 @@ from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from howl import analytics, db, mcp_shim
-from howl.celery_settings import ANSWER_TIMEOUT, CONNECT_TIMEOUT
+from howl import analytics, mcp_shim
 from howl.cli import main
 from howl.config import Settings
+from howl.connections import postgres
+from howl.connections.redis import ANSWER_TIMEOUT, CONNECT_TIMEOUT
 from howl.doctor.examine import run as examine
 from howl.doctor.finding import Verdict
 from howl.embedded.server import free_port
@@ -74,7 +75,7 @@ def set_for_all(settings: Settings, superuser: psycopg.Connection, **odd: str) -
         superuser.execute(
             sql.SQL("ALTER DATABASE {} SET {} TO {}").format(database, sql.Identifier(name), given), prepare=False
         )
-    db.engine(url).dispose()
+    postgres.engine(url).dispose()
     try:
         yield
     finally:
@@ -89,12 +90,12 @@ def known(superuser: psycopg.Connection, odd: dict[str, str]) -> dict[str, str]:
 
 def works(settings: Settings, app: Celery, lasts: float = 0.0) -> None:
     """A submission as it goes, in a transaction that takes so many seconds, and what is read of it."""
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": lasts})
         time.sleep(lasts)
         task_id = submit(TaskRequest(name="tests.add", args=[1, 2], description="ö ♥ \\ '"), session, app)
         assert session.get_one(Task, task_id, populate_existing=True).args == [1, 2]
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         row = session.get_one(Task, task_id)
         assert row.queued_at.utcoffset() == timedelta(0)
         assert row.description == "ö ♥ \\ '"
@@ -125,7 +126,7 @@ def test_so_it_may_set_all_of_it_at_once_for_the_doctor_too(
 
 def test_limits_that_leave_a_minute_hold_as_they_are_set(settings: Settings, superuser: psycopg.Connection) -> None:
     with set_for_all(settings, superuser, statement_timeout="90s"):
-        with db.session(settings.database()) as session:
+        with postgres.session(settings.database()) as session:
             assert session.scalar(text("SHOW statement_timeout")) == "90s"
 
 
@@ -170,9 +171,9 @@ DONE: dict[str, tuple[Callable[[Session], Any], str]] = {
 @pytest.mark.parametrize("name", DONE)
 def test_what_a_database_does_to_its_client_is_a_sentence_and_costs_one_call(name: str, settings: Settings) -> None:
     act, words = DONE[name]
-    with pytest.raises(DatabaseUnavailable, match=words), db.session(settings.database()) as session:
+    with pytest.raises(DatabaseUnavailable, match=words), postgres.session(settings.database()) as session:
         act(session)
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         assert session.scalar(text("SELECT 1")) == 1
 
 
@@ -182,20 +183,20 @@ def test_a_database_that_lets_nobody_in_says_why_and_then_does(
     url = settings.database()
     name = sql.Identifier(urlsplit(url).path.strip("/"))
     superuser.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT 0").format(name))
-    db.engine(url).dispose()
-    with pytest.raises(DatabaseUnavailable, match="too many connections"), db.session(url) as session:
+    postgres.engine(url).dispose()
+    with pytest.raises(DatabaseUnavailable, match="too many connections"), postgres.session(url) as session:
         session.scalar(text("SELECT 1"))
     superuser.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT -1").format(name))
-    with db.session(url) as session:
+    with postgres.session(url) as session:
         assert session.scalar(text("SELECT 1")) == 1
 
 
 def test_a_postgresql_that_was_started_again_costs_no_call(settings: Settings, stack: Stack) -> None:
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         session.scalar(text("SELECT 1"))
     with taken_away(stack.postgres):
         pass
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         assert session.scalar(text("SELECT 1")) == 1
 
 
@@ -203,17 +204,17 @@ def test_prepared_statements_that_are_lost_cost_one_call_and_are_made_no_more(se
     url = settings.database()
 
     def ask(times: int) -> None:
-        with db.session(url) as session:
+        with postgres.session(url) as session:
             for _ in range(times):
                 session.execute(text("SELECT count(*) FROM tasks WHERE task_id = :task_id"), {"task_id": "x"})
 
     ask(8)
-    with db.session(url) as session:
+    with postgres.session(url) as session:
         session.execute(text("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$"))  # psycopg does not see it like that
     with pytest.raises(DatabaseUnavailable, match="prepared statement"):
         ask(1)
     ask(8)
-    with db.session(url) as session:
+    with postgres.session(url) as session:
         assert session.scalar(text("SELECT count(*) FROM pg_prepared_statements")) == 0
 
 
@@ -229,11 +230,11 @@ def road(settings: Settings) -> Iterator[Road]:
 @pytest.fixture
 def through(road: Road, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The database's address by that road, where answers have half a second."""
-    monkeypatch.setattr(db, "CONNECT_TIMEOUT", 2)
+    monkeypatch.setattr(postgres, "CONNECT_TIMEOUT", 2)
     url = settings.database().replace(f":{urlsplit(settings.database()).port}/", f":{road.port}/")
-    with db.patient(0.5):
+    with postgres.patient(0.5):
         yield url
-    db.engine(url).dispose()
+    postgres.engine(url).dispose()
 
 
 def dies_in_the_middle(road: Road, session: Session) -> None:
@@ -246,15 +247,15 @@ def dies_in_the_middle(road: Road, session: Session) -> None:
 def test_a_link_that_stands_still_is_told_of_in_words_and_the_next_call_goes_another_way(
     road: Road, through: str
 ) -> None:
-    with db.session(through) as session:
+    with postgres.session(through) as session:
         assert session.scalar(text("SELECT 1")) == 1
     road.stands_still()
-    with pytest.raises(DatabaseUnavailable, match=r"no answer|timeout"), db.session(through) as session:
+    with pytest.raises(DatabaseUnavailable, match=r"no answer|timeout"), postgres.session(through) as session:
         session.scalar(text("SELECT 1"))
     road.goes_on()
-    with pytest.raises(DatabaseUnavailable, match=r"no answer within 0\.5 s"), db.session(through) as session:
+    with pytest.raises(DatabaseUnavailable, match=r"no answer within 0\.5 s"), postgres.session(through) as session:
         dies_in_the_middle(road, session)
-    with db.session(through) as session:
+    with postgres.session(through) as session:
         assert session.scalar(text("SELECT 1")) == 1
 
 
@@ -278,16 +279,16 @@ def test_an_answer_that_takes_too_long_is_given_up_but_where_much_is_read(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(DatabaseUnavailable, match=r"no answer within 0.3 s"):
-        with db.patient(0.3), db.session(settings.database()) as session:
+        with postgres.patient(0.3), postgres.session(settings.database()) as session:
             session.execute(text("SELECT pg_sleep(20)"))
     slow = {"overview": lambda session, *_: list(session.execute(text("SELECT pg_sleep(0.6)")))}
     monkeypatch.setattr(analytics, "QUESTIONS", slow)
-    with db.patient(0.3), db.session(settings.database()) as session:
+    with postgres.patient(0.3), postgres.session(settings.database()) as session:
         assert len(analytics.analytics(session, "overview")["rows"]) == 1
 
 
 def test_the_limits_together_are_below_what_a_person_waits() -> None:
-    assert db.ANSWER_TIMEOUT + db.CONNECT_TIMEOUT < 20
+    assert postgres.ANSWER_TIMEOUT + postgres.CONNECT_TIMEOUT < 20
     assert ANSWER_TIMEOUT + CONNECT_TIMEOUT < 20
 
 
@@ -313,7 +314,7 @@ def pooled(settings: Settings, tmp_path: Path) -> Iterator[str]:
         listens(port)
         yield url
     finally:
-        db.engine(url).dispose()
+        postgres.engine(url).dispose()
         running.send_signal(signal.SIGINT)
         running.wait(30)
 

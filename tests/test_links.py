@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy.orm import Session
 
-from howl import artifacts, celery_settings, messaging
+from howl import artifacts, celery_settings
 from howl.celery import create_app
 from howl.config import Settings
+from howl.connections import nats
 from howl.errors import ArtifactFailed, QueueUnavailable
 from howl.models import Task
 from howl.submit import TaskRequest, submit
@@ -69,7 +70,7 @@ def test_a_file_that_nats_does_not_give_is_said_so(
     road: tuple[Road, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     way, settings = road
-    monkeypatch.setattr(messaging, "CONNECT_TIMEOUT", 1.0)
+    monkeypatch.setattr(nats, "CONNECT_TIMEOUT", 1.0)
     way.stands_still()
     row = {"name": "x", "location": "bucket/x", "task_id": "t", "size": 1, "sha256": "0" * 64}
     with soon(), pytest.raises(ArtifactFailed, match=r"could not be fetched from NATS"):

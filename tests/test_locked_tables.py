@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from howl import db
 from howl.config import Settings
+from howl.connections import postgres
 from howl.errors import DatabaseUnavailable
 
 
@@ -29,12 +29,12 @@ def test_a_table_that_stays_locked_is_given_up_and_it_is_said_who_has_it(setting
             _count(url)
         assert time.monotonic() - began >= 1
     assert _count(url) == 0
-    with db.session(url) as session:
+    with postgres.session(url) as session:
         assert session.scalar(text("SHOW lock_timeout")) == "10s"
 
 
 def _count(url: str) -> int:
     """Tasks, by a statement that waits for a second alone."""
-    with db.session(url) as session:
+    with postgres.session(url) as session:
         session.execute(text("SET LOCAL lock_timeout = '1s'"))
         return int(session.scalar(text("SELECT count(*) FROM tasks")) or 0)

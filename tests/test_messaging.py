@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from howl.config import Settings
-from howl.messaging import TROUBLE, Connection
+from howl.connections.nats import TROUBLE, Connection
 from tests.doctor import secured
 
 #: Seconds in which a connection that is not stuck has been made, or closed.

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from howl.backend import redis_client
 from howl.burst.leave import LeaveRequest
 from howl.burst.request import BurstRequest
 from howl.cli import main
 from howl.config import Settings, load_settings
+from howl.connections.redis import redis_client
 from howl.errors import InvalidRequest, SettingsError
 from howl.models import Task
 from howl.queue_names import ITS_OWN

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from howl import db
 from howl.config import load_settings
+from howl.connections import postgres
 from howl.errors import SettingsError
 from tests.support import PATIENCE
 
@@ -45,8 +45,8 @@ def test_several_hosts_are_refused_too(name: str) -> None:
 
 def test_an_option_that_postgresqls_library_does_not_know_is_named() -> None:
     with pytest.raises(SettingsError, match="nonsense"):
-        db.engine("postgresql://a:pw@b/c?sslmode=require&nonsense=1")
-    assert db.engine("postgresql://a:p%25w@b/c?sslmode=require&options=-c%20geqo%3Doff")
+        postgres.engine("postgresql://a:pw@b/c?sslmode=require&nonsense=1")
+    assert postgres.engine("postgresql://a:p%25w@b/c?sslmode=require&options=-c%20geqo%3Doff")
 
 
 STARTS = {

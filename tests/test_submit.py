@@ -8,7 +8,7 @@ import pytest
 import redis
 from sqlalchemy import func, select, update
 
-from howl import db
+from howl.connections import postgres
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
 from howl.models import Task, Worker
 from howl.server.keeper import Keeper
@@ -95,7 +95,7 @@ def test_a_retried_task_is_still_that_of_its_key(session, app):
 
 def test_of_requests_at_once_under_one_key_one_is_recorded_and_others_are_told(settings, app, queued):
     def ask(number: int) -> str:
-        with db.session(settings.database()) as opened:
+        with postgres.session(settings.database()) as opened:
             try:
                 return submit(_request(idempotency_key="k", args=[1, number % 2]), opened, app)
             except InvalidRequest as error:
@@ -253,7 +253,7 @@ def test_the_row_is_there_before_the_message(session, app, settings, monkeypatch
     seen = []
 
     def look(task, _):
-        with db.session(settings.database()) as other:
+        with postgres.session(settings.database()) as other:
             seen.append(other.get(Task, task.task_id).status)
 
     monkeypatch.setattr("howl.submit.push", look)

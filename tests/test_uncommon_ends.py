@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import func, select
 
-from howl import db
+from howl.connections import postgres
 from howl.models import TaskEvent
 from tests import tasks
 from tests.support import PATIENCE, eventually
@@ -38,6 +38,6 @@ def test_a_revoke_without_terminating_leaves_a_running_task_to_its_worker(
     app.control.revoke(result.id, reply=True, timeout=3)
     go_on.touch()
     assert result.get(timeout=PATIENCE) == "done"
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         ended = select(func.count()).select_from(TaskEvent).where(TaskEvent.kind == "cancelled")
         assert session.scalar(ended) == 0

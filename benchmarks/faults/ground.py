@@ -19,9 +19,9 @@ from celery import Celery
 
 from benchmarks.faults.log import Log
 from benchmarks.faults.witness import Diary, Witness
-from howl.backend import redis_client
 from howl.broker.areas import area_of
 from howl.config import Settings
+from howl.connections.redis import redis_client
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
 from tests.support import PATIENCE, Process, eventually

@@ -12,9 +12,9 @@ from typing import Any
 
 import redis
 
-from howl.backend import redis_client
 from howl.broker.areas import area_of
 from howl.config import load_settings
+from howl.connections.redis import redis_client
 
 GROUP = "witness"
 

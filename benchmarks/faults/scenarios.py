@@ -16,8 +16,8 @@ import psycopg
 from benchmarks.faults.ground import Account, Ground, children, strike
 from benchmarks.faults.log import taken_in
 from benchmarks.faults.proxy import ANSWERS, REQUESTS, Proxy
-from howl import db
 from howl.celery import create_app
+from howl.connections import postgres
 from howl.embedded.nats import Nats
 from howl.embedded.valkey import Valkey
 from howl.submit import TaskRequest, submit
@@ -167,7 +167,7 @@ class Kept:
 def _submit(ground: Ground, count: int) -> None:
     app = create_app(ground.settings.model_copy(update={"task_modules": ("benchmarks.tasks",)}))
     app.loader.import_default_modules()
-    with db.session(ground.settings.database()) as session:
+    with postgres.session(ground.settings.database()) as session:
         for _ in range(count):
             arguments = [str(ground.diary.path), ground.random.uniform(0, 0.3)]
             ground.task_ids.append(submit(TaskRequest(name="bench.diary", args=arguments), session, app))

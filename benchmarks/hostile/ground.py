@@ -16,10 +16,10 @@ import click
 import psycopg
 
 from benchmarks.hostile.thief import MINE, THEIRS, THIEF, VICTIM
-from howl import db
-from howl.backend import redis_client
 from howl.broker.areas import Area
 from howl.config import Settings, load_settings
+from howl.connections import postgres
+from howl.connections.redis import redis_client
 from howl.embedded.cluster import SUPERUSER
 from howl.embedded.files import Passwords
 from howl.embedded.postgres import DATABASE, Postgres
@@ -94,7 +94,7 @@ class Servers:
         psql(self._superuser_url(DATABASE), self.provisioned.path / "postgres" / "init" / "roles.sql")
         url = self.owner_url
         migrate.upgrade(url)
-        db.engine(url).dispose()
+        postgres.engine(url).dispose()
 
     @property
     def owner_url(self) -> str:

@@ -13,9 +13,9 @@ from celery import Celery
 from kombu.exceptions import KombuError
 
 from benchmarks.hostile.thief import THEIRS
-from howl.backend import redis_client
 from howl.celery import create_app
 from howl.config import Settings, load_settings
+from howl.connections.redis import redis_client
 
 #: Seconds between two batches, most tasks of one, and how many wait at the rate 0.
 PACE, BATCH, WAITING = 0.05, 1000, 3000

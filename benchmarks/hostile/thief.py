@@ -12,12 +12,12 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from howl.backend import redis_client
 from howl.broker.areas import area_of, user_of
 from howl.broker.bell import doorbell
 from howl.broker.scripts import TURN
 from howl.config import Settings
-from howl.messaging import Connection
+from howl.connections.nats import Connection
+from howl.connections.redis import redis_client
 from howl.outcomes import Outcome, encode
 from howl.provision.rights import worker_subjects
 

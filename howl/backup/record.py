@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from howl.backup.archive import AT_ONCE, Progress, Writer, members
 from howl.backup.manifest import Record, Table
-from howl.db import LONG_PATIENCE, patient, session
+from howl.connections.postgres import LONG_PATIENCE, patient, session
 from howl.errors import ArchiveRefused, BackupFailed, RestoreRefused
 from howl.models import Base, Task
 from howl.outcomes import FINAL_RANK

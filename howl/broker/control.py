@@ -11,9 +11,9 @@ from redis.exceptions import RedisError
 from howl.broker.parked import ANSWERS, add_parked
 from howl.broker.transport import is_for_a_worker
 from howl.celery import settings_of
+from howl.connections.explain import reason
 from howl.ids import texts
 from howl.nodes import node_name_of
-from howl.tls import reason
 
 #: Ids of revoked tasks that workers who start later are told, about.
 REVOKED_KEPT = 50_000

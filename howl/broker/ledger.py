@@ -19,13 +19,13 @@ from typing import Any
 
 import redis
 
-from howl.backend import redis_client
 from howl.broker.areas import area_of
 from howl.broker.bell import Bell, doorbell
 from howl.broker.room import Room
 from howl.broker.scripts import TURN
 from howl.config import Settings
-from howl.tls import reason, takes_nothing_new
+from howl.connections.explain import reason, takes_nothing_new
+from howl.connections.redis import redis_client
 
 logger = logging.getLogger(__name__)
 

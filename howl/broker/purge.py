@@ -14,8 +14,8 @@ from howl.broker.areas import DEFAULT_USER, Area, may_push, users_of
 from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
 from howl.broker.queues import literal
 from howl.broker.scripts import PURGE
+from howl.connections.explain import reason
 from howl.outcomes import encode, failure, is_id
-from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import redis
 
-from howl.backend import redis_client
 from howl.broker import faults, reading
 from howl.broker.areas import Area, all_areas
 from howl.config import Settings
+from howl.connections.explain import reason
+from howl.connections.redis import redis_client
 from howl.errors import QueueUnavailable
 from howl.queue_names import ITS_OWN, NO_QUEUES, PRIORITY_MARK
-from howl.tls import reason
 
 #: Most owners of one user's that are shown.
 OWNERS = 1000

@@ -8,13 +8,13 @@ from math import ceil
 
 from sqlalchemy import select
 
-from howl import db
 from howl.burst import budget, record
 from howl.burst.api import GitHub
 from howl.burst.budget import Run
 from howl.burst.record import ON_GITHUB
 from howl.burst.request import BurstRequest
 from howl.config import Settings
+from howl.connections import postgres
 from howl.errors import BurstRefused, GitHubUnsure, HowlError
 from howl.models import Burst
 
@@ -42,7 +42,7 @@ def start(request: BurstRequest, settings: Settings) -> Started:
     run that appears all the same does nothing. Raises BurstBegun, and changes nothing, if there is one of that id.
     """
     with GitHub(settings) as github:
-        with db.session(settings.database()) as session:
+        with postgres.session(settings.database()) as session:
             leave = budget.ask(session, settings, request)
         if leave.refused:
             raise BurstRefused(leave.refused)
@@ -51,7 +51,7 @@ def start(request: BurstRequest, settings: Settings) -> Started:
         except BaseException as error:
             _give_up(request, settings, error)
             raise
-        with db.session(settings.database()) as session:
+        with postgres.session(settings.database()) as session:
             budget.became(session, request.burst_id, Run(repository=github.repository, run_id=run_id), url)
     return Started(burst_id=request.burst_id, run_id=run_id, url=url)
 
@@ -66,7 +66,7 @@ def cancel(row: Burst, settings: Settings) -> None:
 
 def conclude(settings: Settings) -> None:
     """Note how runs of the last day ended; raises GitHubFailed, DatabaseUnavailable or NotConfigured."""
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         rows = session.scalars(select(Burst).where(Burst.origin == ON_GITHUB, Burst.started_at > _yesterday())).all()
     granted = [row for row in rows if not row.request.keys() & {"refused", "failed"}]
     wanted = [row for row in granted if "run_id" in row.run and "conclusion" not in row.run]
@@ -82,14 +82,14 @@ def _conclude(github: GitHub, row: Burst, settings: Settings) -> None:
     if run is None:
         _disown(github, row, settings)
     elif run.conclusion:
-        with db.session(settings.database()) as session:
+        with postgres.session(settings.database()) as session:
             record.conclude(session, row.burst_id, run.conclusion)
 
 
 def _disown(github: GitHub, row: Burst, settings: Settings) -> None:
     """Somebody has asked for leave for a run that is none."""
     github.runs()  # raises if it is all of the workflow that GitHub does not show us
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         budget.disown(session, row.burst_id)
 
 
@@ -143,11 +143,11 @@ def _look(github: GitHub, burst_id: str) -> tuple[str, str]:
 
 
 def _asked(request: BurstRequest, settings: Settings) -> str:
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         return str(session.get_one(Burst, request.burst_id).run.get("run_id", ""))
 
 
 def _give_up(request: BurstRequest, settings: Settings, error: BaseException) -> None:
     why = error.message if isinstance(error, HowlError) else type(error).__name__
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         budget.give_up(session, request.burst_id, why)

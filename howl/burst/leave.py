@@ -10,12 +10,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from howl.broker.areas import DEFAULT_USER, user_of
 from howl.config import Settings
+from howl.connections.explain import reason
+from howl.connections.nats import TROUBLE, Connection
 from howl.errors import InvalidRequest, ServerUnavailable
-from howl.messaging import TROUBLE, Connection
 from howl.objects import Flight
 from howl.questions import Asker, TooManyQuestions, answer_in
 from howl.queue_names import require_queue
-from howl.tls import reason
 
 #: Seconds for an answer; times the question is asked, which changes nothing the second time.
 ANSWER_TIMEOUT, TRIES = 10.0, 3

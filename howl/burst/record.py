@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select, text, update
 from sqlalchemy.orm import Session
 
-from howl import db
 from howl.burst.request import BurstRequest
+from howl.connections import postgres
 from howl.errors import UnknownBurst
 from howl.models import Burst, Task, Worker
 
@@ -24,13 +24,13 @@ TaskCounts = dict[str, dict[str, int]]
 
 def begin(database_url: str, **values: Any) -> None:
     """Write a burst's row, with values by column name; raises DatabaseUnavailable."""
-    with db.session(database_url) as session:
+    with postgres.session(database_url) as session:
         session.add(Burst(**values))
 
 
 def end(database_url: str, burst_id: str, minutes_used: float) -> None:
     """Note that a burst is over; raises DatabaseUnavailable."""
-    with db.session(database_url) as session:
+    with postgres.session(database_url) as session:
         row = update(Burst).where(Burst.burst_id == burst_id)
         session.execute(row.values(ended_at=func.now(), minutes_used=minutes_used))
 
@@ -38,7 +38,7 @@ def end(database_url: str, burst_id: str, minutes_used: float) -> None:
 def count(database_url: str, worker_ids: list[str]) -> tuple[int, TaskCounts]:
     """How many of these workers have registered, and the tasks they began; raises DatabaseUnavailable."""
     tasks: TaskCounts = {name: {} for name in worker_ids}
-    with db.session(database_url) as session:
+    with postgres.session(database_url) as session:
         registered = session.scalar(select(func.count()).where(Worker.worker_id.in_(worker_ids)))
         question = select(Task.worker_id, Task.status, func.count()).where(Task.worker_id.in_(worker_ids))
         for name, status, number in session.execute(question.group_by(Task.worker_id, Task.status)):
@@ -49,7 +49,7 @@ def count(database_url: str, worker_ids: list[str]) -> tuple[int, TaskCounts]:
 def running_here(database_url: str, since: float) -> set[str]:
     """Ids of bursts on this machine that began so many seconds ago or later and have not ended."""
     recent = Burst.started_at > datetime.now(UTC) - timedelta(seconds=since)
-    with db.session(database_url) as session:
+    with postgres.session(database_url) as session:
         return set(
             session.scalars(
                 select(Burst.burst_id).where(Burst.origin == ON_THIS_MACHINE, Burst.ended_at.is_(None), recent)

@@ -5,12 +5,12 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from howl import db
 from howl.burst import budget, github, record
 from howl.burst.local import REGISTER_TIMEOUT
 from howl.burst.record import ON_GITHUB
 from howl.celery import create_app
 from howl.config import Settings
+from howl.connections import postgres
 from howl.dismiss import dismiss, require_answers
 from howl.errors import WorkerSilent
 from howl.models import Burst
@@ -23,11 +23,11 @@ def stop(burst_id: str, settings: Settings) -> dict[str, Any]:
     UnknownBurst, GitHubFailed, NotConfigured, DatabaseUnavailable, QueueUnavailable, or WorkerSilent when a worker did
     not hear: the burst is as it was then.
     """
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         row = record.find(session, burst_id)
     if row.ended_at is None:
         _end(row, settings)
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         return record.summary(session, record.find(session, row.burst_id))
 
 
@@ -36,14 +36,14 @@ def _end(row: Burst, settings: Settings) -> None:
         github.cancel(row, settings)
     else:
         _drain(row, settings)
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         record.conclude(session, row.burst_id, "cancelled")
         if row.origin == ON_GITHUB:
             budget.give_up(session, row.burst_id, "stopped before its run began")
 
 
 def _drain(row: Burst, settings: Settings) -> None:
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         now = session.scalars(select(func.now())).one()
         if now > row.started_at + timedelta(minutes=row.runtime_minutes):
             return  # they leave by themselves, whoever hears nothing

@@ -5,11 +5,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from howl import db
 from howl.burst import record
 from howl.burst.api import GitHub, WorkflowRun, is_configured
 from howl.burst.record import ON_GITHUB
 from howl.config import Settings
+from howl.connections import postgres
 from howl.errors import BurstFailed, BurstRefused, GitHubFailed
 from howl.models import Burst
 
@@ -60,7 +60,7 @@ def watch(burst_id: str, settings: Settings, timeout: float = TIMEOUT) -> Iterat
 
 
 def _look(burst_id: str, settings: Settings) -> tuple[Burst, int]:
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         row = record.find(session, burst_id)
         return row, len(record.crew(session, row))
 

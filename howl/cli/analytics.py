@@ -10,7 +10,7 @@ from howl.cli import words
 from howl.cli.options import as_json, since
 from howl.cli.output import Column, emit
 from howl.config import load_settings
-from howl.db import session
+from howl.connections.postgres import session
 
 READ: dict[str, Callable[[Any], str]] = {
     "tasks": words.counts,

@@ -12,7 +12,7 @@ from howl.cli import words
 from howl.cli.options import as_json, silence_asyncio
 from howl.cli.output import Column, emit
 from howl.config import load_settings
-from howl.db import session
+from howl.connections.postgres import session
 from howl.errors import InvalidRequest
 
 OF_A_TASK = (

@@ -12,7 +12,7 @@ from howl.cli import words
 from howl.cli.output import emit
 from howl.cli.telling import can_move
 from howl.config import load_settings
-from howl.db import session
+from howl.connections.postgres import session
 from howl.dismiss import Order, require_answers, until_gone
 from howl.dismiss import dismiss as tell
 

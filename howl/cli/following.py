@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from howl import live
-from howl.db import session
+from howl.connections.postgres import session
 from howl.errors import UnknownTask
 from howl.outcomes import FINAL_STATUSES
 

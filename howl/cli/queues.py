@@ -10,7 +10,7 @@ from howl.cli import words
 from howl.cli.options import as_json
 from howl.cli.output import Column, emit
 from howl.config import Settings, load_settings
-from howl.db import session
+from howl.connections.postgres import session
 
 COLUMNS = (
     Column("queue", "queue", folds=True),

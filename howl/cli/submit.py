@@ -16,7 +16,7 @@ from howl.cli.output import Column, emit
 from howl.cli.person import person
 from howl.cli.waiting import wait_for
 from howl.config import load_settings
-from howl.db import session
+from howl.connections.postgres import session
 from howl.models import Task
 from howl.outcomes import FINAL_RANK
 from howl.submit import TaskRequest, known_tasks

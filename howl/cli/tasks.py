@@ -14,7 +14,7 @@ from howl.cli.options import DURATION, as_json, since
 from howl.cli.output import Column, emit
 from howl.cli.waiting import watch
 from howl.config import load_settings
-from howl.db import session
+from howl.connections.postgres import session
 from howl.models import TASK_STATUSES
 from howl.outcomes import FINAL_STATUSES
 from howl.submit import cancel, retry

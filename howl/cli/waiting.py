@@ -11,7 +11,7 @@ from howl.cli.following import Followed, follow
 from howl.cli.output import emit
 from howl.cli.telling import NdJson, Teller, teller
 from howl.config import load_settings
-from howl.db import session
+from howl.connections.postgres import session
 from howl.outcomes import in_command
 
 Row = dict[str, Any]

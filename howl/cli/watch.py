@@ -21,7 +21,7 @@ from howl.cli.output import plain, stdout_console
 from howl.cli.progress import undoing_when_told_to_stop
 from howl.cli.telling import can_move
 from howl.config import Settings, load_settings
-from howl.db import session
+from howl.connections.postgres import session
 from howl.errors import DatabaseUnavailable, QueueUnavailable
 
 #: Seconds between two looks: shortest, and after PostgreSQL did not answer.

@@ -8,7 +8,7 @@ from howl.cli.dismissing import dismiss
 from howl.cli.options import DURATION, Decorator, as_json
 from howl.cli.output import Column, emit
 from howl.config import load_settings
-from howl.db import session
+from howl.connections.postgres import session
 from howl.dismiss import present
 from howl.models import PRESENT
 

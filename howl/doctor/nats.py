@@ -6,11 +6,11 @@ from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy
 
 from howl import objects
+from howl.connections.nats import Connection, events_stream, user_token
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import WAY
 from howl.doctor.redis import judge_round_trip, round_trip
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
-from howl.messaging import Connection, events_stream, user_token
 from howl.questions import stream_name as questions_stream
 
 DEFAULT_PORT = 4222

@@ -9,9 +9,9 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 
+from howl.connections.tls import context
 from howl.doctor.finding import Answer, beware, well
 from howl.doctor.visit import Step, Visit
-from howl.tls import context
 
 #: Days before its end at which a certificate should have been renewed.
 EXPIRES_SOON = 21

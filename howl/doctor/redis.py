@@ -17,11 +17,11 @@ from redis.exceptions import BusyLoadingError, NoPermissionError, NoScriptError,
 from howl.broker import faults
 from howl.broker.areas import DEFAULT_USER, area_of
 from howl.broker.reading import REMOVED
+from howl.connections.tls import redis_options
 from howl.doctor import ailing
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import WAY
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
-from howl.tls import redis_options
 
 DEFAULT_PORT = 6379
 #: Round trips measured: so many, or as many as fit into so many seconds.

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from howl.config import LOOPBACK_HOSTS, Settings
+from howl.connections.explain import reason
 from howl.doctor.finding import Answer, Finding, Verdict, beware, wrong
-from howl.tls import reason
 
 #: Seconds that a check may take, and all of a visit's: with the start of the program, below five.
 STEP_TIMEOUT, VISIT_TIMEOUT = 2.0, 3.5

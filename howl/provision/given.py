@@ -4,7 +4,7 @@ import ssl
 import tempfile
 from pathlib import Path
 
-from howl import tls
+from howl.connections import tls
 from howl.errors import ProvisionFailed
 from howl.provision.authority import Pair
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import redis
 
-from howl.backend import redis_client
 from howl.config import Settings, load_settings
-from howl.messaging import TROUBLE, Connection
+from howl.connections.explain import is_refused_login, reason
+from howl.connections.nats import TROUBLE, Connection
+from howl.connections.redis import redis_client
 from howl.provision import environment
 from howl.provision.folder import Folder
 from howl.provision.state import OPERATOR, State
-from howl.tls import is_refused_login, reason
 
 #: Seconds for each server to answer.
 PATIENCE = 5

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import redis
 
-from howl.backend import redis_client
 from howl.config import Settings
+from howl.connections.redis import redis_client
 from howl.doctor.ailing import AILING
 
 logger = logging.getLogger(__name__)

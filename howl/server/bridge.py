@@ -14,16 +14,16 @@ from nats.aio.msg import Msg
 from redis import RedisError
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
-from howl.backend import redis_client
 from howl.config import Settings
-from howl.db import session
-from howl.messaging import Connection
+from howl.connections.explain import reason
+from howl.connections.nats import Connection
+from howl.connections.postgres import session
+from howl.connections.redis import redis_client
 from howl.server import events, presence, sight
 from howl.server.event_stream import BATCH, WAIT, EventStream, letter_of, still_unread
 from howl.server.events import Heard, Letter
 from howl.server.rebroadcast import Rebroadcast
 from howl.server.usage import Budget
-from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from howl.broker import faults
 from howl.config import Settings
-from howl.db import session
+from howl.connections.postgres import session
 from howl.errors import ChordExpired, ChordRefused
 from howl.models import Chord, StoredPiece, Task
 from howl.outcomes import FINAL_RANK, PARTS_LIMIT, ChordCreated, PartsAdded

@@ -19,11 +19,11 @@ from howl.broker.areas import Area, all_areas, may_push
 from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
 from howl.broker.scripts import FEED, KEEP
 from howl.config import Settings
+from howl.connections.explain import takes_nothing_new
 from howl.errors import TaskDied, TaskSetAside
 from howl.nodes import worker_id_of
 from howl.outcomes import died, encode, failure, is_id, requeued
 from howl.queue_names import fault_of, queue_of
-from howl.tls import takes_nothing_new
 
 logger = logging.getLogger(__name__)
 

@@ -16,15 +16,15 @@ from nats.js.errors import BadRequestError, NotFoundError
 
 from howl import objects
 from howl.config import Settings
-from howl.db import session
-from howl.messaging import Connection
+from howl.connections.explain import reason
+from howl.connections.nats import Connection
+from howl.connections.postgres import session
 from howl.models import Artifact
 from howl.questions import pieces_of
 from howl.server import artifacts
 from howl.server.questions import REPETITION, Questions
 from howl.server.room import LATEST, Held, Room
 from howl.server.uploads import Uploads
-from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import psycopg
 
-from howl import database_session, live
+from howl import live
 from howl.broker import queues
 from howl.burst import budget
 from howl.config import Settings
-from howl.db import session
+from howl.connections import postgres_session
+from howl.connections.postgres import session
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import name_is_known, port_is_open
 from howl.doctor.redis import judge_round_trip, round_trip
@@ -42,7 +43,7 @@ async def login_succeeds(visit: Visit) -> Answer:
         prepare_threshold=None,
     )  # fmt: skip
     visit.farewell.push_async_callback(visit.client.close)
-    await visit.client.execute(database_session.SESSION)
+    await visit.client.execute(postgres_session.SESSION)
     return well("the credential is accepted")
 
 

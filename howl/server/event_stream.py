@@ -12,8 +12,8 @@ from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig
 from nats.js.errors import BadRequestError, ServerError
 
+from howl.connections.nats import events_stream
 from howl.errors import EventsNotKept
-from howl.messaging import events_stream
 from howl.server.events import Letter
 
 #: What was not read is kept a day, within so many bytes, the newest.

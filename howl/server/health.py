@@ -5,8 +5,8 @@ from typing import Any
 
 import redis
 
-from howl.backend import redis_client
 from howl.config import Settings, load_settings
+from howl.connections.redis import redis_client
 from howl.doctor.ailing import AILING, RECORDER, VITAL, Ailing, read
 from howl.doctor.ailing import silence as silence_of
 from howl.errors import HowlError, visible

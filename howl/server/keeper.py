@@ -13,16 +13,16 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError
 from sqlalchemy import func, or_, select, update
 
-from howl.backend import redis_client
 from howl.broker import faults, scripts
 from howl.config import Settings
-from howl.db import session
+from howl.connections.explain import reason
+from howl.connections.postgres import session
+from howl.connections.redis import redis_client
 from howl.errors import DatabaseUnavailable, InvalidRequest, TaskSetAside, WorkerGone
 from howl.models import Task, Worker
 from howl.outcomes import FINAL_RANK, failure
 from howl.server import chords, claims, sight, unknown
 from howl.submit import push, take_off_queue
-from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 

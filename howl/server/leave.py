@@ -15,11 +15,11 @@ from howl.burst.budget import Run
 from howl.burst.leave import Job, LeaveAnswer, LeaveRequest
 from howl.burst.request import BurstRequest
 from howl.config import Settings
-from howl.db import session
+from howl.connections.explain import reason
+from howl.connections.nats import Connection, user_token
+from howl.connections.postgres import session
 from howl.errors import DatabaseUnavailable, GitHubFailed
-from howl.messaging import Connection, user_token
 from howl.server.questions import Question, Questions
-from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 

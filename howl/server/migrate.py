@@ -9,7 +9,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 import howl
-from howl.db import LONG_PATIENCE, patient, session
+from howl.connections.postgres import LONG_PATIENCE, patient, session
 from howl.errors import DatabaseUnavailable
 
 

@@ -9,11 +9,11 @@ import random
 import time
 from typing import Any
 
-from howl.backend import redis_client
 from howl.broker.areas import Area, all_areas
 from howl.broker.reading import is_trusted, note_removal
 from howl.broker.scripts import LIMIT
 from howl.config import Settings
+from howl.connections.redis import redis_client
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
 from howl.config import Settings
+from howl.connections.explain import reason
 from howl.errors import HowlError
 from howl.questions import ADDRESS, ANSWER_TO, LARGEST, LONGEST, MOST, stream_name
-from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 

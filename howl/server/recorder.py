@@ -10,19 +10,20 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from howl.config import Settings
-from howl.db import session
+from howl.connections.explain import reason
+from howl.connections.postgres import session
 from howl.outcomes import ArtifactKept, ChordCreated, ChordPiece, Outcome, PartsAdded
 from howl.server import artifacts, chord_pieces, chords, task_rows
 from howl.server.reach import Reach
 from howl.server.stream import PACE, REASON_LIMIT, Batch, OutcomeStream, Received
 from howl.server.usage import Budget
-from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 
 #: Of a batch's entries that a user may not tell, how many are kept, and seconds between two lines about a user's.
 REFUSED_KEPT, LINE_EVERY = 10, 60.0
-#: PostgreSQL, being well, does not take an entry. An OperationalError that gets here is a limit: see howl.db.session.
+#: PostgreSQL, being well, does not take an entry. An OperationalError that gets here is a limit: see
+#: howl.connections.postgres.session.
 REFUSED = (DataError, IntegrityError, OperationalError, RecursionError)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from howl.config import Settings
-from howl.messaging import user_token
+from howl.connections.nats import user_token
 from howl.objects import PIECE
 from howl.questions import PIECE_TIME, Refused, pieces_of
 

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from celery import Celery
 
-from howl.backend import require_redis
 from howl.celery import application
 from howl.config import Settings
-from howl.db import SERVER_PATIENCE, patient
+from howl.connections.postgres import SERVER_PATIENCE, patient
+from howl.connections.redis import require_redis
 from howl.server.ailing import Board
 from howl.server.bridge import Bridge
 from howl.server.curator import Curator

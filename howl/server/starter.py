@@ -22,7 +22,7 @@ from howl.burst.record import ON_GITHUB
 from howl.burst.request import BurstRequest
 from howl.celery import worker_queue
 from howl.config import Settings
-from howl.db import session
+from howl.connections.postgres import session
 from howl.errors import BurstBegun, DatabaseUnavailable, HowlError
 from howl.models import Burst
 

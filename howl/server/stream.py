@@ -25,13 +25,14 @@ from redis.utils import str_if_bytes
 from howl.bounded_json import WORST, parsed_size
 from howl.broker.areas import DEFAULT_USER, Area, areas_of, user_of
 from howl.broker.scripts import COLLECT, CONFIRM
-from howl.celery_settings import ANSWER_TIMEOUT, CONNECT_TIMEOUT
 from howl.config import Settings
+from howl.connections.explain import takes_nothing_new
+from howl.connections.redis import ANSWER_TIMEOUT, CONNECT_TIMEOUT
+from howl.connections.tls import redis_options
 from howl.doctor.ailing import RECORDER
 from howl.errors import OutcomeRefused, UnreadableOutcome
 from howl.outcomes import ENTRY_FIELD, Entry, Outcome, decode, encode, failure
 from howl.server.storable import NEST_LIMIT
-from howl.tls import redis_options, takes_nothing_new
 
 logger = logging.getLogger(__name__)
 

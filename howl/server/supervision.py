@@ -9,9 +9,9 @@ import redis
 from kombu.exceptions import OperationalError
 from nats.errors import Error as NatsError
 
+from howl.connections.explain import reason
 from howl.errors import HowlError
 from howl.server.ailing import Board
-from howl.tls import reason
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from howl.broker.bell import doorbell
 from howl.broker.message import NO_TASK, NOBODY, PARSED_BYTES, task_headers
 from howl.broker.scripts import OFFER
 from howl.config import Settings
-from howl.db import session
+from howl.connections.postgres import session
 from howl.models import Worker
 from howl.queue_names import queue_of
 from howl.server.claims import fault_of_list, in_every_area, list_of, set_aside

@@ -13,8 +13,8 @@ from typing import Any
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from redis.utils import str_if_bytes
 
-from howl.backend import redis_client
 from howl.config import Settings
+from howl.connections.redis import redis_client
 
 logger = logging.getLogger(__name__)
 

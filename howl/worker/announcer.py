@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 
 from howl.config import Settings
-from howl.messaging import CONNECT_TIMEOUT, TROUBLE, Connection
-from howl.tls import reason
+from howl.connections.explain import reason
+from howl.connections.nats import CONNECT_TIMEOUT, TROUBLE, Connection
 from howl.worker.courier import Courier
 
 logger = logging.getLogger(__name__)

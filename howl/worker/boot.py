@@ -7,11 +7,11 @@ import billiard
 import redis
 from celery import Celery, bootsteps
 
-from howl.backend import redis_client, require_redis
 from howl.broker.areas import DEFAULT_USER, user_of
 from howl.celery import settings_of, worker_queue
 from howl.celery_settings import overruled
 from howl.config import Settings
+from howl.connections.redis import redis_client, require_redis
 from howl.env_file import require_chosen_servers
 from howl.errors import NotGranted, SettingsError
 from howl.nodes import worker_id_of

@@ -11,7 +11,7 @@ from nats.errors import Error as NatsError
 from nats.js.errors import NoStreamResponseError
 
 from howl.config import Settings
-from howl.messaging import events_stream, receipt_fault, user_token
+from howl.connections.nats import events_stream, receipt_fault, user_token
 from howl.worker.buffer import Buffer
 
 #: Largest message in bytes, and what its headers may take of what NATS allows.

@@ -16,11 +16,12 @@ from nats.js.api import ObjectInfo, ObjectMetaOptions
 from nats.js.errors import APIError, NoStreamResponseError
 from pydantic import ValidationError
 
-from howl import messaging, objects
+from howl import objects
 from howl.config import Settings
+from howl.connections import nats
+from howl.connections.explain import is_refused_login, reason
 from howl.errors import ArtifactFailed, ArtifactRefused, HowlError
 from howl.questions import KEPT, Answers, Asker, Piece, Refused, Whole, answer_in, pieces_of
-from howl.tls import is_refused_login, reason
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class Uploader:
         for tried in range(1, TRIES + 1):
             try:
                 return await self._try(name, source, size)
-            except messaging.TROUBLE as error:
+            except nats.TROUBLE as error:
                 if _is_final(error) or tried == TRIES:
                     raise self._explained(name, error) from error
                 logger.warning("The file %r is not stored yet (%s): once more in a moment.", name, reason(error))
@@ -226,7 +227,7 @@ class UploadRefused(NatsError):
         self.why, self.is_final = why, is_final
 
 
-class Connection(messaging.Connection):
+class Connection(nats.Connection):
     """One that is not repaired: what was under way when it broke begins anew on another."""
 
     def __init__(self) -> None:

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from howl import db
 from howl.config import Settings
+from howl.connections import postgres
 from howl.embedded.files import Passwords
 from howl.embedded.nats import Nats
 from howl.embedded.stack import Stack
@@ -41,7 +41,7 @@ def empty(settings: Settings, stack: Stack, other_servers: tuple[Valkey, Nats]) 
     url = f"{settings.database().rpartition('/')[0]}/{name}"
     _execute(stack, "CREATE DATABASE {}", name)
     yield settings.model_copy(update={"redis_url": redis.url, "nats_url": nats.url, "database_url": url})
-    db.engine(url).dispose()
+    postgres.engine(url).dispose()
     eventually(lambda: _dropped(stack, name))
 
 

@@ -18,7 +18,7 @@ from nats.js.errors import NotFoundError
 from psycopg import sql
 
 from howl.config import Settings
-from howl.db import session
+from howl.connections.postgres import session
 from howl.models import Artifact, Base, Burst, Chord, RecordUsage, StoredPiece, Task, TaskEvent, Worker
 
 NOW = datetime(2026, 11, 22, 13, 14, 15, 123456, tzinfo=UTC)

@@ -22,7 +22,7 @@ from alembic.script import ScriptDirectory
 from howl.backup import archive, make
 from howl.backup.restore import restore, restore_configuration
 from howl.config import Settings
-from howl.db import session
+from howl.connections.postgres import session
 from howl.errors import ArchiveRefused, BackupFailed, DatabaseUnavailable, RestoreRefused
 from howl.models import Task
 from howl.server import migrate

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from howl.backend import redis_client
 from howl.broker.ledger import Ledger
 from howl.broker.room import Room
 from howl.config import Settings
+from howl.connections.redis import redis_client
 from tests.support import eventually
 
 QUEUE = [["q"]]

@@ -22,9 +22,9 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.common import Broadcast
 from kombu.transport import redis as kombu_redis
 
-from howl.backend import redis_client
 from howl.broker.bell import Bell
 from howl.config import Settings
+from howl.connections.redis import redis_client
 from howl.outcomes import ChordCreated
 from tests import tasks
 from tests.broker import eavesdropper

@@ -14,10 +14,10 @@ import pytest
 from celery import Celery
 from sqlalchemy.orm import Session
 
-from howl.backend import redis_client
 from howl.broker.purge import purge
 from howl.broker.scripts import PURGE
 from howl.config import Settings
+from howl.connections.redis import redis_client
 from howl.submit import PRIORITY_SUFFIXES, TaskRequest, submit
 from tests.support import PATIENCE, eventually
 

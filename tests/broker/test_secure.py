@@ -14,8 +14,9 @@ import pytest
 from celery import chord, group
 from sqlalchemy import select
 
-from howl import db, dismiss
+from howl import dismiss
 from howl.config import load_settings
+from howl.connections import postgres
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
 from howl.models import Artifact
@@ -100,7 +101,7 @@ def test_a_file_that_a_task_leaves_is_kept(crew: SecuredCrew) -> None:
     left = select(Artifact.name, Artifact.size, Artifact.status).where(Artifact.task_id == task_id)
 
     def kept() -> bool:
-        with db.session(crew.settings.database()) as opened:
+        with postgres.session(crew.settings.database()) as opened:
             return opened.execute(left).all() == [("file.bin", 2_000_000, "kept")]
 
     eventually(kept)
@@ -260,12 +261,12 @@ def test_a_worker_told_to_drain_says_so_also_while_it_drains(crew: SecuredCrew, 
 
 
 def present(crew: SecuredCrew, worker_id: str) -> bool:
-    with db.session(crew.settings.database()) as opened:
+    with postgres.session(crew.settings.database()) as opened:
         return worker_id in dismiss.present(opened)
 
 
 def told(crew: SecuredCrew, worker_id: str) -> dict[str, Any]:
-    with db.session(crew.settings.database()) as opened:
+    with postgres.session(crew.settings.database()) as opened:
         (row,) = dismiss.dismiss([worker_id], "drain", opened, crew.app)
     return {name: row[name] for name in ("answered", "running")}
 

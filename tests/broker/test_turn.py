@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import redis
 
-from howl.backend import redis_client
 from howl.broker.scripts import FEED, KEEP, TURN
 from howl.config import Settings
+from howl.connections.redis import redis_client
 from howl.server import claims as keeping
 from tests.support import eventually
 

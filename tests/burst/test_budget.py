@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from howl import db
 from howl.burst import budget, record
 from howl.burst.budget import Leave, Run
 from howl.burst.request import BurstRequest
 from howl.config import Settings
+from howl.connections import postgres
 from howl.models import Burst, Worker
 
 
@@ -30,17 +30,17 @@ def run(number: int = 123, attempt: str = "1", index: str | None = None) -> Run:
 
 
 def ask(told: Settings, request: BurstRequest, by: Run | None = None) -> Leave:
-    with db.session(told.database()) as session:
+    with postgres.session(told.database()) as session:
         return budget.ask(session, told, request, by)
 
 
 def sums(told: Settings) -> dict[str, Any]:
-    with db.session(told.database()) as session:
+    with postgres.session(told.database()) as session:
         return budget.look(session, told)
 
 
 def bursts(told: Settings) -> list[Burst]:
-    with db.session(told.database()) as session:
+    with postgres.session(told.database()) as session:
         return list(session.scalars(select(Burst).order_by(Burst.started_at)))
 
 
@@ -181,7 +181,7 @@ def test_a_burst_that_was_started_twice_runs_once(told: Settings) -> None:
 def test_a_burst_that_was_given_up_is_not_begun_later(told: Settings) -> None:
     request = wish()
     ask(told, request)
-    with db.session(told.database()) as session:
+    with postgres.session(told.database()) as session:
         budget.give_up(session, request.burst_id, "GitHub did not answer.")
     assert sums(told)["left"] == 100
     assert "given up" in (ask(told, request, run()).refused or "")
@@ -228,7 +228,7 @@ def test_a_worker_that_fell_silent_just_now_may_come_back(told: Settings, sessio
 
 def test_a_burst_none_of_whose_workers_ever_came_is_over_some_day(told: Settings) -> None:
     ask(told, wish(workers=2, minutes=20), run())
-    with db.session(told.database()) as session:
+    with postgres.session(told.database()) as session:
         session.scalars(select(Burst)).one().started_at -= timedelta(minutes=20) + budget.LATEST
     assert sums(told)["planned"] == 0
     assert [row.minutes_used for row in bursts(told)] == [2]  # of last month, should it have begun since
@@ -242,7 +242,7 @@ def test_workers_of_another_run_are_not_a_bursts_own(told: Settings, session: Se
 
 
 def test_what_was_used_last_month_is_not_counted(told: Settings) -> None:
-    with db.session(told.database()) as session:
+    with postgres.session(told.database()) as session:
         for days, minutes in ((40, 90), (0, 7)):
             began = datetime.now(UTC) - timedelta(days=days)
             session.add(
@@ -255,6 +255,6 @@ def test_what_was_used_last_month_is_not_counted(told: Settings) -> None:
 
 
 def test_a_burst_on_this_machine_takes_nothing_of_the_budget(told: Settings) -> None:
-    with db.session(told.database()) as session:
+    with postgres.session(told.database()) as session:
         session.add(Burst(burst_id="b", origin="local", num_workers=50, runtime_minutes=60, minutes_planned=3000))
     assert (sums(told)["left"], sums(told)["workers"]) == (100, 0)

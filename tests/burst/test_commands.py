@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from howl import db
 from howl.burst import watch
 from howl.burst.budget import Run, became
 from howl.config import Settings
+from howl.connections import postgres
 from howl.errors import BurstFailed
 from howl.models import Burst, Worker
 from tests.burst.fake_github import REPOSITORY, TOKEN, FakeGitHub, fake_github
@@ -45,7 +45,7 @@ def howl(start: Callable[..., Process], on_github: dict[str, str]) -> Callable[.
 
 def register(settings: Settings, run_id: str, index: int) -> None:
     run = {"repository": REPOSITORY, "run_id": run_id, "attempt": "1", "index": str(index)}
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         session.add(Worker(worker_id=f"worker-{run_id}-1-{index}", run=run))
 
 
@@ -113,10 +113,10 @@ def test_githubs_word_replaces_what_a_run_has_said_of_itself(
     howl: Callable[..., Any], fake: FakeGitHub, settings: Settings
 ) -> None:
     started = howl("start", "--workers", "1", "--runtime", "30m", "--detach")
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         row = session.get_one(Burst, started["burst_id"])
         row.run = {"repository": REPOSITORY, "run_id": "5", "attempt": "1", "credential": "thief"}
     assert howl("list")[0]["run"]["run_id"] == "5"
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         became(session, started["burst_id"], Run(repository=REPOSITORY, run_id=started["run_id"]), "elsewhere")
     assert howl("list")[0]["run"]["run_id"] == started["run_id"]

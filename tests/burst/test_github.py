@@ -8,11 +8,11 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 
-from howl import db
 from howl.burst import api, budget, github, local
 from howl.burst.api import GitHub
 from howl.burst.request import BurstRequest
 from howl.config import Settings, load_settings
+from howl.connections import postgres
 from howl.errors import BurstRefused, GitHubFailed, NotConfigured, SettingsError
 from howl.models import Burst
 from tests.burst.fake_github import REPOSITORY, TOKEN, FakeGitHub, fake_github
@@ -40,12 +40,12 @@ def wish(**columns: Any) -> BurstRequest:
 
 
 def row(told: Settings) -> Burst:
-    with db.session(told.database()) as session:
+    with postgres.session(told.database()) as session:
         return session.scalars(select(Burst)).one()
 
 
 def left(told: Settings) -> float:
-    with db.session(told.database()) as session:
+    with postgres.session(told.database()) as session:
         return float(budget.look(session, told)["left"])
 
 
@@ -94,7 +94,7 @@ def test_how_an_attempt_ended_is_known_while_the_next_one_runs(told: Settings, f
     assert row(told).run["conclusion"] == "failure"
     assert left(told) == 2000 - 3  # nobody came: the minute of each job
     never = budget.Run(repository=REPOSITORY, run_id=run_id, attempt="3", index="1")
-    with db.session(told.database()) as session:
+    with postgres.session(told.database()) as session:
         budget.ask(session, told, wish(workers=1), never)
     assert left(told) == 2000 - 3 - 30
     github.conclude(told)
@@ -241,7 +241,7 @@ def test_a_run_that_asked_for_leave_is_known_although_github_lists_nothing(
 
     def asks_for_leave(method: str, path: str) -> tuple[int, dict[str, str]] | None:
         if path.endswith("/dispatches"):
-            with db.session(told.database()) as session:
+            with postgres.session(told.database()) as session:
                 budget.ask(session, told, request, budget.Run(repository=REPOSITORY, run_id="77"))
             return 500, {}
         return None
@@ -258,7 +258,7 @@ def test_a_burst_that_github_never_answered_is_given_up_and_a_late_run_of_it_ref
     assert "given up" in refusal(told)
     assert fake.count("/dispatches") == github.DISPATCHES
     assert left(told) == told.budget_minutes
-    with db.session(told.database()) as session:
+    with postgres.session(told.database()) as session:
         late = budget.ask(
             session, told, wish(burst_id=row(told).burst_id), budget.Run(repository=REPOSITORY, run_id="1")
         )

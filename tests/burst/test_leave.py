@@ -9,12 +9,12 @@ import nats
 import pytest
 from sqlalchemy import func, select
 
-from howl import db
 from howl.burst import budget, record
 from howl.burst.budget import Run
 from howl.burst.leave import LeaveAnswer, LeaveRequest, ask, this_run
 from howl.burst.request import BurstRequest
 from howl.config import Settings
+from howl.connections import postgres
 from howl.errors import InvalidRequest, ServerUnavailable
 from howl.models import Burst, Worker
 from howl.server.leave import A_MINUTE, Porter
@@ -29,7 +29,7 @@ def question(**columns: Any) -> LeaveRequest:
 
 
 def rows(settings: Settings) -> int:
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         return session.scalar(select(func.count()).select_from(Burst)) or 0
 
 
@@ -45,7 +45,7 @@ def test_a_run_that_knows_no_database_gets_its_matrix(
     answer = json.loads(output)
     assert (status, answer["granted"], answer["runtime_minutes"]) == (0, True, 10)
     assert answer["matrix"] == [{"index": 1, "name": "worker-123-1-1"}, {"index": 2, "name": "worker-123-1-2"}]
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         (row,) = session.scalars(select(Burst)).all()
     assert (row.burst_id, row.requested_by) == (answer["burst_id"], "github:push by octocat")
     assert (row.minutes_planned, row.request["tags"], row.run["run_id"]) == (20, ["a", "b"], "123")
@@ -79,7 +79,7 @@ def test_a_job_that_is_run_again_asks_for_itself_alone(
     assert process.wait() == 0, process.output
     answer = json.loads(process.output)
     assert (answer["granted"], answer["matrix"]) == (True, [{"index": 3, "name": "worker-123-2-3"}])
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         (row,) = session.scalars(select(Burst)).all()
     assert (row.num_workers, row.minutes_planned, row.run["index"]) == (1, 10, "3")
 
@@ -93,7 +93,7 @@ def test_a_job_that_no_matrix_has_is_not_recorded(settings: Settings, index: obj
 
 def test_a_job_cannot_become_the_burst_that_howl_started(settings: Settings) -> None:
     request = BurstRequest(workers=2, runtime=600.0)
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         budget.ask(session, settings, request)
     told = decide(Porter(settings), "burst", index=1, burst_id=request.burst_id)
     assert (told.granted, told.burst_id != request.burst_id, rows(settings)) == (True, True, 2)
@@ -162,16 +162,16 @@ def test_runs_that_never_were_take_no_more_than_their_credentials_share(settings
     assert "with the credential thief, of which 300 minutes and 10 workers are taken" in (answers[2].reason or "")
     assert decide(porter, "burst", workers=5, runtime=1800.0).granted
     request = BurstRequest(workers=5, runtime=1800.0)
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         assert budget.ask(session, porter.settings, request).refused is None  # a person's, or the server's own
 
 
 def test_a_burst_that_howl_started_is_the_run_that_github_says(settings: Settings) -> None:
     request = BurstRequest(workers=2, runtime=600.0)
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         budget.ask(session, settings, request)
     decide(Porter(settings), "thief", run_id="666", burst_id=request.burst_id)
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         budget.became(session, request.burst_id, Run(repository="owner/name", run_id="123"), "https://github.com/x")
     told = decide(Porter(settings), "burst", burst_id=request.burst_id)
     assert (told.granted, told.burst_id) == (True, request.burst_id)
@@ -181,7 +181,7 @@ def test_a_burst_that_howl_started_is_the_run_that_github_says(settings: Setting
 def test_another_credentials_workers_are_none_of_a_bursts(settings: Settings) -> None:
     told = decide(Porter(settings), "burst")
     run = {"repository": "owner/name", "run_id": "123", "attempt": "1"}
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         for credential in ("burst", "thief", None):
             session.add(Worker(worker_id=f"of {credential}", run=run, credential=credential))
         session.flush()

@@ -13,12 +13,12 @@ from celery import Celery
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from howl import db
 from howl.burst import local
 from howl.burst.local import LocalBurst
 from howl.burst.request import BurstRequest
 from howl.burst.stop import stop
 from howl.config import Settings
+from howl.connections import postgres
 from howl.errors import BurstFailed, NotConfigured, WorkerSilent
 from howl.models import Burst, Worker
 from howl.submit import TaskRequest, submit
@@ -51,7 +51,7 @@ def start_burst(told: Settings, server: Process) -> Any:
 
 
 def row(settings: Settings, burst_id: str) -> Burst:
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         return session.scalars(select(Burst).where(Burst.burst_id == burst_id)).one()
 
 
@@ -164,7 +164,7 @@ def test_a_burst_that_makes_no_sense_is_refused_and_not_recorded(told: Settings,
     request = BurstRequest(**{"workers": 1, "runtime": 60.0} | asked)
     with pytest.raises(BurstFailed):
         local.start(request, told)
-    with db.session(told.database()) as session:
+    with postgres.session(told.database()) as session:
         assert session.scalar(select(Burst)) is None
 
 
@@ -193,7 +193,7 @@ def test_a_burst_that_is_stopped_ends_what_it_runs_and_shows_that_it_is_leaving(
 def test_a_burst_is_not_stopped_when_a_worker_of_it_has_not_heard(settings: Settings, there: bool) -> None:
     request = BurstRequest(workers=1, runtime=120.0)
     local._record_start(request, settings)
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         if there:
             session.add(Worker(worker_id=request.names[0], status="active"))
     with pytest.raises(WorkerSilent, match="did not answer" if there else "has not hears nothing"):
@@ -205,7 +205,7 @@ def test_a_burst_is_not_stopped_when_a_worker_of_it_has_not_heard(settings: Sett
 
 
 def burst_ids(settings: Settings) -> list[str]:
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         return list(session.scalars(select(Burst.burst_id)))
 
 

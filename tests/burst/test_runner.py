@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy import select
 
 from benchmarks.faults.ground import Account, Ground, children
-from howl import db
 from howl.analytics import show_task
 from howl.burst import budget, record
 from howl.burst.budget import Run
 from howl.burst.request import BurstRequest
 from howl.config import Settings
+from howl.connections import postgres
 from howl.embedded.stack import Stack
 from howl.models import Worker
 from tests.burst.runner import TO_TERM, Runner
@@ -107,7 +107,7 @@ def test_a_task_of_a_cancelled_job_says_with_which_worker_it_was_lost(
     ground: Ground, tmp_path: Path, settings: Settings
 ) -> None:
     run = Run(repository="octo/site", run_id="4711")
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         burst_id = budget.ask(session, settings, BurstRequest(workers=2, runtime=600.0), run).burst_id
     runner = Runner(tmp_path / "second", ground.environment(database=False), index=2)
     try:
@@ -116,12 +116,12 @@ def test_a_task_of_a_cancelled_job_says_with_which_worker_it_was_lost(
         runner.cancel(1.0)
     finally:
         runner.vanish()
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         record.conclude(session, burst_id, "cancelled")  # as GitHub will tell
     gate.touch()
     ground.worker("other", "--concurrency", "1")
     ground.wait_for_ends(30.0)
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         told = show_task(session, ground.task_ids[0])
     assert (told["status"], told["worker_id"]) == ("succeeded", "other")
     assert told["lost_with"] == ["run 4711, attempt 1, worker 2: cancelled"]
@@ -210,6 +210,6 @@ def test_an_idle_worker_leaves_but_never_one_whose_task_runs(ground: Ground, run
 
 def origins(settings: Settings) -> dict[str, tuple[str | None, str, str]]:
     """Where each worker comes from: its origin, its run and its place in that."""
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         rows = session.scalars(select(Worker))
         return {row.worker_id: (row.origin, row.run["run_id"], row.run["index"]) for row in rows}

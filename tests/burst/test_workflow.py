@@ -17,10 +17,10 @@ import pytest
 from celery import Celery
 from sqlalchemy import select
 
-from howl import db
 from howl.burst import budget, leave
 from howl.burst.request import BurstRequest
 from howl.config import Settings
+from howl.connections import postgres
 from howl.errors import ServerUnavailable
 from howl.models import Burst
 from tests.burst.runner import EXPRESSION, ROOT, Runner, job, obeyed, step, variables
@@ -116,7 +116,7 @@ def asked(runner: Runner, **inputs: str) -> tuple[int, str]:
 
 
 def bursts(settings: Settings) -> list[Burst]:
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         return list(session.scalars(select(Burst)))
 
 
@@ -136,7 +136,7 @@ def test_a_run_that_howl_burst_start_began_is_the_burst_that_was_granted(
     runner: Runner, server: Process, settings: Settings
 ) -> None:
     wanted = BurstRequest(workers=1, runtime=300)
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         budget.ask(session, settings, wanted)
     status, said = asked(runner, burst_id=wanted.burst_id, num_workers="1", runtime_minutes="5")
     assert (status, runner.outputs()["burst_id"]) == (0, wanted.burst_id), said

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from howl import db
 from howl.cli.submit import _exit_status
+from howl.connections import postgres
 from howl.models import Task, Worker
 from tests.support import PATIENCE, eventually
 
@@ -42,7 +42,7 @@ def submitted(howl):
 
 
 def number_of_tasks(settings):
-    with db.session(settings.database()) as opened:
+    with postgres.session(settings.database()) as opened:
         return opened.scalar(select(func.count()).select_from(Task))
 
 

@@ -14,12 +14,13 @@ import pytest
 from rich.console import Console
 from sqlalchemy import update
 
-from howl import db, live
-from howl.backend import redis_client
+from howl import live
 from howl.broker.gauge import Gauge
 from howl.cli.following import Feed, follow
 from howl.cli.house import drawn, shares
 from howl.cli.watch import _look
+from howl.connections import postgres
+from howl.connections.redis import redis_client
 from howl.models import Task, TaskEvent, Worker
 from tests.cli.terminal import Terminal
 from tests.support import PATIENCE, eventually
@@ -35,7 +36,7 @@ def record(settings):
     """Write rows, as `howl server` would."""
 
     def _record(*rows):
-        with db.session(settings.database()) as opened:
+        with postgres.session(settings.database()) as opened:
             opened.add_all(rows)
 
     return _record
@@ -57,7 +58,7 @@ def ends(settings):
 
     def _ends(status="succeeded", task_id=TASK_ID, **values):
         ended = {"status": status, "rank": 3, "finished_at": datetime.now(UTC), "runtime": 2.5, **values}
-        with db.session(settings.database()) as opened:
+        with postgres.session(settings.database()) as opened:
             opened.execute(update(Task).where(Task.task_id == task_id).values(ended))
             opened.add(TaskEvent(task_id=task_id, kind=status, worker_id="w1"))
 
@@ -197,11 +198,11 @@ def test_a_watch_ends_in_time_and_an_unknown_task_is_one_sentence(running, howl)
 
 def test_an_event_that_becomes_visible_after_a_later_one_is_not_missed(running, happens, settings):
     def read():
-        with db.session(settings.database()) as opened:
+        with postgres.session(settings.database()) as opened:
             return [event["kind"] for event in feed.read(opened)]
 
     feed = Feed([TASK_ID])
-    with db.session(settings.database()) as slow:
+    with postgres.session(settings.database()) as slow:
         slow.add(TaskEvent(task_id=TASK_ID, kind="log"))
         slow.flush()  # it has its number
         happens("progress")

@@ -19,8 +19,9 @@ from nats.js.api import StreamConfig
 from sqlalchemy.orm import Session
 
 from howl import objects
-from howl.backend import redis_client
 from howl.config import Settings
+from howl.connections.nats import Connection
+from howl.connections.redis import redis_client
 from howl.doctor.examine import run
 from howl.doctor.finding import Finding, Verdict
 from howl.doctor.nats import judge_payload, judge_room
@@ -28,7 +29,6 @@ from howl.doctor.network import judge_expiry
 from howl.doctor.redis import judge_clocks, judge_round_trip, judge_silence
 from howl.embedded.isolation import clean_environment
 from howl.join import Join, encode
-from howl.messaging import Connection
 from howl.models import Worker
 from howl.server import migrate
 from howl.submit import TaskRequest, submit

@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from howl import db
+from howl.connections import postgres
 from howl.embedded.stack import Stack
 from howl.provision.state import OWNER
 from howl.server import migrate
@@ -41,7 +41,7 @@ def server(stack: Stack) -> Iterator[Server]:
         yield made
     finally:
         made.stop()
-        db.engine(database_url(stack, made)).dispose()
+        postgres.engine(database_url(stack, made)).dispose()
         _drop_database(stack)
         shutil.rmtree(folder)
 

@@ -6,7 +6,7 @@ from sqlalchemy import func, select
 
 from howl.celery import create_app
 from howl.config import load_settings
-from howl.db import session
+from howl.connections.postgres import session
 from howl.models import Task, Worker
 from howl.submit import TaskRequest, submit
 from tests.provision.servers import Server

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import redis
 
-from howl.backend import redis_client
 from howl.broker.areas import Area, area_of
 from howl.broker.queues import survey
 from howl.config import Settings, load_settings
-from howl.db import session
+from howl.connections.postgres import session
+from howl.connections.redis import redis_client
 from howl.models import Task
 from howl.outcomes import Outcome, encode
 from tests.provision.person import Person

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from howl import tls
+from howl.connections import tls
 from howl.errors import ProvisionFailed
 from howl.provision import environment, given
 from howl.provision.authority import Pair, issue, make_authority

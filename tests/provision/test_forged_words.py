@@ -17,11 +17,11 @@ import pytest
 from celery import Celery
 from sqlalchemy import select
 
-from howl import db
 from howl.broker.areas import Area
 from howl.broker.scripts import load_all
 from howl.celery import create_app
 from howl.config import Settings, load_settings
+from howl.connections import postgres
 from howl.models import Artifact, Chord, RecordUsage, Task
 from howl.outcomes import JOIN_ALL, ArtifactKept, ChordCreated, Entry, Outcome, PartsAdded, encode
 from howl.provision.rights import Grant
@@ -133,7 +133,7 @@ def _chord(parts: list[str], body_id: str = "body", **options: Any) -> ChordCrea
 @pytest.fixture
 def row(ours: Settings) -> Callable[[str], Task | None]:
     def _row(task_id: str) -> Task | None:
-        with db.session(ours.database()) as opened:
+        with postgres.session(ours.database()) as opened:
             return opened.get(Task, task_id)
 
     return _row
@@ -144,7 +144,7 @@ def submitted(ours: Settings, server: Celery) -> Callable[[str], str]:
     """Submit a task to a queue; its id."""
 
     def _submit(queue: str) -> str:
-        with db.session(ours.database()) as opened:
+        with postgres.session(ours.database()) as opened:
             return submit(TaskRequest(name="tests.noop", queue=queue), opened, server)
 
     return _submit
@@ -236,7 +236,7 @@ def test_a_file_of_a_task_that_was_submitted_to_another_queue_cannot_be_replaced
 
     tell("victim", left("a", 1))
     tell("thief", left("b", 2))
-    with db.session(ours.database()) as opened:
+    with postgres.session(ours.database()) as opened:
         assert opened.scalars(select(Artifact.artifact_id)).all() == ["a" * 32]
 
 
@@ -296,7 +296,7 @@ def test_a_chord_within_a_chord_has_no_more_rights_than_its_worker(
     forged = _chord(["mine-1"])
     tell("thief", ChordCreated(group_id="g", parts=forged.parts, header=forged.header, body=body),
          _end("mine-1", queue="mine"))  # fmt: skip
-    with db.session(ours.database()) as opened:
+    with postgres.session(ours.database()) as opened:
         assert set(opened.scalars(select(Chord.redis_user))) == {"thief"}
 
 
@@ -305,7 +305,7 @@ def test_cancelling_a_task_cancels_no_parts_that_its_worker_may_not_tell_of(
 ) -> None:
     own, foreign = submitted("mine"), submitted("theirs")
     tell("thief", _end(own, state="STARTED", result=None), _chord([foreign], body_id=own))
-    with db.session(ours.database()) as opened:
+    with postgres.session(ours.database()) as opened:
         cancel(own, opened, server)
     assert foreign.encode() not in [fields[b"task_id"] for _, fields in admin.xrange(f"{PREFIX}revoked")]
 
@@ -333,7 +333,7 @@ def test_nothing_remains_of_a_chord_that_is_refused(
 
 
 def test_a_credential_that_is_gone_holds_nobody_up(tell: Any, admin: Any, ours: Settings, server: Celery) -> None:
-    with db.session(ours.database()) as opened:
+    with postgres.session(ours.database()) as opened:
         chords.record(opened, [(_chord(["old-1"]), "nobody")])
     tell("victim", _end("old-1", queue="theirs"), _chord(["theirs-1"], body_id="b2", queue="theirs"),
          _end("theirs-1", queue="theirs"))  # fmt: skip
@@ -363,7 +363,7 @@ def test_one_credential_has_no_more_recorded_than_its_limit_and_holds_up_no_othe
     recorded = sum(row(task_id) is not None for task_id in flood)
     # Nothing is lost, and what is over the limit waits; a batch is begun below it.
     assert (waiting + recorded, waiting > 0) == (len(flood), True)
-    with db.session(ours.database()) as opened:
+    with postgres.session(ours.database()) as opened:
         assert opened.get_one(RecordUsage, "thief").entries == recorded
         assert opened.get(RecordUsage, "victim") is not None
     # Another server, or this one started anew, opens no new budget; a higher limit lets the rest through.

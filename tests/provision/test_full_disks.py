@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from sqlalchemy import select
 
-from howl import db
+from howl.connections import postgres as db
 from howl.embedded.cluster import SUPERUSER
 from howl.embedded.files import Passwords
 from howl.embedded.postgres import DATABASE, Postgres

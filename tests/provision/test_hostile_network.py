@@ -15,9 +15,9 @@ import nats
 import pytest
 import redis
 
-from howl import tls
-from howl.backend import redis_client
 from howl.config import load_settings
+from howl.connections import tls
+from howl.connections.redis import redis_client
 from howl.embedded.server import free_port
 from howl.embedded.stack import Stack
 from tests.provision.person import Person

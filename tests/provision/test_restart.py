@@ -11,9 +11,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from howl.backend import redis_client
 from howl.broker.scripts import PUSH, load_all
 from howl.config import Settings, load_settings
+from howl.connections.redis import redis_client
 from howl.doctor.examine import run as examine
 from howl.doctor.finding import Verdict
 from howl.embedded import binaries

@@ -18,7 +18,6 @@ import redis
 from celery import Celery
 from nats.js.api import StreamConfig
 
-from howl import messaging
 from howl.broker.areas import Area, may_push
 from howl.broker.purge import purge
 from howl.broker.scripts import FEED, KEEP, PUSH, TURN, load_all
@@ -26,6 +25,7 @@ from howl.broker.transport import publishing_for
 from howl.burst.leave import LeaveAnswer, LeaveRequest, ask
 from howl.celery import create_app
 from howl.config import Settings, load_settings
+from howl.connections import nats as messaging
 from howl.errors import NotGranted, ServerUnavailable, SettingsError
 from howl.provision.rights import Grant, server_rules, worker_rules, worker_subjects
 from howl.queue_names import ITS_OWN, fault_of

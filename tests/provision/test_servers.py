@@ -24,11 +24,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy import text
 
-from howl import db, tls
-from howl.backend import redis_client
 from howl.burst import budget
 from howl.celery import create_app
 from howl.config import Settings, load_settings
+from howl.connections import explain, postgres, tls
+from howl.connections.redis import redis_client
 from howl.embedded.server import free_port
 from howl.embedded.stack import Stack
 from howl.join import decode, encode
@@ -263,7 +263,7 @@ def test_no_client_accepts_a_bad_certificate(
     settings = load_settings(join=changed(server, redis_port=redis_port, nats_port=nats_port))
     with pytest.raises(REFUSALS) as caught:
         client(settings)
-    assert SPOILED[kind] in tls.reason(caught.value)
+    assert SPOILED[kind] in explain.reason(caught.value)
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -273,7 +273,7 @@ def test_an_address_alone_does_not_switch_checking_off(server: Server, client: C
     settings = load_settings(redis_url=good.redis(), nats_url=good.nats())
     with pytest.raises(REFUSALS) as caught:
         client(settings)
-    assert "not signed by the authority known here" in tls.reason(caught.value)
+    assert "not signed by the authority known here" in explain.reason(caught.value)
 
 
 def test_no_password_is_sent_to_a_nats_that_speaks_no_tls(server: Server, stack: Stack):
@@ -311,7 +311,7 @@ def test_a_rotated_credential_s_old_password_is_refused_and_the_new_one_works(se
     for client in (redis_py, nats_py):
         with pytest.raises(REFUSALS) as caught:
             client(before)
-        assert tls.is_refused_login(caught.value)
+        assert explain.is_refused_login(caught.value)
         client(known(server))
 
 
@@ -398,7 +398,7 @@ def test_the_reader_locks_nobody_out_and_fills_no_disk(server: Server, stack: St
 def test_bursts_are_counted_whatever_a_reader_holds(server: Server, stack: Stack):
     with psycopg.connect(database_url(stack, server, READER)) as reader:
         reader.execute("LOCK TABLE bursts, workers, tasks IN ACCESS SHARE MODE")
-        with db.session(database_url(stack, server)) as opened:
+        with postgres.session(database_url(stack, server)) as opened:
             opened.execute(text("SET LOCAL lock_timeout = '5s'"))
             assert budget.look(opened, load_settings(home=server.folder.out))["workers"] == 0
 

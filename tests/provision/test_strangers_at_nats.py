@@ -19,8 +19,8 @@ from nats.js.api import StreamConfig
 
 from howl import objects
 from howl.config import Settings, load_settings
+from howl.connections.nats import Connection, inbox_prefix, receipt_fault
 from howl.errors import ArtifactFailed, ArtifactRefused
-from howl.messaging import Connection, inbox_prefix, receipt_fault
 from howl.objects import PIECE, Flight
 from howl.provision.rights import Grant
 from howl.questions import ANSWER_TO, MOST, Asker, Piece, TooManyQuestions, Whole, answer_in

@@ -10,7 +10,7 @@ import pytest
 import redis
 from sqlalchemy import func, select, text, update
 
-from howl import db
+from howl.connections import postgres
 from howl.errors import ChordRefused
 from howl.models import Chord, StoredPiece, Task
 from howl.outcomes import ChordCreated, Outcome, encode, in_pieces
@@ -51,7 +51,7 @@ def _end(task_id: str, **given) -> Outcome:
 
 def _all_end(settings, parts: list[str]) -> None:
     ended = "INSERT INTO tasks (task_id, status, rank, result) SELECT unnest(CAST(:ids AS text[])), 'succeeded', 3, '1'"
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         session.execute(text(ended), {"ids": parts})
 
 
@@ -94,10 +94,10 @@ def test_a_chord_that_is_told_of_in_pieces_is_one_in_whatever_order_and_however_
     assert all(len(encode(piece)) <= settings.outcome_limit for piece in pieces)
     recorder = Recorder(settings, app)
     _record(recorder, *pieces[1:], pieces[1])
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         assert session.scalars(select(Chord.size)).all() == []
     _record(recorder, pieces[0])
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         assert session.scalars(select(Chord.size)).all() == [12_000]
         assert session.scalars(select(StoredPiece.number)).all() == []
     _all_end(settings, parts)
@@ -147,7 +147,7 @@ def test_a_chord_with_too_many_parts_is_none(server, client, settings):
 def test_a_chord_whose_time_is_over_expires_and_its_body_says_why(settings, app, client, task_row, caplog):
     recorder = Recorder(settings, app)
     _record(recorder, _chord(["lost"], body_id="b1"), _chord(["late"], body_id="b2"))
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         old = update(Chord).where(Chord.parts == ["lost"])
         session.execute(old.values(created_at=func.now() - timedelta(days=31)))
     chords.expire(settings, app)
@@ -155,12 +155,12 @@ def test_a_chord_whose_time_is_over_expires_and_its_body_says_why(settings, app,
     asyncio.run(_recorded(recorder, lambda: task_row("b1")))
     assert (task_row("b1").status, task_row("b2")) == ("failed", None)
     assert "had not all ended within 30 days" in task_row("b1").error_message
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         assert sorted(session.scalars(select(Chord.expired))) == [False, True]
         session.execute(update(Chord).values(created_at=func.now() - timedelta(days=70)))
         session.execute(update(Chord).where(Chord.expired).values(body_submitted_at=func.now() - timedelta(days=31)))
     chords.expire(settings, app)
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         assert session.scalars(select(Chord.parts)).all() == [[]]
 
 
@@ -173,7 +173,7 @@ async def _recorded(recorder: Recorder, done) -> None:
 def test_one_credential_has_only_so_many_chords_that_wait(settings, app, monkeypatch):
     monkeypatch.setattr(chords, "WAITING_CHORDS", 3)
     monkeypatch.setattr(chords, "WAITING_PARTS", 10)
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         created = [_chord(["a"]), _chord(["b"] * 9), _chord(["c"]), _chord(["d"])]
         assert chords.too_many(session, "thief", created) == [created[2], created[3]]
         chords.record(session, [(chord, "thief") for chord in created[:2]])
@@ -183,7 +183,7 @@ def test_one_credential_has_only_so_many_chords_that_wait(settings, app, monkeyp
 
 def test_nobodys_thousands_hold_up_anothers_one(settings, app, monkeypatch, bodies):
     monkeypatch.setattr(chords, "AT_ONCE", 4)
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         chords.record(session, [(_chord(["x"]), "thief") for _ in range(50)] + [(_chord(["p"]), None)])
         session.add_all([Task(task_id=name, status="succeeded", rank=3, result=1) for name in ("x", "p")])
     chords.submit_due(settings, app)
@@ -193,7 +193,7 @@ def test_nobodys_thousands_hold_up_anothers_one(settings, app, monkeypatch, bodi
 def test_values_too_large_to_be_put_together_fail_the_body(settings, app, client, task_row, monkeypatch):
     recorder = Recorder(settings, app)
     _record(recorder, _chord(["p1", "p2"], body_id="b1"), _end("p1"))
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         # A few bytes each in a message, and fifty times as many in memory.
         session.add(Task(task_id="p2", status="succeeded", rank=3, result=[[]] * 600_000))
     chords.submit_due(settings, app)

@@ -11,8 +11,8 @@ from celery import Celery
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
-from howl.backend import redis_client
 from howl.config import Settings
+from howl.connections.redis import redis_client
 from howl.models import Worker
 from howl.server.claims import SharedNames
 from howl.server.keeper import Keeper

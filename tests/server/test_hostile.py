@@ -9,7 +9,7 @@ import pytest
 import redis
 from sqlalchemy import func, select, update
 
-from howl import db
+from howl.connections import postgres
 from howl.doctor.ailing import AILING
 from howl.models import Chord, Task
 from howl.outcomes import ChordCreated, Outcome, encode
@@ -90,7 +90,7 @@ def test_a_task_said_to_be_pending_is_not_pushed_by_the_server(server, write, go
     write(_document(state="PENDING"))
     write(_document(state="PENDING", task_id="t2", name="tests.noop"))
     goes_on()
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         session.execute(update(Task).values(queued_at=func.now() - timedelta(minutes=5)))
     Keeper(settings, app).push_what_is_missing()
     assert not client.exists(settings.key("celery"))
@@ -130,7 +130,7 @@ def test_a_forged_chord_is_dropped_with_one_line(kind, server, write, goes_on, s
 
 
 def _submitted(settings) -> bool:
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         return bool(session.scalar(select(Chord.body_submitted_at).where(Chord.group_id == "g1")))
 
 

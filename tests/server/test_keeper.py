@@ -12,10 +12,10 @@ from celery import Celery
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from howl.backend import redis_client
 from howl.broker import faults
 from howl.broker.queues import survey
 from howl.config import Settings
+from howl.connections.redis import redis_client
 from howl.models import Chord, Task
 from howl.outcomes import ChordCreated
 from howl.server import chords, claims

@@ -12,13 +12,14 @@ from nats.js.api import StreamConfig
 from nats.js.errors import NotFoundError
 from sqlalchemy import select
 
-from howl import db, objects
-from howl.backend import redis_client
+from howl import objects
 from howl.config import Settings
+from howl.connections import postgres
+from howl.connections.nats import Connection, events_stream
+from howl.connections.redis import redis_client
 from howl.doctor.examine import run as examine
 from howl.doctor.finding import Finding, Verdict
 from howl.embedded.stack import Stack
-from howl.messaging import Connection, events_stream
 from howl.models import Artifact
 from howl.questions import stream_name
 from tests.conftest import TEMPLATE, _dropped, _execute
@@ -50,7 +51,7 @@ def doctor(settings: Settings, server: str, check: str) -> Finding | None:
 
 
 def statuses(settings: Settings) -> dict[str, str]:
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         return {row.name: row.status for row in session.scalars(select(Artifact))}
 
 

@@ -12,7 +12,7 @@ import pytest
 from nats.js.errors import NoStreamResponseError
 from sqlalchemy import select, text
 
-from howl import db
+from howl.connections import postgres
 from howl.models import TaskEvent
 from howl.server import event_stream, presence
 from howl.server.bridge import Bridge
@@ -65,7 +65,7 @@ def test_a_killed_worker_is_lost_and_its_successor_of_the_same_name_is_active(se
 def test_the_two_statements_of_the_manual_work_as_they_stand_and_such_a_row_stays_as_written(
     server, start_worker, worker_row, settings
 ):
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         session.execute(
             text(
                 "INSERT INTO workers (worker_id, manager_host, status) VALUES ('github-worker-1', 'my-host', 'active');"
@@ -75,7 +75,7 @@ def test_the_two_statements_of_the_manual_work_as_they_stand_and_such_a_row_stay
     eventually(lambda: worker_row("w1"))
     worker.signal(signal.SIGKILL)
     eventually(lambda: worker_row("w1").status == "lost")
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         asked = text("SELECT worker_id, manager_host, status, tags FROM workers WHERE status = 'active';")
         assert [tuple(row) for row in session.execute(asked)] == [("github-worker-1", "my-host", "active", [])]
 
@@ -154,7 +154,7 @@ def test_a_late_word_of_an_earlier_life_changes_nothing(settings, worker_row):
     life = {"worker_id": "w1", "boot_id": "second", "status": "active"}
 
     def seen(seconds: float, **given) -> None:
-        with db.session(settings.database()) as session:
+        with postgres.session(settings.database()) as session:
             sighting = Sighting(Described(**life | given), now + timedelta(seconds=seconds), {}, "crew")
             presence.record(session, [sighting], Budget(settings))
 
@@ -171,7 +171,7 @@ def test_no_other_credential_takes_the_name_of_a_worker_that_is_there(settings, 
 
     def seen(seconds: float, credential: str, **given) -> None:
         described = Described(**{"worker_id": "w1", "boot_id": credential, "status": "active"} | given)
-        with db.session(settings.database()) as session:
+        with postgres.session(settings.database()) as session:
             sighting = Sighting(described, now + timedelta(seconds=seconds), {}, credential)
             presence.record(session, [sighting], Budget(settings))
 

@@ -10,7 +10,7 @@ import pytest
 import redis
 from sqlalchemy import func, select, text
 
-from howl import db
+from howl.connections import postgres
 from howl.models import TaskEvent
 from howl.outcomes import ChordCreated, Outcome, encode
 from howl.server.recorder import Recorder
@@ -68,7 +68,7 @@ def test_recording_the_same_entries_again_changes_nothing(shared, settings):
     before = row()
     recorder.record(received)
     assert row().finished_at == before.finished_at
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         assert session.scalar(select(func.count()).select_from(TaskEvent)) == len(STORY)
 
 
@@ -120,7 +120,7 @@ def test_what_was_read_and_not_confirmed_is_read_again_after_a_restart(settings,
     assert client.xlen(settings.key("outcomes")) == 1
     asyncio.run(_run_until(Recorder(settings, app), lambda: not client.xlen(settings.key("outcomes"))))
     assert task_row("t1").result == 7
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         assert session.scalar(select(func.count()).select_from(TaskEvent)) == 1
 
 
@@ -206,7 +206,7 @@ def test_garbage_is_set_aside_each_with_one_line_and_its_neighbours_are_recorded
 
 
 def test_an_outcome_that_postgresql_refuses_does_not_hold_up_its_neighbours(server, client, settings, task_row):
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         session.execute(text("ALTER TABLE tasks ADD CONSTRAINT refusal CHECK (task_id <> 'refused')"))
     for task_id in ("before", "refused", "after"):
         client.xadd(settings.key("outcomes"), {"outcome": encode(Outcome(task_id=task_id, state="SUCCESS", at=AT))})

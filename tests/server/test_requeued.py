@@ -10,9 +10,9 @@ import pytest
 from celery import Celery
 
 from howl import analytics, live
-from howl.backend import redis_client
 from howl.config import Settings
-from howl.db import session
+from howl.connections.postgres import session
+from howl.connections.redis import redis_client
 from howl.models import Task
 from howl.outcomes import Outcome, requeued
 from howl.server.recorder import Recorder

@@ -13,9 +13,9 @@ from nats.js.api import RetentionPolicy, StreamConfig
 from nats.js.errors import NotFoundError
 from sqlalchemy import func, select, update
 
-from howl import db
-from howl.backend import redis_client
-from howl.messaging import Connection
+from howl.connections import postgres
+from howl.connections.nats import Connection
+from howl.connections.redis import redis_client
 from howl.models import TaskEvent
 from howl.server import sight
 from howl.server.bridge import Bridge
@@ -46,7 +46,7 @@ def rows(settings):
 
     def _rows(task_id: str | None = None) -> list[TaskEvent]:
         found = select(TaskEvent).order_by(TaskEvent.event_id)
-        with db.session(settings.database()) as session:
+        with postgres.session(settings.database()) as session:
             return list(session.scalars(found if task_id is None else found.where(TaskEvent.task_id == task_id)))
 
     return _rows
@@ -293,7 +293,7 @@ def load(settings):
 
 
 def counted(settings) -> dict[str, int]:
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         found = select(TaskEvent.task_id, func.count()).group_by(TaskEvent.task_id)
         return dict(session.execute(found).all())
 
@@ -402,7 +402,7 @@ async def _retention(settings) -> RetentionPolicy | None:
 
 def test_events_are_forgotten_after_a_week_a_portion_at_a_time(settings, bridge, app, rows, monkeypatch):
     bridge.take([wire.letter(settings, *STORY, sequence=number) for number in range(5)])
-    with db.session(settings.database()) as session:
+    with postgres.session(settings.database()) as session:
         old = TaskEvent.source.not_like("%.4._")
         session.execute(update(TaskEvent).where(old).values(at=func.now() - timedelta(days=7, minutes=1)))
     monkeypatch.setattr(sight, "PORTION", 8)

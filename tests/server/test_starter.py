@@ -12,10 +12,10 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from howl import db
 from howl.burst import api
 from howl.burst.clock import Demand, Schedule
 from howl.config import Settings, load_settings
+from howl.connections import postgres
 from howl.embedded.stack import Stack
 from howl.errors import DatabaseUnavailable, SettingsError
 from howl.models import Burst, Task, Worker
@@ -57,7 +57,7 @@ def starter(told: Settings, clock: Clock, **given: Any) -> Starter:
 
 
 def rows(told: Settings) -> list[Burst]:
-    with db.session(told.database()) as session:
+    with postgres.session(told.database()) as session:
         return list(session.scalars(select(Burst).order_by(Burst.started_at)))
 
 

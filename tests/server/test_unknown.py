@@ -7,10 +7,10 @@ import pytest
 from celery import Celery
 from sqlalchemy import update
 
-from howl import db
 from howl.broker.areas import area_of
 from howl.broker.scripts import OFFER
 from howl.config import Settings
+from howl.connections import postgres
 from howl.models import Worker
 from howl.server import unknown
 from tests.support import eventually
@@ -50,7 +50,7 @@ def test_a_worker_that_no_nats_tells_of_fails_what_it_does_not_know(server, star
 
 def workers(settings: Settings, **tasks: list[str] | None) -> None:
     """Workers of the default queue that are there, and what each knows."""
-    with db.session(settings.database()) as opened:
+    with postgres.session(settings.database()) as opened:
         for name, known in tasks.items():
             opened.add(Worker(worker_id=name, queues=["celery"], tasks=known, credential="anyone"))
 
@@ -92,7 +92,7 @@ def test_it_goes_back_when_all_is_said(case: str, app: Celery, settings: Setting
 
 def test_workers_that_are_gone_or_serve_another_queue_are_not_asked(app: Celery, settings: Settings) -> None:
     workers(settings, w1=["tests.add"], w2=["tests.add"], w3=[])
-    with db.session(settings.database()) as opened:
+    with postgres.session(settings.database()) as opened:
         opened.execute(update(Worker).where(Worker.worker_id == "w1").values(status="lost"))
         opened.execute(update(Worker).where(Worker.worker_id == "w2").values(queues=["other"]))
     assert left(app, settings, ADD).lrange(settings.key("celery"), 0, -1) == [ADD + b"\n"]
@@ -101,7 +101,7 @@ def test_workers_that_are_gone_or_serve_another_queue_are_not_asked(app: Celery,
 def test_who_does_not_reach_the_queue_is_not_asked(app: Celery, settings: Settings) -> None:
     workers(settings, w1=[])
     client, thief = app.backend.redis, f"{settings.subject_prefix}-thief"
-    with db.session(settings.database()) as opened:
+    with postgres.session(settings.database()) as opened:
         for name, known in (("t1", ["tests.add"]), ("t2", None)):
             opened.add(Worker(worker_id=name, queues=["celery"], tasks=known, credential=thief))
     client.acl_setuser(thief, enabled=True, keys=["elsewhere"], commands=["+lpush"])

@@ -14,13 +14,13 @@ from nats.js.errors import NotFoundError
 from psycopg import sql
 from sqlalchemy import select
 
-from howl import db
 from howl.celery import create_app
 from howl.config import Settings, load_settings
+from howl.connections import postgres
+from howl.connections.tls import redis_options
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
 from howl.models import Task, TaskEvent
-from howl.tls import redis_options
 from tests.support import Process, eventually
 
 ROOT = Path(__file__).parent.parent.parent
@@ -85,7 +85,7 @@ class Crew:
             process.end()
         self.redis.close()
         self.app.close()
-        db.engine(self.settings.database()).dispose()
+        postgres.engine(self.settings.database()).dispose()
         eventually(self._dropped)
         asyncio.run(self._delete_streams())
 
@@ -105,7 +105,7 @@ class Crew:
         return self.settings.key(name)
 
     def row(self, task_id: str) -> Task | None:
-        with db.session(self.settings.database()) as opened:
+        with postgres.session(self.settings.database()) as opened:
             return opened.get(Task, task_id)
 
     def finished(self, task_id: str) -> Task:
@@ -125,7 +125,7 @@ class Crew:
         """What its outcomes came to; what was seen of it meanwhile comes in its own time."""
         told = TaskEvent.source.startswith("outcome:")
         query = select(TaskEvent).where(TaskEvent.task_id == task_id, told).order_by(TaskEvent.event_id)
-        with db.session(self.settings.database()) as opened:
+        with postgres.session(self.settings.database()) as opened:
             return list(opened.scalars(query))
 
     def kinds(self, task_id: str) -> list[str]:

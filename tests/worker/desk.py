@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Self
 
 from howl.config import Settings
-from howl.messaging import TROUBLE, Connection
+from howl.connections.nats import TROUBLE, Connection
 from howl.server.curator import Curator
 from howl.server.questions import Questions
 from howl.server.uploads import Uploads

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from celery import chain, chord, group
 
-from howl import db
 from howl.broker.message import task_headers
 from howl.celery import create_app
+from howl.connections import postgres
 from howl.outcomes import JOIN_ALL, PART_STATUS
 from howl.submit import TaskRequest, submit
 from tests.support import eventually
@@ -76,7 +76,7 @@ def test_the_parts_of_a_chord_are_recorded_and_its_body_runs(crew):
 def test_a_task_replaced_by_a_chord_ends_as_its_body(crew):
     """Also one that was submitted, whose id is on record and in flight all the while."""
     request = TaskRequest(name="endings.replace_by_chord", args=[4])
-    with db.session(crew.settings.database()) as opened:
+    with postgres.session(crew.settings.database()) as opened:
         submitted = submit(request, opened, crew.app)
     for task_id in (submitted, crew.send("replace_by_chord", 4)):
         assert crew.ended(task_id).result == 6

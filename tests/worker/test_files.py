@@ -10,7 +10,8 @@ import nats
 import pytest
 from sqlalchemy import select
 
-from howl import db, objects
+from howl import objects
+from howl.connections import postgres
 from howl.models import Artifact
 from tests.support import eventually
 from tests.worker.crew import Crew
@@ -22,7 +23,7 @@ def crew(request: pytest.FixtureRequest, enlist: Any) -> Crew:
 
 
 def rows(crew: Crew, task_id: str) -> list[Artifact]:
-    with db.session(crew.settings.database()) as opened:
+    with postgres.session(crew.settings.database()) as opened:
         return list(opened.scalars(select(Artifact).where(Artifact.task_id == task_id).order_by(Artifact.name)))
 
 

@@ -10,8 +10,8 @@ import pytest
 import redis
 from alembic import command
 
-from howl.backend import redis_client, require_redis
 from howl.config import load_settings
+from howl.connections.redis import redis_client, require_redis
 from howl.embedded.server import free_port
 from howl.errors import DatabaseUnavailable
 from howl.models import Task

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from howl import db
+from howl.connections import postgres
 from howl.models import Artifact
 from tests.support import PATIENCE, eventually
 from tests.worker.crew import CELERY, HOWL, Crew
@@ -50,14 +50,14 @@ def leave(crew: Crew, mark: Path) -> str:
     task_id = crew.send("leave_trap", str(mark), [*MODULES, "env"])
     assert crew.ended(task_id).status == "succeeded"
     eventually(lambda: len(rows(crew, task_id)) == len(MODULES) + 1)
-    with db.session(crew.settings.database()) as opened:
+    with postgres.session(crew.settings.database()) as opened:
         opened.scalars(select(Artifact).where(Artifact.task_id == task_id, Artifact.name == "env")).one().name = ".env"
         opened.commit()
     return task_id
 
 
 def rows(crew: Crew, task_id: str) -> list[Artifact]:
-    with db.session(crew.settings.database()) as opened:
+    with postgres.session(crew.settings.database()) as opened:
         return list(opened.scalars(select(Artifact).where(Artifact.task_id == task_id)))
 
 

@@ -16,8 +16,9 @@ import pytest
 from nats.js import JetStreamContext
 from sqlalchemy import func, select
 
-from howl import db, objects
+from howl import objects
 from howl.config import Settings
+from howl.connections import postgres
 from howl.embedded.stack import Stack
 from howl.errors import ArtifactFailed, ArtifactRefused
 from howl.models import Artifact
@@ -177,7 +178,7 @@ print(peak() - before)
 
 
 def artifact_rows(settings: Settings) -> int:
-    with db.session(settings.database()) as opened:
+    with postgres.session(settings.database()) as opened:
         return int(opened.scalar(select(func.count()).select_from(Artifact)) or 0)
 
 

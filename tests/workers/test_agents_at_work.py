@@ -16,7 +16,8 @@ import nats
 import pytest
 from sqlalchemy import select
 
-from howl import db, objects
+from howl import objects
+from howl.connections import postgres
 from howl.embedded.stack import Stack
 from howl.models import Artifact, Task
 from tests.support import eventually, optional_program
@@ -64,7 +65,7 @@ class AgentCrew(Crew):
         query = select(Artifact).where(Artifact.task_id == task_id)
 
         def look() -> list[Artifact]:
-            with db.session(self.settings.database()) as opened:
+            with postgres.session(self.settings.database()) as opened:
                 found = list(opened.scalars(query))
             return found if all(row.status == "kept" for row in found) else []
 

@@ -8,7 +8,7 @@ from howl.burst import budget as decided
 from howl.cli.options import as_json
 from howl.cli.output import emit
 from howl.config import load_settings
-from howl.db import session
+from howl.connections.postgres import session
 
 
 @click.command()

@@ -7,7 +7,7 @@ from howl.cli import words
 from howl.cli.options import DURATION, as_json
 from howl.cli.output import Column, emit
 from howl.config import load_settings
-from howl.db import session
+from howl.connections.postgres import session
 
 COLUMNS = (
     Column("burst_id", "burst", lambda burst_id: burst_id[:12]),

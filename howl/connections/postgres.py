@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, Pending
 from sqlalchemy.exc import TimeoutError as NoneIsFree
 from sqlalchemy.orm import Session
 
-from howl import database_session
+from howl.connections import postgres_session
 from howl.errors import DatabaseUnavailable, SettingsError, visible
 
 #: Seconds to wait for a connection, and for each answer unless `patient` says otherwise. Whoever finds that a
@@ -94,14 +94,14 @@ def engine(url: str) -> Engine:
 
     @event.listens_for(made, "connect")
     def begin(connection: Connection, record: Any) -> None:
-        record.info["pooled"] = database_session.begin(connection)
+        record.info["pooled"] = postgres_session.begin(connection)
         if lost or record.info["pooled"]:
             connection.prepare_threshold = None
 
     @event.listens_for(made, "begin")
     def pin(connection: Any) -> None:
         if connection.connection.info.get("pooled"):
-            database_session.pin_transaction(connection.connection.driver_connection)
+            postgres_session.pin_transaction(connection.connection.driver_connection)
 
     @event.listens_for(made, "handle_error")
     def forget(context: Any) -> None:
@@ -184,7 +184,7 @@ def _locked(url: str) -> str:
     except DBAPIError:
         who = "somebody's lock"
     return (
-        f"PostgreSQL at {_address(url)} waited {database_session.LOCK_TIMEOUT} s for {who}, and gave up: end it there "
+        f"PostgreSQL at {_address(url)} waited {postgres_session.LOCK_TIMEOUT} s for {who}, and gave up: end it there "
         "(`SELECT pg_terminate_backend(…)`), or try again when it is done."
     )
 

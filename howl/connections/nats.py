@@ -16,7 +16,7 @@ from nats.js.client import NO_RESPONDERS_STATUS
 from nats.js.errors import APIError, NoStreamResponseError
 
 from howl.config import Settings
-from howl.tls import nats_options
+from howl.connections.tls import nats_options
 
 logger = logging.getLogger(__name__)
 
