@@ -19,7 +19,7 @@ from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from howl import analytics, mcp_shim
+from howl import analytics
 from howl.cli import main
 from howl.config import Settings
 from howl.connections import postgres
@@ -29,6 +29,7 @@ from howl.doctor.finding import Verdict
 from howl.embedded.server import free_port
 from howl.embedded.stack import Stack
 from howl.errors import DatabaseUnavailable
+from howl.mcp_shim import tools
 from howl.models import Task
 from howl.reader import Reader
 from howl.submit import TaskRequest, submit
@@ -263,7 +264,7 @@ def test_a_command_and_a_tool_say_so_and_the_next_ones_work(
     road: Road, through: str, settings: Settings, env: dict[str, str]
 ) -> None:
     told = settings.model_copy(update={"database_url": through})
-    shim = mcp_shim.create_server(lambda: told)
+    shim = tools.create_server(lambda: told)
     assert answer(call(shim, "list_tasks"))["tasks"] == []
     road.stands_still()
     assert "does not answer" in refusal(call(shim, "list_tasks"))

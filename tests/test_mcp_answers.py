@@ -13,12 +13,12 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from howl import mcp_bounds, mcp_bursts, mcp_shim
 from howl.burst import detached, record
 from howl.burst.request import BurstRequest
 from howl.config import Settings
 from howl.errors import BurstFailed, DatabaseUnavailable
-from howl.mcp_server import StrictServer, strict_tool
+from howl.mcp_shim.server import StrictServer, strict_tool
+from howl.mcp_shim.tools import bounds, bursts, tools
 from howl.models import Artifact, Task, TaskEvent, Worker
 from tests.test_mcp_shim import LEAVER, _leave, answer, call, listed, refusal, text
 
@@ -31,7 +31,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 def shim(settings: Settings) -> StrictServer:
     """The tools, in memory, with the tests' own tasks."""
     told = settings.model_copy(update={"task_modules": ("tests.tasks",)})
-    return mcp_shim.create_server(lambda: told)
+    return tools.create_server(lambda: told)
 
 
 def pages(shim: StrictServer, tool: str, rows: str, **arguments: Any) -> list[dict[str, Any]]:
@@ -183,9 +183,9 @@ def test_whatever_is_in_it_an_answer_is_within_its_bounds() -> None:
     values: list[Any] = ["\x00" * 50_000, '"\\' * 50_000, ["x"] * 50_000, {str(n): n for n in range(50_000)}, 10**4000]
     values += [[values[:4]], {"a": {"b": values[2], "c": values[3]}}, {"k" * 30_000: 1, "l": 2}]
     for value in values:
-        assert mcp_bounds.size(mcp_bounds.fitted(mcp_bounds.shallow(value, 20_000), 10_000)) <= 10_000
-    assert mcp_bounds.size(mcp_bounds.within({str(n): value for n, value in enumerate(values[:5])})) <= READ
-    assert mcp_bounds.shares([10, 1000, 300], 600) == [10, 295, 295]
+        assert bounds.size(bounds.fitted(bounds.shallow(value, 20_000), 10_000)) <= 10_000
+    assert bounds.size(bounds.within({str(n): value for n, value in enumerate(values[:5])})) <= READ
+    assert bounds.shares([10, 1000, 300], 600) == [10, 295, 295]
 
 
 # --- what is listed of tools, and taken by them ----------------------------------------------------------------------
@@ -281,10 +281,10 @@ def test_an_error_after_a_task_is_recorded_says_its_id_and_that_it_will_run(
     def fail(*_: Any) -> None:
         raise DatabaseUnavailable("PostgreSQL went away.")
 
-    monkeypatch.setattr(mcp_shim, "_report", fail)
+    monkeypatch.setattr(tools, "_report", fail)
     said = refusal(call(shim, "submit_task", name="tests.noop"))
     away = settings.model_copy(update={"task_modules": ("tests.tasks",), "redis_url": "redis://127.0.0.1:1/0"})
-    said_too = refusal(call(mcp_shim.create_server(lambda: away), "submit_task", name="tests.noop"))
+    said_too = refusal(call(tools.create_server(lambda: away), "submit_task", name="tests.noop"))
     ids = set(session.scalars(select(Task.task_id)))
     for words in (said, said_too):
         assert [task_id for task_id in ids if f"Task {task_id} is recorded" in words]
@@ -321,7 +321,7 @@ def test_workers_that_take_long_to_come_are_told_of_meanwhile(
         session.commit()
         time.sleep(1)
 
-    monkeypatch.setattr(mcp_shim, "SPEAK", 0.1)
+    monkeypatch.setattr(tools, "SPEAK", 0.1)
     monkeypatch.setattr(detached, "start", start)
     result, heard = spawn(shim)
     assert answer(result)["num_workers"] == 2
@@ -334,5 +334,5 @@ def test_workers_that_do_not_come_are_told_of_in_one_sentence(
     def start(*_: Any) -> None:
         raise BurstFailed("The workers did not register.")
 
-    monkeypatch.setattr(mcp_bursts.detached, "start", start)
+    monkeypatch.setattr(bursts.detached, "start", start)
     assert refusal(spawn(shim)[0]) == "The workers did not register."

@@ -21,9 +21,10 @@ from nats.js.api import ObjectInfo
 from pydantic import SecretStr
 from sqlalchemy.orm import Session
 
-from howl import mcp_shim, media, objects
+from howl import media, objects
 from howl.config import Settings, load_settings
-from howl.mcp_server import StrictServer
+from howl.mcp_shim import tools as mcp_shim
+from howl.mcp_shim.server import StrictServer
 from howl.models import Artifact, Task, TaskEvent
 from howl.server.curator import Curator
 from tests.burst.fake_github import REPOSITORY, TOKEN, fake_github

@@ -5,8 +5,8 @@ import signal
 
 import click
 
-from howl import mcp_shim
 from howl.cli.options import application, configure_logging, verbose
+from howl.mcp_shim import tools
 
 
 @click.command()
@@ -27,4 +27,4 @@ def mcp(verbose: bool) -> None:
     logging.getLogger("mcp.server").setLevel(logging.INFO)
     # Python's own answer to Ctrl-C waits for the thread that reads standard input, and that waits for a line.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    mcp_shim.create_server().run("stdio")
+    tools.create_server().run("stdio")

@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from howl import live
-from howl.mcp_bounds import SHORT_TEXT, cut
+from howl.mcp_shim.bounds import SHORT_TEXT, cut
 from howl.models import Worker
 from howl.outcomes import FINAL_STATUSES, in_command
 

@@ -1,13 +1,13 @@
 """Starting and ending workers for an MCP client."""
 
-from howl import mcp_answers
 from howl.burst import detached, github, record
 from howl.burst.api import is_configured
 from howl.burst.request import BurstRequest
 from howl.burst.stop import stop
 from howl.config import Settings
 from howl.connections import postgres
-from howl.mcp_answers import BurstReport
+from howl.mcp_shim import answers
+from howl.mcp_shim.answers import BurstReport
 
 
 def spawn(request: BurstRequest, settings: Settings) -> BurstReport:
@@ -19,7 +19,7 @@ def spawn(request: BurstRequest, settings: Settings) -> BurstReport:
         detached.start(request, settings)
         note = "Its workers are there."
     with postgres.session(settings.database()) as session:
-        return mcp_answers.burst_report(record.summary(session, record.find(session, request.burst_id)), note)
+        return answers.burst_report(record.summary(session, record.find(session, request.burst_id)), note)
 
 
 def coming(request: BurstRequest, settings: Settings) -> str:
@@ -33,4 +33,4 @@ def stopped(burst_id: str, settings: Settings) -> BurstReport:
     """End a burst; raises UnknownBurst, or what ending it may raise."""
     row = stop(burst_id, settings)
     note = "It has ended." if row["ended_at"] else "Its workers are leaving: list_workers shows who is still there."
-    return mcp_answers.burst_report(row, note)
+    return answers.burst_report(row, note)

@@ -28,7 +28,7 @@ from mcp.types import (
 from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from howl.errors import HowlError, InvalidRequest, visible
-from howl.mcp_schemas import brief, only, unquoted
+from howl.mcp_shim.schemas import brief, only, unquoted
 
 logger = logging.getLogger(__name__)
 

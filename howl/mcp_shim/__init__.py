@@ -1,0 +1,1 @@
+"""Tools for models over MCP, and the server that answers them."""
