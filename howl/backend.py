@@ -268,7 +268,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
     def reader(self) -> Any:
         """PostgreSQL code is loaded when a result is first read: a burst worker has neither it nor the address."""
         url = self.settings.database()
-        return importlib.import_module("howl.reader").Reader(url)
+        return importlib.import_module("howl.queries.results").Reader(url)
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
         meta = self.reader.task_meta(recordable(task_id))

@@ -146,7 +146,7 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
 
 
 def _waits(task: Task) -> bool:
-    """Whether no worker has it: see howl.live.IS_REQUEUED."""
+    """Whether no worker has it: see howl.queries.overview.IS_REQUEUED."""
     return task.rank == 0 or (task.status == "started" and task.worker_id is None)
 
 

@@ -19,7 +19,6 @@ from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from howl import analytics
 from howl.cli import main
 from howl.config import Settings
 from howl.connections import postgres
@@ -31,7 +30,8 @@ from howl.embedded.stack import Stack
 from howl.errors import DatabaseUnavailable
 from howl.mcp_shim import tools
 from howl.models import Task
-from howl.reader import Reader
+from howl.queries import records, statistics
+from howl.queries.results import Reader
 from howl.submit import TaskRequest, submit
 from tests.roads import LOOK, Road
 from tests.support import as_an_ordinary_user, listens, optional_program, taken_away
@@ -283,9 +283,9 @@ def test_an_answer_that_takes_too_long_is_given_up_but_where_much_is_read(
         with postgres.patient(0.3), postgres.session(settings.database()) as session:
             session.execute(text("SELECT pg_sleep(20)"))
     slow = {"overview": lambda session, *_: list(session.execute(text("SELECT pg_sleep(0.6)")))}
-    monkeypatch.setattr(analytics, "QUESTIONS", slow)
+    monkeypatch.setattr(records, "QUESTIONS", slow)
     with postgres.patient(0.3), postgres.session(settings.database()) as session:
-        assert len(analytics.analytics(session, "overview")["rows"]) == 1
+        assert len(statistics.analytics(session, "overview")["rows"]) == 1
 
 
 def test_the_limits_together_are_below_what_a_person_waits() -> None:

@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import func, select
 
-from howl import live
-from howl.analytics import show_task
 from howl.models import Task, TaskEvent, Worker
 from howl.outcomes import FINAL_STATUSES
+from howl.progress import in_words, progress
+from howl.queries import overview
+from howl.queries.records import show_task
 
 TASK_ID = "1f0c9a00-0000-4000-8000-000000000001"
 
@@ -39,7 +40,7 @@ def happened(session):
     ],
 )
 def test_progress_is_read_however_it_was_said(data, told):
-    assert tuple(live.progress(data).values()) == told
+    assert tuple(progress(data).values()) == told
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_progress_is_read_however_it_was_said(data, told):
     ],
 )
 def test_progress_reads_as_it_was_said(told, words):
-    assert live.in_words(told) == words
+    assert in_words(told) == words
 
 
 def test_a_task_shows_its_newest_progress_and_its_last_lines_apart_from_what_happened(happened, session):
@@ -125,15 +126,15 @@ def test_the_speed_of_a_house_is_what_ended_in_the_last_seconds(session):
     session.add_all(TaskEvent(task_id=f"{kind}-{n}", kind=kind, at=now) for kind in kinds for n in range(4))
     session.add(TaskEvent(task_id="long ago", kind="succeeded", at=now - timedelta(hours=1)))
     session.commit()
-    assert live.house(session)["ended_per_second"] == 4 * len(FINAL_STATUSES) / live.SPAN
+    assert overview.house(session)["ended_per_second"] == 4 * len(FINAL_STATUSES) / overview.SPAN
 
 
 def test_the_speed_of_a_busy_house_is_what_ended_in_the_time_its_newest_events_tell_of(session, monkeypatch):
-    monkeypatch.setattr(live, "NEWEST", 100)
+    monkeypatch.setattr(overview, "NEWEST", 100)
     now = session.scalar(select(func.now()))  # which stands still until the transaction ends
     session.add_all(TaskEvent(task_id=str(n), kind="succeeded", at=now - timedelta(seconds=2)) for n in range(200))
     session.flush()
-    assert live.house(session)["ended_per_second"] == 50  # 100 in the 2 seconds
+    assert overview.house(session)["ended_per_second"] == 50  # 100 in the 2 seconds
 
 
 def test_a_house_has_those_who_are_there_and_what_runs_on_each(session):
@@ -143,7 +144,7 @@ def test_a_house_has_those_who_are_there_and_what_runs_on_each(session):
     session.add_all(Task(task_id=f"t{n}", status="started", rank=1, worker_id="w2") for n in range(3))
     session.add(Task(task_id="lost", status="started", rank=1, worker_id="w3"))
     session.commit()
-    seen = live.house(session)
+    seen = overview.house(session)
     assert [(worker["worker_id"], worker["running"]) for worker in seen["workers"]] == [("w1", 0), ("w2", 3)]
     assert (seen["workers_total"], seen["running_total"], len(seen["running"])) == (2, 4, 4)
     assert (seen["running_on_gone"], seen["concurrency_total"]) == (1, 0)
@@ -157,5 +158,5 @@ def test_a_queue_is_served_by_active_workers_that_take_from_it_and_a_workers_own
     session.add(Task(task_id="ended", queue="old", status="succeeded", rank=3))
     session.add(Task(task_id="runs", queue="busy", status="started", rank=1, worker_id="w2"))
     session.commit()
-    assert live.served_queues(session) == {"celery", "gpu", "worker.w1"}
-    assert live.queues_with_waiting_tasks(session) == {"gpu", "slow", "worker.w1", "worker.w2"}
+    assert overview.served_queues(session) == {"celery", "gpu", "worker.w1"}
+    assert overview.queues_with_waiting_tasks(session) == {"gpu", "slow", "worker.w1", "worker.w2"}

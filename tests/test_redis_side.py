@@ -5,8 +5,8 @@ import json
 import pytest
 import redis
 
-from howl.broker.queues import survey
 from howl.errors import InvalidRequest, UnknownTask
+from howl.queries.queues import survey
 from howl.submit import TaskRequest, cancel, retry, submit
 from tests.support import eventually
 

@@ -14,7 +14,7 @@ from howl.bounded_json import parse, parsed_size
 from howl.broker import reading
 from howl.broker.areas import all_areas
 from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
-from howl.broker.queues import LATEST
+from howl.broker.reading import LATEST
 from howl.celery import settings_of
 
 #: Commands whose answers they belong to, and what a worker's answer is.

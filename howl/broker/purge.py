@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 
 from howl.bounded_json import parse
 from howl.broker.areas import DEFAULT_USER, Area, may_push, users_of
+from howl.broker.keys import literal
 from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
-from howl.broker.queues import literal
 from howl.broker.scripts import PURGE
 from howl.connections.explain import reason
 from howl.outcomes import encode, failure, is_id

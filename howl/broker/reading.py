@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 MEMBERS, ALL_BYTES = 10_000, 8 << 20
 #: Bytes of an owner's name or a counter, and of a message with its queue: Redis's limits for one answer leave room.
 NAME_BYTES, MESSAGE_BYTES = 4096, 16 << 20
+#: Unix time that is shown at most: a worker may write any.
+LATEST = 2**33
 #: Bytes that are shown of what people are shown.
 SHOWN = 512
 #: What was removed, by Redis user: `<user>:number`, `<user>:bytes`; and seconds for which it is told.

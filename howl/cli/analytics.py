@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
-from howl import analytics as asked
 from howl.cli import words
 from howl.cli.options import as_json, since
 from howl.cli.output import Column, emit
 from howl.config import load_settings
 from howl.connections.postgres import session
+from howl.queries import statistics
 
 READ: dict[str, Callable[[Any], str]] = {
     "tasks": words.counts,
@@ -66,9 +66,9 @@ COLUMNS = {
 
 
 @click.command()
-@click.argument("entity_type", type=click.Choice(tuple(asked.QUESTIONS)), default="overview")
+@click.argument("entity_type", type=click.Choice(tuple(statistics.QUESTIONS)), default="overview")
 @click.argument("entity_id", required=False)
-@since(default=asked.DEFAULT_TIME_RANGE)
+@since(default=statistics.DEFAULT_TIME_RANGE)
 @as_json
 def analytics(entity_type: str, entity_id: str | None, since: str, as_json: bool) -> None:
     """Show how tasks, workers, queues and bursts fared.
@@ -84,7 +84,7 @@ def analytics(entity_type: str, entity_id: str | None, since: str, as_json: bool
         howl analytics task web.fetch --since 7d --json
     """
     with session(load_settings().database()) as opened:
-        answer = asked.analytics(opened, entity_type, entity_id, since)
+        answer = statistics.analytics(opened, entity_type, entity_id, since)
     if as_json:
         emit(answer, as_json)
     elif entity_type == "overview":

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from howl import analytics
 from howl import artifacts as kept
 from howl.cli import words
 from howl.cli.options import as_json, silence_asyncio
@@ -14,6 +13,7 @@ from howl.cli.output import Column, emit
 from howl.config import load_settings
 from howl.connections.postgres import session
 from howl.errors import InvalidRequest
+from howl.queries import records
 
 OF_A_TASK = (
     Column("name", "file", folds=True),
@@ -54,7 +54,7 @@ def list_(task_id: str | None, limit: int, as_json: bool) -> None:
         howl artifacts list --task 1f0c9a --json | jq -r '.[].name'
     """
     with session(load_settings().database()) as opened:
-        found = None if task_id is None else analytics.find_task_id(opened, task_id)
+        found = None if task_id is None else records.find_task_id(opened, task_id)
         rows = kept.list_artifacts(opened, task_id=found, limit=limit)
     emit(rows, as_json, columns=COLUMNS, empty="No files.")
 
@@ -85,7 +85,7 @@ def get(task_id: str, names: tuple[str, ...], folder: Path | None, force: bool, 
     silence_asyncio()
     settings = load_settings()
     with session(settings.database()) as opened:
-        found = analytics.find_task_id(opened, task_id)
+        found = records.find_task_id(opened, task_id)
         wanted = names or [row["name"] for row in kept.list_artifacts(opened, task_id=found, limit=kept.LIMIT)]
         rows = [kept.find(opened, found, name) for name in wanted]
     if stdout:

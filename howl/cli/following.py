@@ -5,10 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from howl import live
 from howl.connections.postgres import session
 from howl.errors import UnknownTask
 from howl.outcomes import FINAL_STATUSES
+from howl.progress import Course
+from howl.queries import task_events
+from howl.queries.task_events import events_after, newest_events, standings
 
 Row = dict[str, Any]
 
@@ -29,7 +31,7 @@ class Followed:
 
     task_id: str
     row: Row
-    course: live.Course = field(default_factory=live.Course)
+    course: Course = field(default_factory=Course)
     is_over: bool = False
     has_spoken: bool = False
     #: Monotonic seconds at which its end was seen, and its last event.
@@ -92,7 +94,7 @@ def _look(url: str, feed: "Feed", tasks: dict[str, Followed]) -> Look:
     over = {task_id for task_id, task in tasks.items() if task.is_over}
     with session(url) as opened:
         # In this order: of a task that has ended, all that was there by then is read.
-        rows = {row["task_id"]: row for row in live.standings(opened, feed.task_ids)}
+        rows = {row["task_id"]: row for row in standings(opened, feed.task_ids)}
         events = feed.read(opened)
     if missing := set(feed.task_ids) - rows.keys():
         raise UnknownTask(f"Task {missing.pop()} is no longer recorded: somebody had it forgotten.")
@@ -118,16 +120,16 @@ class Feed:
     seen: dict[int, float] = field(default_factory=dict)
 
     def read(self, opened: Any) -> list[Row]:
-        events = self._past(opened) if self.floor is None else live.events_after(opened, self.task_ids, self.floor)
+        events = self._past(opened) if self.floor is None else events_after(opened, self.task_ids, self.floor)
         new = [event for event in events if event["event_id"] not in self.seen]
         now = time.monotonic()
         self.seen |= {event["event_id"]: now for event in new}
         # Numbers are given before a transaction ends: an event may still come below those that were seen just now.
-        patience = OVERLAP if len(events) < live.EVENTS else 0.0
+        patience = OVERLAP if len(events) < task_events.EVENTS else 0.0
         self.floor = max((number for number, at in self.seen.items() if at <= now - patience), default=self.floor or 0)
         self.seen = {number: at for number, at in self.seen.items() if number > self.floor}
         return new
 
     def _past(self, opened: Any) -> list[Row]:
-        past = [event for task_id in self.task_ids for event in live.newest_events(opened, task_id)]
+        past = [event for task_id in self.task_ids for event in newest_events(opened, task_id)]
         return sorted(past, key=lambda event: event["event_id"])

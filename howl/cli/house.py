@@ -10,10 +10,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from howl import live
 from howl.cli import words
 from howl.cli.output import COLOURS
 from howl.cli.telling import SHORT_ID, bar_line
+from howl.queries import overview
 
 Row = dict[str, Any]
 
@@ -138,7 +138,7 @@ def _task(row: Row, _: datetime) -> Text:
 
 
 def _since(name: str) -> Callable[[Row, datetime], str]:
-    return lambda row, now: words.length(_whole(live.age(row[name], now)))
+    return lambda row, now: words.length(_whole(overview.age(row[name], now)))
 
 
 def _leaves(row: Row, now: datetime) -> str:

@@ -4,13 +4,13 @@ from typing import Any
 
 import click
 
-from howl import analytics, live
-from howl.broker.queues import survey
 from howl.cli import words
 from howl.cli.options import as_json
 from howl.cli.output import Column, emit
 from howl.config import Settings, load_settings
 from howl.connections.postgres import session
+from howl.queries import overview
+from howl.queries.queues import survey
 
 COLUMNS = (
     Column("queue", "queue", folds=True),
@@ -60,4 +60,4 @@ def _told_by_record(settings: Settings) -> tuple[dict[str, Any], set[str] | None
     if not settings.database_url:
         return {}, None
     with session(settings.database()) as opened:
-        return analytics.longest_waits(opened), live.served_queues(opened)
+        return overview.longest_waits(opened), overview.served_queues(opened)

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 import howl
-from howl import live
 from howl.cli import words
 from howl.cli.options import DURATION, application, as_json
 from howl.cli.output import Column, emit
@@ -19,6 +18,7 @@ from howl.config import load_settings
 from howl.connections.postgres import session
 from howl.models import Task
 from howl.outcomes import FINAL_RANK
+from howl.queries import overview
 from howl.submit import TaskRequest, known_tasks
 from howl.submit import submit as put_on_queue
 from howl.submit_hints import fits, signature_of
@@ -115,7 +115,7 @@ def submit(
 
 def _submit(request: TaskRequest) -> str:
     with session(load_settings().database()) as opened:
-        served = live.served_queues(opened)  # first: whatever fails after it has been submitted would hide its id
+        served = overview.served_queues(opened)  # first: whatever fails after it has been submitted would hide its id
         task_id = put_on_queue(request, opened, howl.app)
         task = opened.get_one(Task, task_id)
     if task.rank < FINAL_RANK and task.worker_id is None and task.queue not in served:

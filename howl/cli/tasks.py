@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 import howl
-from howl import analytics, live
 from howl.cli import words
 from howl.cli.artifacts import OF_A_TASK
 from howl.cli.options import DURATION, as_json, since
@@ -17,6 +16,8 @@ from howl.config import load_settings
 from howl.connections.postgres import session
 from howl.models import TASK_STATUSES
 from howl.outcomes import FINAL_STATUSES
+from howl.progress import in_words
+from howl.queries import records
 from howl.submit import cancel, retry
 
 COLUMNS = (
@@ -39,7 +40,7 @@ BLOCKS = ("result", "traceback")
 READ: dict[str, Callable[[Any], str]] = {
     "runtime": words.length,
     "time_limit": words.length,
-    "progress": live.in_words,
+    "progress": in_words,
     "log": "\n".join,
 }
 
@@ -62,7 +63,7 @@ def tasks() -> None:
 @click.option("--name", metavar="NAME", help="Only tasks of this name, e.g. web.fetch.")
 @click.option("--worker", "worker_id", metavar="WORKER", help="Only what this worker ran or was assigned.")
 @click.option("--queue", metavar="QUEUE", help="Only tasks of this queue.")
-@click.option("--limit", type=click.IntRange(1, analytics.LIMIT), default=50, show_default=True, help="How many.")
+@click.option("--limit", type=click.IntRange(1, records.LIMIT), default=50, show_default=True, help="How many.")
 @since()
 @as_json
 def list_(
@@ -83,7 +84,7 @@ def list_(
         howl tasks list --name web.fetch --since 24h --json
     """
     with session(load_settings().database()) as opened:
-        found = analytics.list_tasks(
+        found = records.list_tasks(
             opened, status=status, name=name, worker_id=worker_id, queue=queue, limit=limit, since=since
         )
     emit(found, as_json, columns=COLUMNS, empty="No such tasks.")
@@ -103,7 +104,7 @@ def show(task_id: str, as_json: bool) -> None:
         howl tasks show 1f0c9a --json | jq .result
     """
     with session(load_settings().database()) as opened:
-        task = analytics.show_task(opened, task_id)
+        task = records.show_task(opened, task_id)
     if as_json:
         emit(task, as_json)
     else:
@@ -147,7 +148,7 @@ def cancel_(task_ids: tuple[str, ...], as_json: bool) -> None:
         howl tasks cancel 1f0c9a 77b21e
     """
     with session(load_settings().database()) as opened:
-        found = [analytics.find_task_id(opened, given) for given in task_ids]
+        found = [records.find_task_id(opened, given) for given in task_ids]
         answers = [{"task_id": task_id, "status_before": cancel(task_id, opened, howl.app)} for task_id in found]
     if as_json:
         emit(answers, as_json)
@@ -193,7 +194,7 @@ def retry_(task_ids: tuple[str, ...], as_json: bool) -> None:
         howl tasks retry 1f0c9a
     """
     with session(load_settings().database()) as opened:
-        found = [analytics.find_task_id(opened, given) for given in task_ids]
+        found = [records.find_task_id(opened, given) for given in task_ids]
         for task_id in found:
             retry(task_id, opened, howl.app)
     rows = [{"task_id": task_id, "status": "queued"} for task_id in found]

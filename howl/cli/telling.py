@@ -14,10 +14,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from howl import live
 from howl.cli import words
 from howl.cli.following import Followed, Look
 from howl.cli.output import COLOURS, plain
+from howl.progress import in_words, log_lines
+from howl.queries import overview
 
 Row = dict[str, Any]
 
@@ -125,7 +126,7 @@ class Lines(_Open):
             click.echo(f"{_mark(task.task_id, several=self.several)}{words.visible(state)}", err=True)
 
     def _tell_progress(self, task: Followed) -> None:
-        told, now = live.in_words(task.progress or {}), datetime.now(UTC)
+        told, now = in_words(task.progress or {}), datetime.now(UTC)
         before, said = self._progress.get(task.task_id, (None, ""))
         if told and told != said and (before is None or (now - before).total_seconds() >= PROGRESS_PACE):
             self._progress[task.task_id] = now, told
@@ -174,14 +175,14 @@ def bar_line(progress: Row, bar: int = BAR) -> RenderableType:
             grid.add_column(no_wrap=True, width=5, justify="right")
             cells.append(Text(words.share(min(done, total) / total)))
     grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    cells.append(Text(words.visible(live.in_words(progress).replace("\n", " "))))
+    cells.append(Text(words.visible(in_words(progress).replace("\n", " "))))
     grid.add_row(*cells)
     return grid
 
 
 def _lines_of(event: Row, *, several: bool) -> list[str]:
     mark = _mark(event["task_id"], several=several)
-    return [f"{mark}{words.visible(line)}" for line in live.log_lines([event])]
+    return [f"{mark}{words.visible(line)}" for line in log_lines([event])]
 
 
 def _mark(task_id: str, *, several: bool) -> str:
@@ -192,7 +193,7 @@ def _state(row: Row) -> str:
     """`tests.report: started on w1, 12 s ago, attempt 2`."""
     moment = row["queued_at"] if row["status"] == "queued" else row["started_at"] or row["queued_at"]
     again = f", attempt {row['attempts']}" if row["attempts"] > 1 else ""
-    since = words.length(float(int(live.age(moment, datetime.now(UTC)) or 0)))
+    since = words.length(float(int(overview.age(moment, datetime.now(UTC)) or 0)))
     return words.visible(f"{row['name'] or 'task'}: {row['status']}{_where(row)}{again}, {since}")
 
 

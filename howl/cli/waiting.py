@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from howl import analytics
 from howl.cli import words
 from howl.cli.following import Followed, follow
 from howl.cli.output import emit
@@ -13,6 +12,7 @@ from howl.cli.telling import NdJson, Teller, teller
 from howl.config import load_settings
 from howl.connections.postgres import session
 from howl.outcomes import in_command
+from howl.queries import records
 
 Row = dict[str, Any]
 
@@ -37,7 +37,7 @@ def watch(task_ids: Sequence[str], timeout: float | None, as_json: bool) -> None
     Raises UnknownTask, or ClickException as above.
     """
     with session(load_settings().database()) as opened:
-        found = list(dict.fromkeys(analytics.find_task_id(opened, given) for given in task_ids))
+        found = list(dict.fromkeys(records.find_task_id(opened, given) for given in task_ids))
     tasks = _ended(found, timeout, NdJson() if as_json else None)
     if not as_json:
         _print_results(tasks)
@@ -74,7 +74,7 @@ def _ended(task_ids: list[str], timeout: float | None, told: Teller | None = Non
 
 def _whole(url: str, task_id: str) -> Row:
     with session(url) as opened:
-        return analytics.show_task(opened, task_id)
+        return records.show_task(opened, task_id)
 
 
 def _print_results(tasks: list[Row]) -> None:

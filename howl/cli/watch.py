@@ -13,8 +13,6 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from howl import live
-from howl.broker.gauge import Gauge
 from howl.cli.house import drawn
 from howl.cli.options import DURATION
 from howl.cli.output import plain, stdout_console
@@ -23,6 +21,9 @@ from howl.cli.telling import can_move
 from howl.config import Settings, load_settings
 from howl.connections.postgres import session
 from howl.errors import DatabaseUnavailable, QueueUnavailable
+from howl.progress import progress
+from howl.queries import overview
+from howl.queries.live_state import Gauge
 
 #: Seconds between two looks: shortest, and after PostgreSQL did not answer.
 SHORTEST, PATIENCE = 0.2, 2.0
@@ -90,7 +91,7 @@ def _look(gauge: Gauge) -> dict[str, Any]:
     """What `live.house` says, `queues` (messages that wait, by name) and the `progress` of running tasks."""
     settings: Settings = gauge.settings
     with session(settings.database()) as opened:
-        seen = live.house(opened)
+        seen = overview.house(opened)
     try:
         queues, progress = gauge.read([task["task_id"] for task in seen["running"][:BARS]])
     except QueueUnavailable as error:
@@ -100,4 +101,4 @@ def _look(gauge: Gauge) -> dict[str, Any]:
 
 
 def _of(told: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if told is None else live.progress(told)
+    return None if told is None else progress(told)

@@ -2,7 +2,6 @@
 
 import click
 
-from howl import analytics
 from howl.cli import words
 from howl.cli.dismissing import dismiss
 from howl.cli.options import DURATION, Decorator, as_json
@@ -11,6 +10,7 @@ from howl.config import load_settings
 from howl.connections.postgres import session
 from howl.dismiss import present
 from howl.models import PRESENT
+from howl.queries import records
 
 COLUMNS = (
     Column("worker_id", "worker", folds=True),
@@ -57,7 +57,7 @@ def list_(everyone: bool, as_json: bool) -> None:
         howl workers list --all --json
     """
     with session(load_settings().database()) as opened:
-        found = analytics.list_workers(opened, status=None if everyone else PRESENT)
+        found = records.list_workers(opened, status=None if everyone else PRESENT)
     empty = "No workers yet." if everyone else "No workers are active; `--all` lists those that were."
     emit(found, as_json, columns=COLUMNS, empty=f"{empty} `howl worker` starts one.")
 
@@ -74,7 +74,7 @@ def show(worker_id: str, as_json: bool) -> None:
         howl workers show github-worker-1 --json
     """
     with session(load_settings().database()) as opened:
-        worker = analytics.show_worker(opened, worker_id)
+        worker = records.show_worker(opened, worker_id)
     emit(worker, as_json, read={"tasks": words.counts, "success_rate": words.share})
 
 

@@ -4,10 +4,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from howl import live
 from howl.mcp_shim.bounds import SHORT_TEXT, cut
 from howl.models import Worker
 from howl.outcomes import FINAL_STATUSES, in_command
+from howl.progress import in_words
+from howl.queries import overview
 
 #: How a call goes on to wait.
 WAIT = "call get_task with wait_seconds to wait for its end"
@@ -16,7 +17,7 @@ WAIT = "call get_task with wait_seconds to wait for its end"
 def next_step(task: dict[str, Any], session: Session) -> str:
     """Of a task as `analytics.show_task` returns it."""
     if task["status"] == "queued":
-        return _while_it_waits(task, live.served_queues(session))
+        return _while_it_waits(task, overview.served_queues(session))
     if task["status"] == "retrying":
         return f"An attempt of it failed, and the next one comes later: {WAIT}."
     if task["status"] in FINAL_STATUSES:
@@ -51,5 +52,5 @@ def after_cancelling(status: str) -> str:
 
 def so_far(progress: Any) -> str:
     """`: 34/100, fetching`, where the task has said so."""
-    told = cut(live.in_words(progress), SHORT_TEXT) if isinstance(progress, dict) else ""
+    told = cut(in_words(progress), SHORT_TEXT) if isinstance(progress, dict) else ""
     return f": {told}" if told else ""

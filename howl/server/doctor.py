@@ -7,8 +7,6 @@ from typing import Any
 
 import psycopg
 
-from howl import live
-from howl.broker import queues
 from howl.burst import budget
 from howl.config import Settings
 from howl.connections import postgres_session
@@ -18,6 +16,7 @@ from howl.doctor.network import name_is_known, port_is_open
 from howl.doctor.redis import judge_round_trip, round_trip
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
 from howl.errors import NotConfigured, QueueUnavailable
+from howl.queries import overview, queues
 from howl.server import migrate, usage
 
 DEFAULT_PORT = 5432
@@ -183,8 +182,8 @@ def judge_queues(unserved: Sequence[str], *, bursts_come: bool = False) -> Answe
 
 def _queues_nobody_serves(settings: Settings) -> list[str]:
     with session(settings.database()) as opened:
-        waiting = live.queues_with_waiting_tasks(opened) | _queues_with_messages(settings)
-        return sorted(waiting - live.served_queues(opened))
+        waiting = overview.queues_with_waiting_tasks(opened) | _queues_with_messages(settings)
+        return sorted(waiting - overview.served_queues(opened))
 
 
 def _queues_with_messages(settings: Settings) -> set[str]:

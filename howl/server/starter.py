@@ -13,8 +13,6 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import func, select
 
-from howl.analytics import longest_waits
-from howl.broker.queues import waiting
 from howl.burst import github, record
 from howl.burst.api import is_configured
 from howl.burst.clock import Demand, Schedule
@@ -25,6 +23,8 @@ from howl.config import Settings
 from howl.connections.postgres import session
 from howl.errors import BurstBegun, DatabaseUnavailable, HowlError
 from howl.models import Burst
+from howl.queries.overview import longest_waits
+from howl.queries.queues import waiting
 
 logger = logging.getLogger(__name__)
 

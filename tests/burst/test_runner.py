@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy import select
 
 from benchmarks.faults.ground import Account, Ground, children
-from howl.analytics import show_task
 from howl.burst import budget, record
 from howl.burst.budget import Run
 from howl.burst.request import BurstRequest
@@ -17,6 +16,7 @@ from howl.config import Settings
 from howl.connections import postgres
 from howl.embedded.stack import Stack
 from howl.models import Worker
+from howl.queries.records import show_task
 from tests.burst.runner import TO_TERM, Runner
 from tests.support import Process, eventually
 

@@ -14,14 +14,14 @@ import pytest
 from rich.console import Console
 from sqlalchemy import update
 
-from howl import live
-from howl.broker.gauge import Gauge
 from howl.cli.following import Feed, follow
 from howl.cli.house import drawn, shares
 from howl.cli.watch import _look
 from howl.connections import postgres
 from howl.connections.redis import redis_client
 from howl.models import Task, TaskEvent, Worker
+from howl.queries import overview
+from howl.queries.live_state import Gauge
 from tests.cli.terminal import Terminal
 from tests.support import PATIENCE, eventually
 
@@ -294,7 +294,7 @@ def test_what_runs_is_never_more_than_what_can_run(session, workers, running, sa
     )
     session.commit()
     console = Console(width=140, file=io.StringIO(), color_system=None)
-    console.print(drawn(live.house(session) | {"queues": {}, "trouble": None}, console, rows=None))
+    console.print(drawn(overview.house(session) | {"queues": {}, "trouble": None}, console, rows=None))
     first = console.file.getvalue().splitlines()[0]
     assert [part for part in first.split("   ") if "running" in part or "gone" in part] == said
 

@@ -17,12 +17,12 @@ import pytest
 import redis
 
 from howl.broker.areas import Area, area_of
-from howl.broker.queues import survey
 from howl.config import Settings, load_settings
 from howl.connections.postgres import session
 from howl.connections.redis import redis_client
 from howl.models import Task
 from howl.outcomes import Outcome, encode
+from howl.queries.queues import survey
 from tests.provision.person import Person
 from tests.provision.servers import Server, howl
 from tests.support import Process, eventually

@@ -13,11 +13,11 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from howl.broker import faults
-from howl.broker.queues import survey
 from howl.config import Settings
 from howl.connections.redis import redis_client
 from howl.models import Chord, Task
 from howl.outcomes import ChordCreated
+from howl.queries.queues import survey
 from howl.server import chords, claims
 from howl.server.keeper import Keeper
 from howl.submit import TaskRequest, submit

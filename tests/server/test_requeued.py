@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from howl import analytics, live
 from howl.config import Settings
 from howl.connections.postgres import session
 from howl.connections.redis import redis_client
 from howl.models import Task
 from howl.outcomes import Outcome, requeued
+from howl.queries import overview, records, statistics, task_events
 from howl.server.recorder import Recorder
 from howl.server.stream import Received
 from howl.submit import TaskRequest, cancel, submit
@@ -36,11 +36,11 @@ def test_a_task_whose_worker_is_gone_is_said_to_wait_and_can_be_cancelled(
     worker.signal(number)
     eventually(lambda: shown(settings, task_id)["status"] == "queued")
     with session(settings.database()) as opened:
-        assert live.house(opened)["running_total"] == 0
-        assert live.house(opened)["running"] == []
-        assert [row["task_id"] for row in analytics.list_tasks(opened, status="queued")] == [task_id]
-        assert analytics.list_tasks(opened, status="started") == []
-        (queue,) = analytics.analytics(opened, "queue")["rows"]
+        assert overview.house(opened)["running_total"] == 0
+        assert overview.house(opened)["running"] == []
+        assert [row["task_id"] for row in records.list_tasks(opened, status="queued")] == [task_id]
+        assert records.list_tasks(opened, status="started") == []
+        (queue,) = statistics.analytics(opened, "queue")["rows"]
         assert (queue["waiting"], queue["running"]) == (1, 0)
         assert shown(settings, task_id)["events"][-1]["kind"] == "requeued"
         assert cancel(task_id, opened, app) == "queued"
@@ -77,7 +77,7 @@ def test_a_task_whose_workers_leave_again_and_again_is_at_last_kept_for_replay(
 
 def shown(settings: Settings, task_id: str) -> dict[str, Any]:
     with session(settings.database()) as opened:
-        return analytics.show_task(opened, task_id)
+        return records.show_task(opened, task_id)
 
 
 AT = "2026-11-28T00:00:00+00:00"
@@ -104,7 +104,7 @@ def test_only_the_last_run_being_broken_off_makes_a_task_wait(
     for batch in [items] if together else [[item] for item in items]:
         recorder.record(batch)
     with session(settings.database()) as opened:
-        (row,) = live.standings(opened, ["t1"])
+        (row,) = task_events.standings(opened, ["t1"])
         assert (row["status"], row["worker_id"]) == (status, worker_id)
         # Or the keeper would push it: a worker's word is not enough for that.
         assert opened.get_one(Task, "t1").status == "started"

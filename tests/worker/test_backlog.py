@@ -1,6 +1,6 @@
 """When nobody records, workers stop taking tasks before Redis is full, and go on when somebody does."""
 
-from howl.broker.queues import survey
+from howl.queries.queues import survey
 from tests import tasks
 from tests.support import eventually
 

@@ -9,11 +9,11 @@ from typing import Any, Self
 
 import redis
 
-from howl.broker.queues import queue_lists, queue_of
 from howl.config import Settings
 from howl.connections.explain import reason
 from howl.connections.redis import redis_client
 from howl.errors import QueueUnavailable
+from howl.queries.queues import queue_lists, queue_of
 
 #: Seconds between two looks for lists that are new: it reads the names of all keys.
 LOOK = 5.0

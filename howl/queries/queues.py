@@ -10,6 +10,8 @@ import redis
 
 from howl.broker import faults, reading
 from howl.broker.areas import Area, all_areas
+from howl.broker.keys import literal
+from howl.broker.reading import LATEST
 from howl.config import Settings
 from howl.connections.explain import reason
 from howl.connections.redis import redis_client
@@ -18,8 +20,6 @@ from howl.queue_names import ITS_OWN, NO_QUEUES, PRIORITY_MARK
 
 #: Most owners of one user's that are shown.
 OWNERS = 1000
-#: Unix time that a lease is shown to run to at most: a worker may write any.
-LATEST = 2**33
 
 
 def survey(settings: Settings) -> dict[str, Any]:
@@ -156,8 +156,3 @@ def _numbers(found: Iterable[tuple[bytes, bytes]]) -> dict[str, int]:
     for name, number in found:
         numbers[name.decode(errors="replace")] += reading.number(number)
     return dict(numbers)
-
-
-def literal(prefix: str) -> str:
-    """A pattern of Redis's that this text alone begins with."""
-    return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in prefix)

@@ -1,0 +1,1 @@
+"""Read-only questions: the CLI and the MCP shim ask them here."""
