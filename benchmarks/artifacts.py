@@ -26,8 +26,8 @@ from howl import objects
 from howl.config import Settings, load_settings
 from howl.embedded.isolation import isolate
 from howl.embedded.stack import Stack
-from howl.worker import uploads
-from howl.worker.artifacts import _file
+from howl.worker.task import uploads
+from howl.worker.task.artifacts import _file
 from tests.worker.desk import Desk
 
 PREFIX = "bench"

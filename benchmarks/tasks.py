@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import shared_task
 
-from howl.worker.context import progress
+from howl.worker.task.context import progress
 
 
 @shared_task(name="bench.noop")

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 #: What a HOWL worker does beside Celery's own, by where it does it; by name, for only a worker loads it.
 STEPS = {
-    "worker": ("boot:Preflight", "outbox:Outbox", "beacon:Beacon", "leaving:Leaving", "orders:Orders",
+    "worker": ("boot:Preflight", "outbox:Outbox", "beacon:EventsStep", "leaving:Leaving", "orders:Orders",
                "summary:Summary"),
     "consumer": ("dispatcher:Events", "claims:Claims", "pulse:Pulse"),
 }  # fmt: skip
 #: Celery's remote control, and what takes its place.
-CELERYS_CONTROL, CONTROL = Celery.control_cls, "howl.broker.control:Control"
+CELERYS_CONTROL, CONTROL = Celery.control_cls, "howl.broker.remote_control:Control"
 #: What makes messages: it refuses ids that cannot be recorded.
-AMQP = "howl.broker.amqp:AMQP"
+AMQP = "howl.broker.publishing:AMQP"
 
 
 def install(app: Celery, settings: Settings | None = None) -> Celery:
@@ -64,7 +64,7 @@ def create_app(settings: Settings | None = None) -> Celery:
 
 def _loader(app: Celery) -> Any:
     """Celery's loader, made by hand: given its name, Celery would import it with the working directory first."""
-    return symbol_by_name("howl.worker.loader:Loader")(app=app)
+    return symbol_by_name("howl.worker.lifecycle.loader:Loader")(app=app)
 
 
 def application(settings: Settings) -> Celery:

@@ -21,8 +21,8 @@ from sqlalchemy.orm import Session
 
 from howl import errbacks
 from howl.bounded_json import parse
-from howl.broker.areas import all_areas
 from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
+from howl.broker.namespaces import all_namespaces
 from howl.broker.transport import publishing_once
 from howl.celery import settings_of, worker_queue
 from howl.connections.explain import reason
@@ -204,11 +204,11 @@ def retry(task_id: str, session: Session, app: Celery) -> None:
 def _forget_the_past(task_id: str, app: Celery) -> None:
     settings = settings_of(app)
     client: Any = app.backend.redis
-    areas = all_areas(client, settings)
+    namespaces = all_namespaces(client, settings)
     with client.pipeline(transaction=True) as together:
-        for area in areas:
-            together.hdel(area.key("dead"), task_id)
-            together.hdel(area.key("deaths"), task_id, f"back:{task_id}")
+        for namespace in namespaces:
+            together.hdel(namespace.key("dead"), task_id)
+            together.hdel(namespace.key("deaths"), task_id, f"back:{task_id}")
         together.hdel(settings.key("inflight"), task_id)
         together.execute()
 

@@ -20,7 +20,8 @@ from howl.errors import (
     NotConfigured,
     SettingsError,
 )
-from howl.worker import context, environment
+from howl.worker.lifecycle import environment
+from howl.worker.task import context
 from workers import process
 from workers.checkout import ARTIFACTS, Checkout
 from workers.collect import Left, brought, collect

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from celery import shared_task
 
-from howl.worker.artifacts import artifact
+from howl.worker.task.artifacts import artifact
 from workers import browser_pool
 from workers.rights import settings
 from workers.visit import DEFAULT_VIEWPORT, Sight, Visit, check

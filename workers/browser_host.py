@@ -23,7 +23,7 @@ from playwright.async_api import Browser, Page, async_playwright
 from playwright.async_api import Error as PlaywrightError
 
 from howl.errors import BrowserFailed, FetchFailed, HowlError
-from howl.worker.sockets import folder_for
+from howl.worker.lifecycle.socket_paths import folder_for
 from workers.gate import Gate
 from workers.glance import Glance
 from workers.visit import Sight, Visit

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from howl.errors import ArtifactRefused, NotConfigured
-from howl.worker import context
-from howl.worker.artifacts import artifact
+from howl.worker.task import context
+from howl.worker.task.artifacts import artifact
 from workers.checkout import ARTIFACTS, DIFF, Changes, Checkout
 
 #: Files that are kept of one run, and entries of folders that are looked at.

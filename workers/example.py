@@ -4,7 +4,7 @@ from pathlib import Path
 
 from celery import shared_task
 
-from howl.worker.context import log, progress
+from howl.worker.task.context import log, progress
 
 
 @shared_task(

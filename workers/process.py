@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Self, TypedDict, cast
 
 from howl.errors import ArgumentsTooLong, CommandFailed, CommandNotStarted, CommandTimedOut, InvalidRequest
-from howl.worker import context, limits
+from howl.worker.task import context, time_limits
 from workers.order import Order, check_timeout, order, passed_on
 from workers.output import Lines, Output, last_lines
 
@@ -174,9 +174,9 @@ class Run:
         """Serve the pipes for as long as that is wanted; False when `patience` seconds were not enough."""
         deadline = time.monotonic() + patience
         while wanted():
-            limits.check()
+            time_limits.check()
             left = deadline - time.monotonic()
-            for key, _ in pipes.select(max(0.0, min(left, limits.patience()))):
+            for key, _ in pipes.select(max(0.0, min(left, time_limits.patience()))):
                 if not key.data():
                     pipes.unregister(key.fileobj)
                     key.fileobj.close()  # type: ignore[union-attr]  # each is a pipe or the socket

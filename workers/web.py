@@ -14,7 +14,7 @@ import httpx
 from celery import shared_task
 
 from howl.errors import FetchFailed, InvalidRequest
-from howl.worker import limits
+from howl.worker.task import time_limits
 from workers import addresses, page
 from workers.rights import settings
 
@@ -73,7 +73,7 @@ def fetch(url: str, *, limit: int = 1_000_000, timeout: float = 30.0) -> Page:
     _check(url, limit, timeout)
     started = time.monotonic()
     try:
-        found = asyncio.run(limits.within(asyncio.wait_for(_follow(addresses.parse(url), limit), timeout)))
+        found = asyncio.run(time_limits.within(asyncio.wait_for(_follow(addresses.parse(url), limit), timeout)))
     except TimeoutError:
         raise FetchFailed(f"The page was not there after {timeout:g} s, the time it was given.") from None
     except httpx.HTTPError as error:

@@ -19,7 +19,7 @@ from celery import Celery
 
 from benchmarks.faults.log import Log
 from benchmarks.faults.witness import Diary, Witness
-from howl.broker.areas import area_of
+from howl.broker.namespaces import namespace_of
 from howl.config import Settings
 from howl.connections.redis import redis_client
 from howl.embedded.isolation import clean_environment
@@ -76,7 +76,7 @@ class Ground:
         self.random = random.Random(seed)  # noqa: S311  # repeatable, no secret
         self.redis: Any = redis_client(settings)
         self.diary = Diary(folder / "diary")
-        self.area = area_of(settings)
+        self.namespace = namespace_of(settings)
         self.log = Log(stack, self.redis)
         self.witness = Witness(settings, folder / "witness", self.redis, self.log)
         self.client = _client(settings)
@@ -154,7 +154,7 @@ class Ground:
 
     def held(self, name: str) -> set[str]:
         """Ids of the tasks that all lives of this worker hold."""
-        keys = self.redis.keys(self.area.key(f"claims:celery@{name}.*"))
+        keys = self.redis.keys(self.namespace.key(f"claims:celery@{name}.*"))
         claims = [value for key in keys for tag, value in self.redis.hgetall(key).items() if tag[:6] != b"began:"]
         return {json.loads(claim.partition(b"\n")[2])["headers"]["id"] for claim in claims}
 
@@ -238,7 +238,7 @@ class Ground:
         return held
 
     def _claims(self) -> int:
-        keys = self.redis.keys(self.area.key("claims:*"))
+        keys = self.redis.keys(self.namespace.key("claims:*"))
         return sum(1 for key in keys for tag in self.redis.hkeys(key) if tag[:6] != b"began:")
 
     def _running_at_faults(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import redis
 
-from howl.broker.areas import area_of
+from howl.broker.namespaces import namespace_of
 from howl.config import load_settings
 from howl.connections.redis import redis_client
 
@@ -25,7 +25,7 @@ def main(path: Path) -> None:
         os.nice(-10)
     settings = load_settings()
     client: Any = redis_client(settings)
-    key = area_of(settings).key("outcomes")
+    key = namespace_of(settings).key("outcomes")
     client.xgroup_create(key, GROUP, id="0", mkstream=True)
     print("reading", flush=True)
     with path.open("ab", buffering=0) as file:

@@ -192,7 +192,7 @@ def _forgotten(ground: Ground, kept: Kept, lost: bytes) -> Counter[str]:
     Not only what had begun by now: a worker whose loop waits for Redis begins the rest when Redis is back, a moment
     before it hears that these claims are forgotten.
     """
-    taken = taken_in(lost, ground.area.key("claims:"))
+    taken = taken_in(lost, ground.namespace.key("claims:"))
     # What Redis never heard of and is recorded stays ended.
     return taken - Counter(ground.ended(ground.task_ids[kept.tasks :]))
 
@@ -278,7 +278,7 @@ def garbage(ground: Ground, *, messages: int, neighbours: int) -> Account:
     ground.wait_for_ends(30)
     eventually(lambda: ground.redis.llen(queue) == 0)
     account_now = ground.account()
-    aside = ground.redis.llen(ground.area.key("unreadable"))
+    aside = ground.redis.llen(ground.namespace.key("unreadable"))
     refused = ground.witness.refused
     with psycopg.connect(ground.settings.database()) as connection:
         query = "SELECT result::text FROM tasks WHERE task_id = ANY(%s)"

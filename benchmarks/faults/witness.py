@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.log import Log
-from howl.broker.areas import area_of
+from howl.broker.namespaces import namespace_of
 from howl.config import Settings
 from howl.outcomes import STATUSES
 
@@ -26,7 +26,7 @@ class Witness:
 
     def __init__(self, settings: Settings, path: Path, client: Any, log: Log) -> None:
         self._client = client
-        self._key = area_of(settings).key("outcomes")
+        self._key = namespace_of(settings).key("outcomes")
         self._path = path
         self._log = log
         self._forgotten: set[bytes] = set()

@@ -16,7 +16,7 @@ import click
 import psycopg
 
 from benchmarks.hostile.thief import MINE, THEIRS, THIEF, VICTIM
-from howl.broker.areas import Area
+from howl.broker.namespaces import Namespace
 from howl.config import Settings, load_settings
 from howl.connections import postgres
 from howl.connections.redis import redis_client
@@ -243,13 +243,13 @@ class Ground:
 
     def oldest_unrecorded(self) -> float | None:
         """Unix time at which Redis took the neighbour's oldest outcome that is not recorded; raises redis's errors."""
-        stream = Area(self.settings.key_prefix, VICTIM).key("outcomes")
+        stream = Namespace(self.settings.key_prefix, VICTIM).key("outcomes")
         entries = self.redis.xrange(stream, count=1)
         return int(entries[0][0].partition(b"-")[0]) / 1000 if entries else None
 
     def unrecorded(self, until: float) -> int:
         """How many ends are not recorded that Redis took before then, of the oldest 10,000 outcomes."""
-        stream = Area(self.settings.key_prefix, VICTIM).key("outcomes")
+        stream = Namespace(self.settings.key_prefix, VICTIM).key("outcomes")
         entries = self.redis.xrange(stream, "-", int(until * 1000), count=10_000)
         # A run that takes a while under load has said before that it began.
         return sum(b'"SUCCESS"' in value for _, fields in entries for value in fields.values())

@@ -12,8 +12,8 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from howl.broker.areas import area_of, user_of
-from howl.broker.bell import doorbell
+from howl.broker.doorbell import doorbell
+from howl.broker.namespaces import namespace_of, user_of
 from howl.broker.scripts import TURN
 from howl.config import Settings
 from howl.connections.nats import Connection
@@ -39,7 +39,7 @@ class Thief:
         self.settings = settings
         #: Unix time at which the attack ends.
         self.until = until
-        self.area = area_of(settings)
+        self.namespace = namespace_of(settings)
         self.redis: Any = redis_client(settings, timeout=TIMEOUT)
         self.begin_anew()
 
@@ -57,7 +57,7 @@ class Thief:
 
     def key(self, name: str) -> str:
         """One of the keys that its workers hold or leave."""
-        return self.area.key(name)
+        return self.namespace.key(name)
 
     @property
     def queue(self) -> str:
@@ -72,7 +72,7 @@ class Thief:
         """A turn about its own queue; a word is (kind, tag, value ...), or text as turn.lua shall read it."""
         keys = [self.key(f"claims:{owner}"), self.key(f"turns:{owner}"), self.queue, self.settings.key(doorbell(MINE))]
         said = [part for word in words for part in _parts(word)]
-        who = [self.settings.key_prefix, self.area.root, owner]
+        who = [self.settings.key_prefix, self.namespace.root, owner]
         numbers = [number, int(self.settings.lease * 1000), wanted, most_bytes, "0-0", 1, self.settings.backlog_limit]
         return TURN.run(self.redis, keys, [*who, *numbers, *said])
 

@@ -10,9 +10,9 @@ from celery.exceptions import TaskRevokedError
 from redis.exceptions import RedisError
 
 from howl.bounded_json import parse
-from howl.broker.areas import DEFAULT_USER, Area, may_push, users_of
 from howl.broker.keys import literal
 from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
+from howl.broker.namespaces import DEFAULT_USER, Namespace, may_push, users_of
 from howl.broker.scripts import PURGE
 from howl.connections.explain import reason
 from howl.outcomes import encode, failure, is_id
@@ -40,25 +40,27 @@ def purge(client: Any, prefix: str, lists: list[str]) -> int:
     """
     keys = [f"{prefix}{name}" for name in lists]
     login = client.connection_pool.connection_kwargs.get("username") or DEFAULT_USER
-    gone = sum(_purge_parked(client, Area(prefix, user), keys) for user in dict.fromkeys((DEFAULT_USER, login)))
+    gone = sum(_purge_parked(client, Namespace(prefix, user), keys) for user in dict.fromkeys((DEFAULT_USER, login)))
     for user in sorted({*users_of(client)} - {DEFAULT_USER, login}):
-        gone += _purge_parked_of(client, Area(prefix, user), keys)
+        gone += _purge_parked_of(client, Namespace(prefix, user), keys)
     return gone + sum(_remove(client, prefix, key, _waiting(client, key)) for key in keys)
 
 
-def _purge_parked_of(client: Any, area: Area, keys: list[str]) -> int:
+def _purge_parked_of(client: Any, namespace: Namespace, keys: list[str]) -> int:
     """The same of workers that may write anything there: where they reach the queue, and hindering no other."""
     try:
-        reached = [key for key in keys if may_push(client, area.user, key)]
-        return _purge_parked(client, area, reached) if reached else 0
+        reached = [key for key in keys if may_push(client, namespace.user, key)]
+        return _purge_parked(client, namespace, reached) if reached else 0
     except RedisError as error:
-        logger.error("What workers of Redis user %s parked cannot be purged: %s.", area.user, reason(error))  # noqa: TRY400
+        logger.error("What workers of Redis user %s parked cannot be purged: %s.", namespace.user, reason(error))  # noqa: TRY400
         return 0
 
 
-def _purge_parked(client: Any, area: Area, keys: list[str]) -> int:
-    containers = [area.key("parked"), area.key("unknown")]
-    return sum(_remove(client, area.prefix, container, _parked(client, container, keys)) for container in containers)
+def _purge_parked(client: Any, namespace: Namespace, keys: list[str]) -> int:
+    containers = [namespace.key("parked"), namespace.key("unknown")]
+    return sum(
+        _remove(client, namespace.prefix, container, _parked(client, container, keys)) for container in containers
+    )
 
 
 def _parked(client: Any, container: str, keys: list[str]) -> Iterator[Batch]:

@@ -50,8 +50,8 @@ def _load(name: str) -> Script:
 
 PUSH = _load("push.lua")
 TURN = _load("turn.lua")
-KEEP = _load("keep.lua")
-FEED = _load("feed.lua")
+RECLAIM = _load("reclaim.lua")
+UNPARK = _load("unpark.lua")
 PURGE = _load("purge.lua")
 PROGRESS = _load("progress.lua")
 COLLECT = _load("collect.lua")
@@ -63,5 +63,5 @@ OFFER = _load("offer.lua")
 
 def load_all(client: Any) -> None:
     """Make Redis know them all; raises redis's errors."""
-    for script in (PUSH, TURN, KEEP, FEED, PURGE, PROGRESS):
+    for script in (PUSH, TURN, RECLAIM, UNPARK, PURGE, PROGRESS):
         client.script_load(script.text)

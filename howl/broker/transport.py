@@ -2,8 +2,8 @@
 
 Publishing rings a doorbell, and can be told to push a task once. Purging a queue says how its tasks ended. A worker
 whose credential reaches a few queues needs no more than those: what it binds it knows itself, where it may not write
-it down. And in a booted worker a channel's task queues are consumed through a ledger (howl.broker.ledger) instead of
-BRPOP. All else is kombu's own: queues, message format, fanout, priorities, remote control, and the consuming of
+it down. And in a booted worker a channel's task queues are consumed through a session (howl.worker.consumer.session)
+instead of BRPOP. All else is kombu's own: queues, message format, fanout, priorities, remote control, and the consuming of
 everybody who is not a booted worker.
 """
 
@@ -23,8 +23,8 @@ from kombu.connection import Connection
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
-from howl.broker.areas import DEFAULT_USER, may_push
-from howl.broker.bell import doorbell
+from howl.broker.doorbell import doorbell
+from howl.broker.namespaces import DEFAULT_USER, may_push
 from howl.broker.purge import purge
 from howl.broker.scripts import PUSH
 from howl.errors import NotGranted
@@ -82,7 +82,7 @@ def is_for_a_worker() -> bool:
 
 
 class Claims(Protocol):
-    """Who holds a channel's messages: howl.worker.claims in a booted worker."""
+    """Who holds a channel's messages: howl.worker.consumer.adapter in a booted worker."""
 
     def holds(self, tag: str) -> bool: ...
     def listen(self, priorities: list[list[str]]) -> None: ...
@@ -91,7 +91,7 @@ class Claims(Protocol):
 
 
 class QoS(kombu_redis.QoS):
-    """Acknowledging what the ledger holds is the ledger's affair; the rest is kombu's."""
+    """Acknowledging what the session holds is the session's affair; the rest is kombu's."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
         if not self._is_claim(delivery_tag):
@@ -110,7 +110,7 @@ class QoS(kombu_redis.QoS):
             super().reject(delivery_tag, requeue)  # type: ignore[no-untyped-call]
 
     def can_consume(self) -> bool:
-        """The ledger knows its own room; what this channel reads beside it is never held up."""
+        """The session knows its own room; what this channel reads beside it is never held up."""
         return self.channel.claims is not None or super().can_consume()  # type: ignore[no-untyped-call]
 
     def _is_claim(self, tag: str) -> bool:
@@ -139,7 +139,7 @@ class Channel(kombu_redis.Channel):
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
-        """Task queues go to the ledger; a queue without acknowledgements, such as for replies, stays."""
+        """Task queues go to the session; a queue without acknowledgements, such as for replies, stays."""
         answer = super().basic_consume(queue, *args, **kwargs)  # type: ignore[no-untyped-call]
         if self.claims is not None and queue not in self.active_fanout_queues:
             while queue in self._active_queues:
@@ -342,7 +342,7 @@ class Transport(kombu_redis.Transport):
     """Named by Celery's `broker_transport`; the URL stays redis:// or rediss://."""
 
     Channel = Channel
-    #: Set in a booted worker: what is not the ledger's waits for Redis to come back, rather than have Celery drop what
+    #: Set in a booted worker: what is not the session's waits for Redis to come back, rather than have Celery drop what
     #: it has reserved and start its consumer anew.
     patient = False
 

@@ -11,7 +11,7 @@
 -- ARGV[8]     last entry of `revoked` that the worker knows
 -- ARGV[9]     how many of KEYS[3..] are lists
 -- ARGV[10]    bytes of `outcomes` above which nothing is given out
--- ARGV[11..]  words: kind, tag, count, and `count` values
+-- ARGV[11..]  commands: kind, tag, count, and `count` values
 --               began    task id                       its run has begun
 --               note     outcome                       progress: append it while the claim is held
 --               settle   task id, outcomes ...         ended like this
@@ -35,8 +35,8 @@
 --
 -- Promise: a turn happens whole, once, whatever its answer's fate: the same number again gets the same claims and
 -- changes nothing. A message is in a queue, in one owner's claims, parked, unknown, dead or ended, at every instant;
--- outcomes are appended only for claims the owner still holds. Destinations are written before sources are removed. No JSON is read
--- or written: Lua's loses integers beyond 2^53, empty lists, and what is nested too deeply. That a message's run had begun
+-- outcomes are appended only for claims the owner still holds. Destinations are written before sources are removed. No
+-- JSON is read or written: Lua's loses integers beyond 2^53, empty lists, and what is nested too deeply. That a message's run had begun
 -- is a blank at its end, which JSON allows: to the next worker it is `redelivered`.
 --
 -- Whoever has the credential may call this with any arguments, and write anything into the keys that it reads, while
@@ -54,8 +54,8 @@ local leases, outcomes, deaths = own .. 'leases', own .. 'outcomes', own .. 'dea
 local parked, unknown, dead, unreadable = own .. 'parked', own .. 'unknown', own .. 'dead', own .. 'unreadable'
 local owner = ARGV[3]
 local BEGAN = 'began:'
--- Most messages given out and words but `hold`, as the ledger has them; bytes given out; values of those words; all of
--- ARGV, where a worker that holds 50,000 messages says so in 150,000.
+-- Most messages given out and commands but `hold`, as the session has them; bytes given out; values of those commands;
+-- all of ARGV, where a worker that holds 50,000 messages says so in 150,000.
 local MOST, MOST_BYTES, MOST_VALUES, MOST_SAID = 1000, 8388608, 6000, 200000
 -- Most keys; numbers of a turn; milliseconds of a lease; digits of any number; bytes of a tag.
 local MOST_KEYS, MOST_TURNS, MOST_LEASE, DIGITS, TAG = 10000, 1e12, 1e10, 16, 600
@@ -164,12 +164,12 @@ if number == last then -- its answer was lost on the way
   return {'ok', given, stale, revoked_since(known), left('full', 1), now}
 end
 
-local words, held, acting, values = {}, nil, 0, 0
+local commands, held, acting, values = {}, nil, 0, 0
 local at = 11
 while at <= #ARGV do
   local kind, tag, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   if not count or count < 0 or count % 1 ~= 0 or at + 2 + count > #ARGV then
-    refuse('a word must have as many values as it says')
+    refuse('a command must have as many values as it says')
   end
   if kind == 'hold' then
     held = held or {}
@@ -177,7 +177,7 @@ while at <= #ARGV do
   else
     acting, values = acting + 1, values + count
   end
-  words[#words + 1] = {kind = kind, tag = tag, first = at + 3, count = count}
+  commands[#commands + 1] = {kind = kind, tag = tag, first = at + 3, count = count}
   at = at + 3 + count
 end
 bound(acting, MOST)
@@ -232,8 +232,8 @@ end
 -- Outcomes that were appended, and their bytes with what Redis needs for each, about.
 local appended, size, OVERHEAD = 0, 0, 64
 
-local function append(word, from)
-  for value = word.first + from, word.first + word.count - 1 do
+local function append(command, from)
+  for value = command.first + from, command.first + command.count - 1 do
     redis.call('XADD', outcomes, '*', 'outcome', ARGV[value])
     appended, size = appended + 1, size + #ARGV[value] + OVERHEAD
   end
@@ -241,79 +241,79 @@ end
 
 -- What is done about a claim: these need it to be held, and not what it holds, which may be large.
 local act = {
-  began = function(word)
-    redis.call('HSET', claims, BEGAN .. word.tag, ARGV[word.first])
+  began = function(command)
+    redis.call('HSET', claims, BEGAN .. command.tag, ARGV[command.first])
   end,
-  note = function(word)
-    append(word, 0)
+  note = function(command)
+    append(command, 0)
   end,
-  settle = function(word)
-    append(word, 1)
-    redis.call('HDEL', deaths, ARGV[word.first], 'back:' .. ARGV[word.first])
-    release(word.tag)
+  settle = function(command)
+    append(command, 1)
+    redis.call('HDEL', deaths, ARGV[command.first], 'back:' .. ARGV[command.first])
+    release(command.tag)
   end,
 }
 
 -- These take the message elsewhere.
 local move = {
-  back = function(word, claim)
-    put('RPUSH', word.tag, claim, word.count > 0)
+  back = function(command, claim)
+    put('RPUSH', command.tag, claim, command.count > 0)
   end,
-  requeue = function(word, claim)
-    put('LPUSH', word.tag, claim, word.count > 0)
+  requeue = function(command, claim)
+    put('LPUSH', command.tag, claim, command.count > 0)
   end,
-  lost = function(word, claim)
-    local id, most = ARGV[word.first], whole(ARGV[word.first + 1], MOST_TURNS, 'limit of deaths')
+  lost = function(command, claim)
+    local id, most = ARGV[command.first], whole(ARGV[command.first + 1], MOST_TURNS, 'limit of deaths')
     if redis.call('HINCRBY', deaths, id, 1) > most then
-      append(word, 2)
+      append(command, 2)
       redis.call('HSET', dead, id, claim)
       redis.call('HDEL', deaths, id)
-      release(word.tag)
+      release(command.tag)
     else
-      put('RPUSH', word.tag, claim, true)
+      put('RPUSH', command.tag, claim, true)
     end
   end,
-  park = function(word, claim)
-    redis.call('ZADD', parked, ARGV[word.first], claim)
-    release(word.tag)
+  park = function(command, claim)
+    redis.call('ZADD', parked, ARGV[command.first], claim)
+    release(command.tag)
   end,
-  unknown = function(word, claim)
+  unknown = function(command, claim)
     redis.call('ZADD', unknown, now, claim)
-    release(word.tag)
+    release(command.tag)
   end,
-  aside = function(word, claim)
+  aside = function(command, claim)
     redis.call('LPUSH', unreadable, claim)
     redis.call('LTRIM', unreadable, 0, 999)
-    release(word.tag)
+    release(command.tag)
   end,
 }
 
-for _, word in ipairs(words) do
-  if word.kind == 'loose' then
-    append(word, 0)
-  elseif word.kind == 'ring' then
-    wake(ARGV[word.first])
-  elseif word.tag ~= '' then
+for _, command in ipairs(commands) do
+  if command.kind == 'loose' then
+    append(command, 0)
+  elseif command.kind == 'ring' then
+    wake(ARGV[command.first])
+  elseif command.tag ~= '' then
     local done = false
-    if word.kind == 'hold' then
-      done = held[word.tag]
-    elseif act[word.kind] then
-      done = redis.call('HEXISTS', claims, word.tag) == 1
+    if command.kind == 'hold' then
+      done = held[command.tag]
+    elseif act[command.kind] then
+      done = redis.call('HEXISTS', claims, command.tag) == 1
       if done then
-        act[word.kind](word)
+        act[command.kind](command)
       end
-    elseif move[word.kind] then
-      local claim = redis.call('HGET', claims, word.tag)
+    elseif move[command.kind] then
+      local claim = redis.call('HGET', claims, command.tag)
       done = claim
       if claim then
-        move[word.kind](word, claim)
+        move[command.kind](command, claim)
       end
     else
-      refuse('a word is of no known kind')
+      refuse('a command is of no known kind')
     end
-    if not done and not told_stale[word.tag] then
-      told_stale[word.tag] = true
-      stale[#stale + 1] = word.tag
+    if not done and not told_stale[command.tag] then
+      told_stale[command.tag] = true
+      stale[#stale + 1] = command.tag
     end
   end
 end

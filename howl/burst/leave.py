@@ -8,7 +8,7 @@ from typing import Annotated
 from nats.js.errors import NoStreamResponseError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from howl.broker.areas import DEFAULT_USER, user_of
+from howl.broker.namespaces import DEFAULT_USER, user_of
 from howl.config import Settings
 from howl.connections.explain import reason
 from howl.connections.nats import TROUBLE, Connection

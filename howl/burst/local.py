@@ -18,7 +18,7 @@ from howl.config import Settings
 from howl.env_file import require_chosen_servers
 from howl.errors import BurstFailed, DatabaseUnavailable
 from howl.outcomes import FINAL_STATUSES
-from howl.worker.environment import CREDENTIALS
+from howl.worker.lifecycle.environment import CREDENTIALS
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import click
 
 from howl.cli.options import DURATION, NAMES, application, verbose
-from howl.worker.run import WorkerOptions, run
+from howl.worker.lifecycle.run import WorkerOptions, run
 
 ORIGINS = ("server", "github-actions", "docker", "local")
 

@@ -14,9 +14,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, NoPermissionError, NoScriptError, ResponseError
 
-from howl.broker import faults
-from howl.broker.areas import DEFAULT_USER, area_of
-from howl.broker.reading import REMOVED
+from howl.broker import set_aside
+from howl.broker.bounded_reads import REMOVED
+from howl.broker.namespaces import DEFAULT_USER, namespace_of
 from howl.connections.tls import redis_options
 from howl.doctor import ailing
 from howl.doctor.finding import Answer, beware, well, wrong
@@ -136,7 +136,7 @@ async def rights_suffice(visit: Visit) -> Answer:
     if refused:
         return wrong(f"the queue {', '.join(refused)} is not granted", "grant it: `howl init join --queues …`")
     # The second is what turn.lua says of all turns, and users of an earlier version may not.
-    said = ("EVALSHA", NO_SUCH_SCRIPT, "0"), ("GETRANGE", area_of(visit.settings).key("outcomes:bytes"), "0", "0")
+    said = ("EVALSHA", NO_SUCH_SCRIPT, "0"), ("GETRANGE", namespace_of(visit.settings).key("outcomes:bytes"), "0", "0")
     if any([await _is_refused(visit, *command) for command in said]):
         return wrong("scripts are not granted", "bring Redis's users up to date: run `howl init` on the server")
     return well(f"may use {', '.join(queues)}")
@@ -235,7 +235,7 @@ async def nothing_was_set_aside(visit: Visit) -> Answer | None:
     """What `howl server` gave up within a day, after a few tries; a worker may not know."""
     if visit.as_worker:
         return None
-    told = faults.told(await visit.client.hgetall(visit.settings.key(faults.SET_ASIDE)))
+    told = set_aside.told(await visit.client.hgetall(visit.settings.key(set_aside.SET_ASIDE)))
     if not told:
         return None
     what = "; ".join(f"{kind}: {words}" for kind, words in told.items())

@@ -6,7 +6,7 @@ Redis 7 or Valkey is needed: older ones cannot tell reading a key from writing i
 import re
 from dataclasses import dataclass
 
-from howl.broker.areas import DEFAULT_USER, Area
+from howl.broker.namespaces import DEFAULT_USER, Namespace
 from howl.errors import InvalidRequest, SettingsError
 from howl.queue_names import ITS_OWN, NO_QUEUES, PRIORITY_MARK, require_queue
 
@@ -50,7 +50,7 @@ def worker_rules(prefix: str, grant: Grant) -> list[str]:
     queues = _every_queue(prefix) if grant.queues is None else _queues(prefix, grant)
     return [
         # Its own first: Redis looks for a key's pattern from the first to the last.
-        *NOTHING, *_own(Area(prefix, grant.name)), *queues,
+        *NOTHING, *_own(Namespace(prefix, grant.name)), *queues,
         # Whose tasks shall not run, and who is bound to which exchange.
         f"%R~{prefix}revoked", f"%R~{prefix}_kombu.binding.*",
         # Answers to remote control, which a worker hears and cannot give.
@@ -92,10 +92,10 @@ def server_subjects(subject_prefix: str) -> dict[str, list[str]]:
     return {"publish": subjects, "subscribe": list(subjects)}
 
 
-def _own(area: Area) -> list[str]:
+def _own(namespace: Namespace) -> list[str]:
     """What the credential's workers hold; what they leave for the server they may not read again."""
-    held = [f"~{area.key(name)}" for name in ("claims:*", "turns:*", "deaths", "outcomes:bytes")]
-    left = [f"%W~{area.key(name)}" for name in ("leases", "outcomes", "parked", "unknown", "dead", "unreadable")]
+    held = [f"~{namespace.key(name)}" for name in ("claims:*", "turns:*", "deaths", "outcomes:bytes")]
+    left = [f"%W~{namespace.key(name)}" for name in ("leases", "outcomes", "parked", "unknown", "dead", "unreadable")]
     return [*held, *left]
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import redis
 
-from howl.broker import faults, reading
-from howl.broker.areas import Area, all_areas
+from howl.broker import bounded_reads, set_aside
+from howl.broker.bounded_reads import LATEST
 from howl.broker.keys import literal
-from howl.broker.reading import LATEST
+from howl.broker.namespaces import Namespace, all_namespaces
 from howl.config import Settings
 from howl.connections.explain import reason
 from howl.connections.redis import redis_client
@@ -49,8 +49,8 @@ def _redis(settings: Settings) -> Iterator[Any]:
 
 def _survey(client: Any, settings: Settings) -> dict[str, Any]:
     waiting = _waiting(client, settings)
-    areas = all_areas(client, settings)
-    owners, claimed = _claims(client, settings, areas)
+    namespaces = all_namespaces(client, settings)
+    owners, claimed = _claims(client, settings, namespaces)
     names = sorted({*waiting, *(queue for queue, _ in claimed)})
     return {
         "queues": [
@@ -63,23 +63,29 @@ def _survey(client: Any, settings: Settings) -> dict[str, Any]:
             for name in names
         ],
         "owners": owners,
-        "parked": sum(_length(client.zcard, area.key("parked")) for area in areas),
-        "unknown": sum(_length(client.zcard, area.key("unknown")) for area in areas),
-        "deaths": _numbers(found for area in areas for found in _fields(client, settings, area, "deaths").items()),
-        "dead": sorted(
-            {name.decode(errors="replace") for area in areas for name in _fields(client, settings, area, "dead")}
+        "parked": sum(_length(client.zcard, namespace.key("parked")) for namespace in namespaces),
+        "unknown": sum(_length(client.zcard, namespace.key("unknown")) for namespace in namespaces),
+        "deaths": _numbers(
+            found for namespace in namespaces for found in _fields(client, settings, namespace, "deaths").items()
         ),
-        "unreadable": sum(_length(client.llen, area.key("unreadable")) for area in areas),
-        **_backlog(client, areas, settings),
+        "dead": sorted(
+            {
+                name.decode(errors="replace")
+                for namespace in namespaces
+                for name in _fields(client, settings, namespace, "dead")
+            }
+        ),
+        "unreadable": sum(_length(client.llen, namespace.key("unreadable")) for namespace in namespaces),
+        **_backlog(client, namespaces, settings),
         "in_flight": client.hlen(settings.key("inflight")),
-        "removed": reading.removed(client, settings),
-        "set_aside": faults.told(client.hgetall(settings.key(faults.SET_ASIDE))),
+        "removed": bounded_reads.removed(client, settings),
+        "set_aside": set_aside.told(client.hgetall(settings.key(set_aside.SET_ASIDE))),
     }
 
 
-def _backlog(client: Any, areas: list[Area], settings: Settings) -> dict[str, Any]:
+def _backlog(client: Any, namespaces: list[Namespace], settings: Settings) -> dict[str, Any]:
     """Outcomes that are not recorded yet: how many, their bytes, and whether workers take no tasks because of them."""
-    streams = [area.key("outcomes") for area in areas]
+    streams = [namespace.key("outcomes") for namespace in namespaces]
     waiting = {stream: _length(client.xlen, stream) for stream in streams}
     sizes = {stream: client.memory_usage(stream, samples=0) or 0 for stream in streams}
     return {
@@ -111,13 +117,13 @@ def queue_of(key: bytes, settings: Settings) -> str:
 
 
 def _claims(
-    client: Any, settings: Settings, areas: list[Area]
+    client: Any, settings: Settings, namespaces: list[Namespace]
 ) -> tuple[list[dict[str, Any]], Counter[tuple[str, str]]]:
     """Owners with what they hold, and how many messages of which queue each holds."""
     owners, claimed = [], Counter[tuple[str, str]]()
-    for area, raw, deadline in _leases(client, settings, areas):
-        owner = area.named(raw[: reading.SHOWN].decode(errors="replace"))
-        held = _fields(client, settings, area, b"claims:" + raw)
+    for namespace, raw, deadline in _leases(client, settings, namespaces):
+        owner = namespace.named(raw[: bounded_reads.SHOWN].decode(errors="replace"))
+        held = _fields(client, settings, namespace, b"claims:" + raw)
         lists = [value.partition(b"\n")[0].decode(errors="replace") for tag, value in held.items() if _is_claim(tag)]
         for name in lists:
             claimed[name.removeprefix(settings.key_prefix).partition(PRIORITY_MARK)[0], owner] += 1
@@ -126,15 +132,15 @@ def _claims(
     return owners, claimed
 
 
-def _leases(client: Any, settings: Settings, areas: list[Area]) -> Iterator[tuple[Area, bytes, float]]:
-    for area in areas:
-        limits = reading.NAMES._replace(members=OWNERS, removes=False)
-        for owner, deadline in reading.scores(client, settings, area, "leases", limits).items():
-            yield area, owner, deadline
+def _leases(client: Any, settings: Settings, namespaces: list[Namespace]) -> Iterator[tuple[Namespace, bytes, float]]:
+    for namespace in namespaces:
+        limits = bounded_reads.NAMES._replace(members=OWNERS, removes=False)
+        for owner, deadline in bounded_reads.scores(client, settings, namespace, "leases", limits).items():
+            yield namespace, owner, deadline
 
 
-def _fields(client: Any, settings: Settings, area: Area, name: str | bytes) -> dict[bytes, bytes]:
-    return reading.fields(client, settings, area, name, reading.SIGHT)
+def _fields(client: Any, settings: Settings, namespace: Namespace, name: str | bytes) -> dict[bytes, bytes]:
+    return bounded_reads.fields(client, settings, namespace, name, bounded_reads.SIGHT)
 
 
 def _length(count: Callable[[str], int], key: str) -> int:
@@ -154,5 +160,5 @@ def _is_claim(tag: bytes) -> bool:
 def _numbers(found: Iterable[tuple[bytes, bytes]]) -> dict[str, int]:
     numbers: Counter[str] = Counter()
     for name, number in found:
-        numbers[name.decode(errors="replace")] += reading.number(number)
+        numbers[name.decode(errors="replace")] += bounded_reads.number(number)
     return dict(numbers)

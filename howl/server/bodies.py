@@ -17,7 +17,7 @@ from sqlalchemy import Row, Text, cast, func, select
 from sqlalchemy.orm import Session
 
 from howl.backend import telling_in
-from howl.broker.areas import Area
+from howl.broker.namespaces import Namespace
 from howl.broker.transport import publishing_for, publishing_once
 from howl.config import Settings
 from howl.errors import ChordExpired, ChordRefused
@@ -67,7 +67,7 @@ def _as_told_by(user: str | None, settings: Settings, app: Celery) -> Iterator[N
     known = set(app.amqp.queues)
     with ExitStack() as stack:
         stack.enter_context(publishing_for(user))
-        stack.enter_context(telling_in(Area(settings.key_prefix, user).key("outcomes")))
+        stack.enter_context(telling_in(Namespace(settings.key_prefix, user).key("outcomes")))
         try:
             yield
         finally:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import InterfaceError
 from sqlalchemy.exc import OperationalError as DatabaseError
 from sqlalchemy.orm import Session
 
-from howl.broker import faults
+from howl.broker import set_aside
 from howl.config import Settings
 from howl.connections.postgres import session
 from howl.errors import ChordExpired, ChordRefused
@@ -220,10 +220,10 @@ def _deal_with(
             bodies.submit(chord.chord_id, opened, settings, app, expired)
     except Exception as error:  # noqa: BLE001  # a worker's documents fail in any way there is
         # Which of them it is, nobody can tell by the error: a broker that is none is as far away as one that is down.
-        if _may_pass(error) and not faults.is_last_try(app.backend.redis, settings, KIND, str(chord.chord_id)):
+        if _may_pass(error) and not set_aside.is_last_try(app.backend.redis, settings, KIND, str(chord.chord_id)):
             # For a part that has ended: nobody wakes it but the keeper.
             opened.execute(_row(chord).values(waits_for=Chord.parts[chord.size]))
-            logger.warning("The body of chord %s is tried again: %s.", chord.group_id, faults.in_short(error))
+            logger.warning("The body of chord %s is tried again: %s.", chord.group_id, set_aside.in_short(error))
             return False
         _set_aside(chord, error, opened, settings, app)
     opened.execute(_row(chord).values(body_submitted_at=func.now()))
@@ -232,9 +232,9 @@ def _deal_with(
 
 def _set_aside(chord: Chord, error: Exception, opened: Session, settings: Settings, app: Celery) -> None:
     # One line: a traceback of somebody else's garbage tells nothing.
-    why = faults.in_short(repr(error))
+    why = set_aside.in_short(repr(error))
     logger.error("Chord %s has no body that could be submitted: %s.", chord.group_id, why)
-    faults.note(app.backend.redis, settings, KIND, chord.group_id, why)
+    set_aside.note(app.backend.redis, settings, KIND, chord.group_id, why)
     if isinstance(error, ChordRefused):
         return  # what it names may be another's
     try:

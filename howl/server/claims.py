@@ -1,7 +1,7 @@
 """What dead owners held goes back on its queues, in order; what waits for its time goes back when it is near.
 
 Each user's workers write this down themselves, and may write anything: what they could not push is set aside, and an
-area that makes no sense holds up no other.
+namespace that makes no sense holds up no other.
 """
 
 import hashlib
@@ -14,10 +14,11 @@ from typing import Any
 import redis
 
 from howl.bounded_json import parse
-from howl.broker import faults, reading
-from howl.broker.areas import Area, all_areas, may_push
+from howl.broker import bounded_reads
+from howl.broker import set_aside as faults
 from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
-from howl.broker.scripts import FEED, KEEP
+from howl.broker.namespaces import Namespace, all_namespaces, may_push
+from howl.broker.scripts import RECLAIM, UNPARK
 from howl.config import Settings
 from howl.connections.explain import takes_nothing_new
 from howl.errors import TaskDied, TaskSetAside
@@ -45,7 +46,7 @@ AHEAD = 30
 #: By owner: the deadline that was granted him; and the life of Redis in which that was.
 GRANTED, LIFE = "_granted", b"redis"
 #: How what is set aside is called where people are told of it.
-PARKED, HELD, AREA = "parked tasks", "claims", "areas of Redis users"
+PARKED, HELD, AREA = "parked tasks", "claims", "namespaces of Redis users"
 #: Why messages are not put on a queue.
 NOT_REACHED, NO_LIST = "it does not reach", "that is no list"
 
@@ -62,13 +63,13 @@ def grant_one_more_lease(client: Any, settings: Settings) -> None:
     known = known if known.get(LIFE) == life else {}
     granted: dict[bytes, float] = {}
 
-    def grant(area: Area) -> None:
-        for owner, deadline in reading.scores(client, settings, area, "leases").items():
-            name = area.root.encode() + owner
+    def grant(namespace: Namespace) -> None:
+        for owner, deadline in bounded_reads.scores(client, settings, namespace, "leases").items():
+            name = namespace.root.encode() + owner
             if _deadline(known.get(name)) == deadline:
                 granted[name] = deadline
             else:
-                client.zadd(area.key("leases"), {owner: until}, xx=True, gt=True)
+                client.zadd(namespace.key("leases"), {owner: until}, xx=True, gt=True)
                 granted[name] = max(deadline, until)
 
     in_every_area(client, settings, grant)
@@ -107,11 +108,11 @@ def living_workers(client: Any, settings: Settings, among: Collection[str]) -> l
     seconds, _ = client.time()
     alive: set[str] = set()
 
-    def look(area: Area) -> None:
-        owners = reading.scores(client, settings, area, "leases", lowest=seconds * 1000)
+    def look(namespace: Namespace) -> None:
+        owners = bounded_reads.scores(client, settings, namespace, "leases", lowest=seconds * 1000)
         named = {worker_id_of(owner.decode(errors="replace").rpartition(".")[0]) for owner in owners}
         for worker_id in named.intersection(among) - alive:
-            if _may(client, settings, area, settings.key(f"worker.{worker_id}").encode()):
+            if _may(client, settings, namespace, settings.key(f"worker.{worker_id}").encode()):
                 alive.add(worker_id)
 
     if among:
@@ -131,7 +132,7 @@ class SharedNames:
         deadlines: dict[bytes, float] = {}
         in_every_area(
             client, settings,
-            lambda area: deadlines.update(reading.scores(client, settings, area, "leases")),
+            lambda namespace: deadlines.update(bounded_reads.scores(client, settings, namespace, "leases")),
         )  # fmt: skip
         seen, self._first_seen = self._first_seen, {}
         for name, owners in _by_name(deadlines).items():
@@ -157,29 +158,31 @@ def put_back_what_the_dead_held(client: Any, settings: Settings) -> None:
     seconds, microseconds = client.time()
     now = seconds * 1000 + microseconds // 1000
 
-    def put_back(area: Area) -> None:
-        for owner in reading.scores(client, settings, area, "leases", highest=now):
+    def put_back(namespace: Namespace) -> None:
+        for owner in bounded_reads.scores(client, settings, namespace, "leases", highest=now):
             try:
-                _put_back(client, settings, area, owner)
+                _put_back(client, settings, namespace, owner)
             except redis.exceptions.ResponseError as error:
-                if _tell_if_often(client, settings, HELD, area.named(owner[:NAMED].decode(errors="replace")), error):
-                    client.zrem(area.key("leases"), owner)  # its claims stay for a person to look at
+                if _tell_if_often(
+                    client, settings, HELD, namespace.named(owner[:NAMED].decode(errors="replace")), error
+                ):
+                    client.zrem(namespace.key("leases"), owner)  # its claims stay for a person to look at
 
     in_every_area(client, settings, put_back)
 
 
 def feed_what_is_due(client: Any, settings: Settings) -> None:
     """Parked tasks whose time is near; raises redis's errors."""
-    in_every_area(client, settings, lambda area: _feed(client, settings, area))
+    in_every_area(client, settings, lambda namespace: _feed(client, settings, namespace))
 
 
-def in_every_area(client: Any, settings: Settings, duty: Callable[[Area], Any]) -> None:
+def in_every_area(client: Any, settings: Settings, duty: Callable[[Namespace], Any]) -> None:
     """Do it for each; what fails in one is that one's, and told of; raises redis's errors."""
-    for area in all_areas(client, settings):
+    for namespace in all_namespaces(client, settings):
         try:
-            duty(area)
+            duty(namespace)
         except redis.exceptions.ResponseError as error:
-            _tell_if_often(client, settings, AREA, area.user, error)
+            _tell_if_often(client, settings, AREA, namespace.user, error)
 
 
 def _tell_if_often(
@@ -198,66 +201,68 @@ def _tell_if_often(
     return True
 
 
-def _feed(client: Any, settings: Settings, area: Area) -> None:
-    keys = [area.key("parked")]
+def _feed(client: Any, settings: Settings, namespace: Namespace) -> None:
+    keys = [namespace.key("parked")]
     for _ in range(FEEDINGS):
-        most, lists = _lists_let_through(client, settings, area)
-        if not most or not FEED.run(client, keys, [settings.key_prefix, AHEAD, most, *lists]):
+        most, lists = _lists_let_through(client, settings, namespace)
+        if not most or not UNPARK.run(client, keys, [settings.key_prefix, AHEAD, most, *lists]):
             return
 
 
-def _lists_let_through(client: Any, settings: Settings, area: Area) -> tuple[int, list[str | bytes]]:
-    """For feed.lua: how many of those due first it shall feed, and to which lists; the rest is set aside."""
+def _lists_let_through(client: Any, settings: Settings, namespace: Namespace) -> tuple[int, list[str | bytes]]:
+    """For unpark.lua: how many of those due first it shall feed, and to which lists; the rest is set aside."""
     near = (client.time()[0] + AHEAD) * 1000
-    limits = reading.MESSAGES._replace(members=AT_ONCE)
-    due = reading.scores(client, settings, area, "parked", limits, highest=near)
-    faults_of = {name: fault_of_list(client, settings, area, name) for name in {list_of(claim) for claim in due}}
+    limits = bounded_reads.MESSAGES._replace(members=AT_ONCE)
+    due = bounded_reads.scores(client, settings, namespace, "parked", limits, highest=near)
+    faults_of = {name: fault_of_list(client, settings, namespace, name) for name in {list_of(claim) for claim in due}}
     refused = [(claim, fault) for claim in due if (fault := faults_of[list_of(claim)])]
     for claim, fault in refused:
-        set_aside(client, settings, area, "parked", claim, fault)
+        set_aside(client, settings, namespace, "parked", claim, fault)
         if fault == NO_LIST:
-            _tell_of_its_end(client, settings, area, PARKED, claim)
+            _tell_of_its_end(client, settings, namespace, PARKED, claim)
     return len(due) - len(refused), ["only", *(name for name, fault in faults_of.items() if not fault)]
 
 
-def set_aside(client: Any, settings: Settings, area: Area, where: str, claim: bytes, fault: str) -> None:
-    """Take a message out of its area's sorted set `where`, and keep it for a person to look at."""
-    logger.error("Redis user %s had left a message in `%s` for a queue %s: set aside.", area.user, where, fault)
+def set_aside(client: Any, settings: Settings, namespace: Namespace, where: str, claim: bytes, fault: str) -> None:
+    """Take a message out of its namespace's sorted set `where`, and keep it for a person to look at."""
+    logger.error("Redis user %s had left a message in `%s` for a queue %s: set aside.", namespace.user, where, fault)
     unreadable = settings.key("unreadable")
     with client.pipeline(transaction=True) as together:
         together.lpush(unreadable, claim)
         together.ltrim(unreadable, 0, UNREADABLE_KEPT - 1)
-        together.zrem(area.key(where), claim)
+        together.zrem(namespace.key(where), claim)
         together.execute()
 
 
-def _tell_of_its_end(client: Any, settings: Settings, area: Area, kind: str, claim: bytes) -> None:
+def _tell_of_its_end(client: Any, settings: Settings, namespace: Namespace, kind: str, claim: bytes) -> None:
     """Of a task whose message can go nowhere: whoever waits for it is told."""
     list_name = list_of(claim).decode(errors="replace")
     error = TaskSetAside(f"Its queue cannot take it back: the key {list_name[:NAMED]!r} is no list of Redis's.")
     task_id = _task_id(claim).decode()
     faults.note(client, settings, kind, task_id, error.message)
-    client.xadd(area.key("outcomes"), {"outcome": encode(failure(task_id, "FAILURE", error))})
+    client.xadd(namespace.key("outcomes"), {"outcome": encode(failure(task_id, "FAILURE", error))})
 
 
-def _put_back(client: Any, settings: Settings, area: Area, owner: bytes) -> None:
+def _put_back(client: Any, settings: Settings, namespace: Namespace, owner: bytes) -> None:
     """A portion that fits into memory after the other."""
     moved, refused = 0, False
     for _ in range(FEEDINGS):
-        held = reading.fields(client, settings, area, b"claims:" + owner, reading.MESSAGES)
+        held = bounded_reads.fields(client, settings, namespace, b"claims:" + owner, bounded_reads.MESSAGES)
         tags = sorted((tag for tag in held if not tag.startswith(BEGAN)), key=_order, reverse=True)
-        faults_of = {name: fault_of_list(client, settings, area, name) for name in {list_of(held[tag]) for tag in tags}}
+        faults_of = {
+            name: fault_of_list(client, settings, namespace, name) for name in {list_of(held[tag]) for tag in tags}
+        }
         rights = {name: fault is None for name, fault in faults_of.items()}
-        count = _put_portion_back(client, settings, area, owner, held, tags, rights)
+        count = _put_portion_back(client, settings, namespace, owner, held, tags, rights)
         if count is None:
             return  # it spoke in the meantime
         for tag in tags:
             if faults_of[list_of(held[tag])] == NO_LIST:
-                _tell_of_its_end(client, settings, area, HELD, held[tag])
+                _tell_of_its_end(client, settings, namespace, HELD, held[tag])
         moved, refused = moved + count, refused or not all(rights.values())
         if not count:
             break
-    name = area.named(owner[:NAMED].decode(errors="replace"))
+    name = namespace.named(owner[:NAMED].decode(errors="replace"))
     if moved:
         logger.warning("Owner %s is gone: %d of its messages are back on their queues.", name, moved)
     if refused:
@@ -265,14 +270,14 @@ def _put_back(client: Any, settings: Settings, area: Area, owner: bytes) -> None
 
 
 def _put_portion_back(
-    client: Any, settings: Settings, area: Area, owner: bytes, held: dict[bytes, bytes], tags: list[bytes],
+    client: Any, settings: Settings, namespace: Namespace, owner: bytes, held: dict[bytes, bytes], tags: list[bytes],
     rights: dict[bytes, bool],
 ) -> int | None:  # fmt: skip
     """How many messages were moved; None if the owner's lease runs again."""
-    root = area.root.encode()
+    root = namespace.root.encode()
     keys = [root + name for name in
             (b"claims:" + owner, b"leases", b"deaths", b"outcomes", b"turns:" + owner, b"dead")]  # fmt: skip
-    deaths = _deaths(client, settings, area) if tags else {}
+    deaths = _deaths(client, settings, namespace) if tags else {}
     worker_id = worker_id_of(owner.decode(errors="replace").rpartition(".")[0])
     moved = 0
     for first in range(0, max(len(tags), 1), AT_ONCE):
@@ -280,35 +285,35 @@ def _put_portion_back(
         for tag in tags[first : first + AT_ONCE]:
             allowed = rights[list_of(held[tag])]
             words += _words(deaths, tag, held, worker_id) if allowed else ["aside", tag, 1, settings.key("unreadable")]
-        answer = int(KEEP.run(client, keys, [owner, settings.key_prefix, *words]))
+        answer = int(RECLAIM.run(client, keys, [owner, settings.key_prefix, *words]))
         if answer < 0:
             return None
         moved += answer
     return moved
 
 
-def _deaths(client: Any, settings: Settings, area: Area) -> dict[bytes, bytes]:
+def _deaths(client: Any, settings: Settings, namespace: Namespace) -> dict[bytes, bytes]:
     """Counters by what they count; one that is no number goes, for the script could not add to it."""
-    found = reading.fields(client, settings, area, "deaths")
-    spoilt = {name for name, count in found.items() if count != b"%d" % reading.number(count)}
+    found = bounded_reads.fields(client, settings, namespace, "deaths")
+    spoilt = {name for name, count in found.items() if count != b"%d" % bounded_reads.number(count)}
     if spoilt:
-        client.hdel(area.key("deaths"), *spoilt)
+        client.hdel(namespace.key("deaths"), *spoilt)
     return {name: count for name, count in found.items() if name not in spoilt}
 
 
-def fault_of_list(client: Any, settings: Settings, area: Area, name: bytes) -> str | None:
-    """Why nothing that the area's user left may go on this list, or can; None if it may."""
-    if not _may(client, settings, area, name):
+def fault_of_list(client: Any, settings: Settings, namespace: Namespace, name: bytes) -> str | None:
+    """Why nothing that the namespace's user left may go on this list, or can; None if it may."""
+    if not _may(client, settings, namespace, name):
         return NOT_REACHED
     return None if client.type(name) in (b"list", b"none") else NO_LIST
 
 
-def _may(client: Any, settings: Settings, area: Area, name: bytes) -> bool:
-    """Whether what the area's user left may go on this list; none of our own keys is one."""
+def _may(client: Any, settings: Settings, namespace: Namespace, name: bytes) -> bool:
+    """Whether what the namespace's user left may go on this list; none of our own keys is one."""
     prefix = settings.key_prefix.encode()
     if not name.startswith(prefix) or fault_of(queue_of(name.removeprefix(prefix).decode(errors="replace"))):
         return False
-    return reading.is_trusted(area, settings) or may_push(client, area.user, name)
+    return bounded_reads.is_trusted(namespace, settings) or may_push(client, namespace.user, name)
 
 
 def list_of(claim: bytes) -> bytes:
@@ -322,7 +327,7 @@ def _words(deaths: dict[bytes, bytes], tag: bytes, held: dict[bytes, bytes], wor
     task_id = begun or _task_id(held[tag])
     counter = task_id if begun else b"back:" + task_id
     limit = DEATHS if begun else HAND_BACKS
-    if reading.number(deaths.get(counter)) < limit:
+    if bounded_reads.number(deaths.get(counter)) < limit:
         told = [encode(requeued(begun.decode(), worker_id))] if begun else []
         return ["back", tag, 2 + len(told), list_of(held[tag]), counter, *told]
     named = task_id.decode(errors="replace")

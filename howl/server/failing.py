@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Text, and_, any_, case, cast, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
-from howl.broker import faults
+from howl.broker import set_aside
 from howl.broker.transport import publishing_once
 from howl.celery import worker_queue
 from howl.errbacks import NAME, OF_THE_SIGNATURE, Call, ToldError, noting
@@ -152,7 +152,7 @@ def _publish_one(call: Call, queues: list[dict[str, Any]], app: Celery) -> None:
             break
         else:
             return
-    logger.warning("An error callback of %s is not called: %s.", call.failed, faults.in_short(repr(why)))
+    logger.warning("An error callback of %s is not called: %s.", call.failed, set_aside.in_short(repr(why)))
 
 
 def _queues(chord: Chord, document: dict[str, Any], opened: Session) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError
 from sqlalchemy import func, or_, select, update
 
-from howl.broker import faults, scripts
+from howl.broker import scripts, set_aside
 from howl.config import Settings
 from howl.connections.explain import reason
 from howl.connections.postgres import session
@@ -120,12 +120,12 @@ class Keeper:
         except DatabaseUnavailable:
             raise
         except Exception as error:  # noqa: BLE001  # counted, and told of
-            why = faults.in_short(reason(error))
-            if not faults.is_last_try(self.redis, self.settings, KIND, task.task_id):
+            why = set_aside.in_short(reason(error))
+            if not set_aside.is_last_try(self.redis, self.settings, KIND, task.task_id):
                 logger.warning("Task %s is tried again in a moment: %s.", task.task_id, why)
                 return
             logger.error("Task %s is set aside: %s.", task.task_id, why)  # noqa: TRY400  # one line says it
-            faults.note(self.redis, self.settings, KIND, task.task_id, why)
+            set_aside.note(self.redis, self.settings, KIND, task.task_id, why)
             self.app.backend.append(failure(task.task_id, state, TaskSetAside(why)))
 
     def fail_what_nobody_can_start(self) -> None:

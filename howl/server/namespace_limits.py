@@ -9,8 +9,8 @@ import random
 import time
 from typing import Any
 
-from howl.broker.areas import Area, all_areas
-from howl.broker.reading import is_trusted, note_removal
+from howl.broker.bounded_reads import is_trusted, note_removal
+from howl.broker.namespaces import Namespace, all_namespaces
 from howl.broker.scripts import LIMIT
 from howl.config import Settings
 from howl.connections.redis import redis_client
@@ -30,7 +30,7 @@ TOO_MUCH, FAR_TOO_MUCH = 0.25, 0.5
 KEYS, KEYS_A_ROUND = 500, 50_000
 #: Members removed in one step, and steps of a round: each holds up all others for some milliseconds.
 STEP, STEPS = 10_000, 100
-#: The keys of an area of which there is one each.
+#: The keys of a namespace of which there is one each.
 ITS_KEYS = ("outcomes", "parked", "unknown", "leases", "deaths", "dead", "unreadable", "outcomes:bytes")
 #: Bytes of what was set aside, of all users together: the oldest goes.
 ASIDE_BYTES = 64 << 20
@@ -71,16 +71,20 @@ class NamespaceLimits:
             self._trim_what_is_set_aside()
         if used <= TOO_MUCH * limit and not any(self._over.values()):
             return
-        areas = [area for area in all_areas(self.redis, self.settings) if not is_trusted(area, self.settings)]
+        namespaces = [
+            namespace
+            for namespace in all_namespaces(self.redis, self.settings)
+            if not is_trusted(namespace, self.settings)
+        ]
         if used > limit:
-            for area in areas:
-                self._shorten_to(area, int(limit))
-        if areas:
-            self._judge_keys(areas, limit, exact=bool(most) and used > NEARLY_FULL * most)
+            for namespace in namespaces:
+                self._shorten_to(namespace, int(limit))
+        if namespaces:
+            self._judge_keys(namespaces, limit, exact=bool(most) and used > NEARLY_FULL * most)
 
-    def _shorten_to(self, area: Area, limit: int) -> None:
+    def _shorten_to(self, namespace: Namespace, limit: int) -> None:
         """Of the keys of which there is one each, the largest, until all together are within the limit."""
-        sizes = {key: self._size(key) for key in map(area.key, ITS_KEYS)}
+        sizes = {key: self._size(key) for key in map(namespace.key, ITS_KEYS)}
         before = sum(sizes.values())
         for _ in range(STEPS):
             if sum(sizes.values()) <= limit:
@@ -89,7 +93,7 @@ class NamespaceLimits:
             self._shorten(largest)
             sizes[largest] = self._size(largest)
         if before > limit:
-            self._tell(area.user, before, before - sum(sizes.values()), limit)
+            self._tell(namespace.user, before, before - sum(sizes.values()), limit)
 
     def _shorten(self, key: str) -> None:
         """By a part that Redis removes quickly: the oldest outcomes, what is due last, what was set aside first."""
@@ -104,28 +108,28 @@ class NamespaceLimits:
         else:
             self.redis.unlink(key)
 
-    def _judge_keys(self, areas: list[Area], limit: float, *, exact: bool) -> None:
+    def _judge_keys(self, namespaces: list[Namespace], limit: float, *, exact: bool) -> None:
         """Of the other keys, as many as a round allows: what is removed depends on what the last round found."""
-        found = self._look_at_keys(areas, exact=exact)
-        for area in areas:
-            size, was = found[area.user], self._over.get(area.user, 0)
-            self._over[area.user] = (size > TOO_MUCH * limit) + (size > FAR_TOO_MUCH * limit)
-            if self._over[area.user] > was:
-                self._tell(area.user, size, 0, int(TOO_MUCH * limit))
+        found = self._look_at_keys(namespaces, exact=exact)
+        for namespace in namespaces:
+            size, was = found[namespace.user], self._over.get(namespace.user, 0)
+            self._over[namespace.user] = (size > TOO_MUCH * limit) + (size > FAR_TOO_MUCH * limit)
+            if self._over[namespace.user] > was:
+                self._tell(namespace.user, size, 0, int(TOO_MUCH * limit))
 
-    def _look_at_keys(self, areas: list[Area], *, exact: bool) -> dict[str, int]:
+    def _look_at_keys(self, namespaces: list[Namespace], *, exact: bool) -> dict[str, int]:
         """Bytes of each user's, about: those looked at stand for all."""
         words: list[Any] = []
-        for area in areas:
-            words += [area.root.removeprefix(self.settings.key_prefix), self._over.get(area.user, 0)]
-        sizes, looked, over = dict.fromkeys((area.user for area in areas), 0), 0, False
+        for namespace in namespaces:
+            words += [namespace.root.removeprefix(self.settings.key_prefix), self._over.get(namespace.user, 0)]
+        sizes, looked, over = dict.fromkeys((namespace.user for namespace in namespaces), 0), 0, False
         while looked < KEYS_A_ROUND and not over:
             head = [self._cursor, KEYS, int(exact), self.settings.key_prefix]
             self._cursor, count, *numbers = LIMIT.run(self.redis, [], head + words)
             looked += int(count)
             over = self._cursor in (b"0", "0")
-            for area, size in zip(areas, numbers[1::2], strict=True):
-                sizes[area.user] += int(size)
+            for namespace, size in zip(namespaces, numbers[1::2], strict=True):
+                sizes[namespace.user] += int(size)
         part = min(1.0, looked / max(1, self.redis.dbsize()))
         return {user: int(size / max(part, 1e-6)) for user, size in sizes.items()}
 

@@ -8,7 +8,7 @@ from sqlalchemy import Text, any_, cast, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
-from howl.broker.areas import may_push
+from howl.broker.namespaces import may_push
 from howl.config import Settings
 from howl.models import Task
 

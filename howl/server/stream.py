@@ -23,7 +23,7 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 from redis.utils import str_if_bytes
 
 from howl.bounded_json import WORST, parsed_size
-from howl.broker.areas import DEFAULT_USER, Area, areas_of, user_of
+from howl.broker.namespaces import DEFAULT_USER, Namespace, namespaces_of, user_of
 from howl.broker.scripts import COLLECT, CONFIRM
 from howl.config import Settings
 from howl.connections.explain import takes_nothing_new
@@ -136,7 +136,7 @@ class OutcomeStream:
         self._after: dict[str, str] = {}
         #: What this process was given of what an earlier one left: by stream the last entry, or "all".
         self._given: dict[str, str] = {}
-        self._areas: dict[str, Area] = {}
+        self._areas: dict[str, Namespace] = {}
         self._silent_until: dict[str, float] = {}
         #: Bytes: twice what workers hold themselves to leaves room for one set a little differently; parsed, what any
         #: document of theirs may take.
@@ -183,17 +183,17 @@ class OutcomeStream:
 
     async def _find_streams(self) -> None:
         """Those of users who came since."""
-        for area in await self._all_areas():
-            stream = area.key("outcomes")
-            self._areas[stream] = area
+        for namespace in await self._all_areas():
+            stream = namespace.key("outcomes")
+            self._areas[stream] = namespace
             self._after.setdefault(stream, "0")
 
-    async def _all_areas(self) -> list[Area]:
+    async def _all_areas(self) -> list[Namespace]:
         try:
             users = [str_if_bytes(name) for name in await self.redis.acl_users()]
         except NoPermissionError:  # a rented Redis: it has one user for everything
             users = []
-        return areas_of(self.settings, users)
+        return namespaces_of(self.settings, users)
 
     def _unpaused(self) -> list[str]:
         now = time.monotonic()

@@ -11,10 +11,10 @@ from sqlalchemy import any_, literal, select
 from sqlalchemy.orm import Session
 
 from howl.bounded_json import parse
-from howl.broker import reading
-from howl.broker.areas import Area, may_push, users_of
-from howl.broker.bell import doorbell
+from howl.broker import bounded_reads
+from howl.broker.doorbell import doorbell
 from howl.broker.message import NO_TASK, NOBODY, PARSED_BYTES, task_headers
+from howl.broker.namespaces import Namespace, may_push, users_of
 from howl.broker.scripts import OFFER
 from howl.config import Settings
 from howl.connections.postgres import session
@@ -22,9 +22,9 @@ from howl.models import Worker
 from howl.queue_names import queue_of
 from howl.server.claims import fault_of_list, in_every_area, list_of, set_aside
 
-#: The sorted set, in each area, of messages with their lists, by when they came back.
+#: The sorted set, in each namespace, of messages with their lists, by when they came back.
 UNKNOWN = "unknown"
-#: Most messages of an area that are looked at in one round.
+#: Most messages of a namespace that are looked at in one round.
 AT_ONCE = 500
 
 logger = logging.getLogger(__name__)
@@ -32,27 +32,27 @@ logger = logging.getLogger(__name__)
 
 def put_back(client: Any, settings: Settings) -> None:
     """Those of which it is known whether anybody knows their tasks; raises redis's errors or DatabaseUnavailable."""
-    in_every_area(client, settings, lambda area: _put_back(client, settings, area))
+    in_every_area(client, settings, lambda namespace: _put_back(client, settings, namespace))
 
 
-def _put_back(client: Any, settings: Settings, area: Area) -> None:
-    found = reading.scores(client, settings, area, UNKNOWN, reading.MESSAGES._replace(members=AT_ONCE))
+def _put_back(client: Any, settings: Settings, namespace: Namespace) -> None:
+    found = bounded_reads.scores(client, settings, namespace, UNKNOWN, bounded_reads.MESSAGES._replace(members=AT_ONCE))
     if not found:
         return
-    faults_of = {name: fault_of_list(client, settings, area, name) for name in set(map(list_of, found))}
+    faults_of = {name: fault_of_list(client, settings, namespace, name) for name in set(map(list_of, found))}
     with session(settings.database()) as opened:
         for claim in found:
             name, _, message = claim.partition(b"\n")
             if fault := faults_of[name]:
-                set_aside(client, settings, area, UNKNOWN, claim, fault)
+                set_aside(client, settings, namespace, UNKNOWN, claim, fault)
             elif (known := _is_known(client, settings, opened, name, message)) is not None:
-                _offer(client, settings, area, claim, message if known else message.rstrip() + NOBODY)
+                _offer(client, settings, namespace, claim, message if known else message.rstrip() + NOBODY)
 
 
-def _offer(client: Any, settings: Settings, area: Area, claim: bytes, message: bytes) -> None:
+def _offer(client: Any, settings: Settings, namespace: Namespace, claim: bytes, message: bytes) -> None:
     name = list_of(claim)
     bell = settings.key(doorbell(_below_prefix(name, settings)))
-    OFFER.run(client, [area.key(UNKNOWN), name, bell], [claim, message])
+    OFFER.run(client, [namespace.key(UNKNOWN), name, bell], [claim, message])
 
 
 def _is_known(client: Any, settings: Settings, opened: Session, name: bytes, message: bytes) -> bool | None:

@@ -16,8 +16,8 @@ from celery.worker.control import control_command, inspect_command
 from celery.worker.request import Request
 
 from howl.backend import HowlBackend
-from howl.worker.claims import Holder
-from howl.worker.pool import slots
+from howl.worker.consumer.adapter import Adapter
+from howl.worker.consumer.pool import slots
 
 #: Names the file with the notes, one JSON document a line.
 VARIABLE = "EAVESDROPPED"
@@ -47,7 +47,7 @@ def lose_connection(state: Any) -> dict[str, str]:
 
 @inspect_command()
 def handed_over(state: Any) -> dict[str, Any]:
-    """What the pool has been given, as howl.worker.claims reads it, and how many runs it has room for."""
+    """What the pool has been given, as howl.worker.consumer.adapter reads it, and how many runs it has room for."""
     processes = getattr(state.consumer.pool, "_pool", None)
     jobs = [job.correlation_id for job in getattr(processes, "_cache", {}).values()]
     return {"jobs": jobs, "slots": slots(state.consumer.pool)}
@@ -93,5 +93,5 @@ if VARIABLE in os.environ:  # in a worker that a test has started, not in the te
     _before(Request, "on_accepted", lambda self, pid, at: {"task_id": self.id, "child": pid, "at": at})
     _before(Request, "acknowledge", lambda self: {"task_id": self.id, "tag": self.message.delivery_tag})
     _before(Consumer, "on_close", lambda _: {})
-    _before(Holder, "attach", lambda _self, _consumer: {})
+    _before(Adapter, "attach", lambda _self, _consumer: {})
     heartbeat_sent.connect(_note_heartbeat)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from howl.broker.ledger import Ledger
-from howl.broker.room import Room
 from howl.config import Settings
 from howl.connections.redis import redis_client
+from howl.worker.consumer.prefetch import PrefetchPolicy
+from howl.worker.consumer.session import ConsumerSession
 from tests.support import eventually
 
 QUEUE = [["q"]]
@@ -21,13 +21,15 @@ def client(settings: Settings) -> Iterator[Any]:
 
 
 @pytest.fixture
-def ledger(settings: Settings) -> Iterator[Callable[..., Ledger]]:
-    """Start the ledger of an owner, with as many slots as the list given has entries."""
-    running: list[Ledger] = []
+def ledger(settings: Settings) -> Iterator[Callable[..., ConsumerSession]]:
+    """Start the session of an owner, with as many slots as the list given has entries."""
+    running: list[ConsumerSession] = []
 
-    def _ledger(owner: str, slots: list[None]) -> Ledger:
+    def _ledger(owner: str, slots: list[None]) -> ConsumerSession:
         running.append(
-            Ledger(settings, owner, Room(lambda: len(slots)), lambda _: None, lambda _: None, lambda *_: None)
+            ConsumerSession(
+                settings, owner, PrefetchPolicy(lambda: len(slots)), lambda _: None, lambda _: None, lambda *_: None
+            )
         )
         running[-1].start()
         running[-1].listen(QUEUE)
@@ -44,7 +46,7 @@ def listening(client: Any) -> int:
 
 
 def test_a_ring_for_a_worker_that_has_no_room_by_now_is_passed_on(
-    ledger: Callable[..., Ledger], client: Any, settings: Settings
+    ledger: Callable[..., ConsumerSession], client: Any, settings: Settings
 ) -> None:
     slots: list[None] = [None]
     busy = ledger("busy", slots)

@@ -5,8 +5,8 @@ from collections import deque
 
 import pytest
 
-from howl.broker.ledger import LONGEST_PACE, MANY, MOST, PACE
-from howl.broker.room import PATIENCE, Room
+from howl.worker.consumer.prefetch import PATIENCE, PrefetchPolicy
+from howl.worker.consumer.session import LONGEST_PACE, MANY, MOST, PACE
 
 NEAR = 0.0003
 
@@ -15,7 +15,7 @@ class Simulation:
     """A worker of `slots`, `trip` seconds away from its queue, whose loop sees a run as `lag` seconds longer."""
 
     def __init__(self, trip, *, lag=0.0, slots=4, most_in_hand=3):
-        self.room = Room(lambda: slots, most_in_hand)
+        self.prefetch = PrefetchPolicy(lambda: slots, most_in_hand)
         self.trip, self.lag, self.slots = trip, lag, slots
         self.now = 0.0
         #: Seconds that the tasks in the queue take, in order.
@@ -30,13 +30,13 @@ class Simulation:
         """Turn after turn until that second, or until all has ended."""
         while self.now < until and (self.queue or self.buffer or self.handed or self.running):
             self.give_up_stale_waits()
-            wanted = min(MOST, max(0, self.room.hold - self.held))
-            self.room.asked()
+            wanted = min(MOST, max(0, self.prefetch.hold - self.held))
+            self.prefetch.asked()
             words, self.unsaid = self.unsaid, 0
             given = [self.queue.popleft() for _ in range(min(wanted, len(self.queue)))]
             self.work_until(self.now + self.trip)
             idle = not self.buffer and len(self.handed) + len(self.running) < self.slots
-            self.room.turned(self.trip, dry=len(given) < wanted if wanted else None, idle=idle)
+            self.prefetch.turned(self.trip, dry=len(given) < wanted if wanted else None, idle=idle)
             self.buffer.extend((self.now, seconds) for seconds in given)
             self.work_until(self.now + min(LONGEST_PACE, max(PACE, LONGEST_PACE * words / MANY)))
 
@@ -46,11 +46,11 @@ class Simulation:
 
     def give_up_stale_waits(self):
         for waiting in (self.handed, self.buffer):
-            if waiting and waiting[0][0] < self.now - self.room.patience:
+            if waiting and waiting[0][0] < self.now - self.prefetch.patience:
                 self.put_back += len(waiting)
                 self.queue.extendleft(seconds for _, seconds in reversed(waiting))
                 waiting.clear()
-                self.room.too_much(self.now)
+                self.prefetch.too_much(self.now)
 
     def work_until(self, moment):
         """What the slots do meanwhile, one end after another."""
@@ -60,13 +60,13 @@ class Simulation:
             self.now, seconds = self.running.pop(0)
             self.ends.append(self.now)
             self.unsaid += 1
-            self.room.ended(self.now, seconds + self.lag)
+            self.prefetch.ended(self.now, seconds + self.lag)
             self.fill()
         self.now = moment
 
     def fill(self):
         while len(self.running) < self.slots and (self.handed or self.buffer):
-            while self.buffer and len(self.running) + len(self.handed) < self.room.hand_out:
+            while self.buffer and len(self.running) + len(self.handed) < self.prefetch.hand_out:
                 self.handed.append(self.buffer.popleft())
             taken_at, seconds = (self.handed or self.buffer).popleft()
             self.waits.append(self.now - taken_at)
@@ -153,18 +153,18 @@ def test_a_machine_that_becomes_ten_times_slower_gives_back_what_it_cannot_begin
 
 
 def test_what_ended_without_having_begun_counts_as_an_end():
-    room = Room(lambda: 4, 3)
+    prefetch = PrefetchPolicy(lambda: 4, 3)
     for number in range(1, 40):
         for _ in range(100):
-            room.ended(number / 10, None)
-        room.turned(0.05, dry=False, idle=True)
-    assert room.rate == pytest.approx(1000)
-    assert room.hold > 100
+            prefetch.ended(number / 10, None)
+        prefetch.turned(0.05, dry=False, idle=True)
+    assert prefetch.rate == pytest.approx(1000)
+    assert prefetch.hold > 100
 
 
 def test_a_turn_that_took_long_once_does_not_count():
-    room = Room(lambda: 4, 3)
+    prefetch = PrefetchPolicy(lambda: 4, 3)
     for number, trip in enumerate([0.05, 20.0, 0.06, 0.05], 1):
-        room.ended(float(number), 0.001)
-        room.turned(trip, dry=False, idle=False)
-    assert room.patience == pytest.approx(PATIENCE + 0.1)
+        prefetch.ended(float(number), 0.001)
+        prefetch.turned(trip, dry=False, idle=False)
+    assert prefetch.patience == pytest.approx(PATIENCE + 0.1)

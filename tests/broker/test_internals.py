@@ -22,7 +22,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.common import Broadcast
 from kombu.transport import redis as kombu_redis
 
-from howl.broker.bell import Bell
+from howl.broker.doorbell import Bell
 from howl.config import Settings
 from howl.connections.redis import redis_client
 from howl.outcomes import ChordCreated
@@ -304,7 +304,7 @@ def test_a_broken_connection_is_among_the_errors_that_kombu_calls_so(channel: An
 
 
 def test_a_connections_socket_can_be_waited_for(client: Any) -> None:
-    """`redis.Connection._sock`: the ledger waits for it and for its own pipe at once."""
+    """`redis.Connection._sock`: the session waits for it and for its own pipe at once."""
     bell = Bell(client.connection_pool)
     socket = bell.listen(["ring"])
     assert select.select([socket], [], [], 0) == ([], [], [])
@@ -386,7 +386,7 @@ def test_an_end_is_stored_where_it_ran_and_its_message_acknowledged_after_that_i
 def test_the_run_is_accepted_with_its_process_before_its_end_is_acknowledged(
     notes: Callable[..., list[dict[str, Any]]], app: Celery, pool: str
 ) -> None:
-    """`Request.on_accepted(pid, time)`, by which the ledger learns that a run has begun."""
+    """`Request.on_accepted(pid, time)`, by which the session learns that a run has begun."""
     sent = app.send_task("tests.add", (1, 1))
     eventually(lambda: [note for note in notes(sent.id) if note["what"] == "acknowledge"])
     names = [note["what"] for note in notes(sent.id)]

@@ -83,8 +83,8 @@ def crew(request: pytest.FixtureRequest, stack: Stack) -> Iterator[SecuredCrew]:
         secured.stop()
 
 
-def area(crew: SecuredCrew, name: str) -> str:
-    """A key of the worker's own area."""
+def namespace(crew: SecuredCrew, name: str) -> str:
+    """A key of the worker's own namespace."""
     return crew.key(f"_by:{WORKER}:{name}")
 
 
@@ -135,7 +135,7 @@ def forged_chord(crew: SecuredCrew, part: str, name: str, **options: Any) -> Cho
 
 def tell(crew: SecuredCrew, chord_: ChordCreated) -> None:
     with crew.secured.client(WORKER) as thief:
-        thief.xadd(area(crew, "outcomes"), {"outcome": encode(chord_)})
+        thief.xadd(namespace(crew, "outcomes"), {"outcome": encode(chord_)})
 
 
 def test_a_forged_chord_puts_nothing_on_a_queue_that_was_not_granted(crew: SecuredCrew) -> None:
@@ -163,7 +163,7 @@ def test_an_error_callback_that_a_worker_wrote_does_not_run_in_the_server(crew: 
 
 
 def test_a_worker_that_spoils_its_outcomes_keeps_no_other_from_being_recorded(crew: SecuredCrew) -> None:
-    key = area(crew, "outcomes")
+    key = namespace(crew, "outcomes")
     task_id = str(uuid.uuid4())
     with crew.secured.client(WORKER) as thief:
         with thief.pipeline(transaction=False) as pipe:
@@ -193,11 +193,11 @@ def test_a_task_of_any_priority_is_done(crew: SecuredCrew) -> None:
 def test_a_task_for_much_later_is_parked_and_comes_back_in_time(crew: SecuredCrew) -> None:
     later, soon = datetime.now(UTC) + timedelta(hours=1), datetime.now(UTC) + timedelta(seconds=1)
     task_id = crew.send("echo", 1, eta=later)
-    (message,) = eventually(lambda: crew.redis.zrange(area(crew, "parked"), 0, -1))
+    (message,) = eventually(lambda: crew.redis.zrange(namespace(crew, "parked"), 0, -1))
     with crew.redis.pipeline() as pipe:
-        pipe.zrem(area(crew, "parked"), message)
+        pipe.zrem(namespace(crew, "parked"), message)
         sooner = message.replace(later.isoformat().encode(), soon.isoformat().encode())
-        pipe.zadd(area(crew, "parked"), {sooner: int(soon.timestamp() * 1000)})
+        pipe.zadd(namespace(crew, "parked"), {sooner: int(soon.timestamp() * 1000)})
         pipe.execute()
     assert crew.ended(task_id).result == 1
 
@@ -222,7 +222,7 @@ def test_a_task_assigned_to_the_worker_by_name_is_done_by_it(crew: SecuredCrew) 
 
 def test_a_message_that_nobody_can_read_is_set_aside_where_the_worker_may_write(crew: SecuredCrew) -> None:
     crew.push(b"no json")
-    assert eventually(lambda: crew.redis.lrange(area(crew, "unreadable"), 0, -1)) == [
+    assert eventually(lambda: crew.redis.lrange(namespace(crew, "unreadable"), 0, -1)) == [
         crew.key("celery").encode() + b"\nno json"
     ]
 

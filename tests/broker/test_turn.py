@@ -1,4 +1,4 @@
-"""What turn.lua, keep.lua and feed.lua promise, each promise by itself, against a real server."""
+"""What turn.lua, reclaim.lua and unpark.lua promise, each promise by itself, against a real server."""
 
 import time
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from howl.broker.scripts import FEED, KEEP, TURN
+from howl.broker.scripts import RECLAIM, TURN, UNPARK
 from howl.config import Settings
 from howl.connections.redis import redis_client
 from howl.server import claims as keeping
@@ -33,7 +33,7 @@ class Answer:
 
 @dataclass
 class Owner:
-    """One owner, as the ledger would speak for it, word by word."""
+    """One owner, as the session would speak for it, word by word."""
 
     settings: Settings
     client: Any
@@ -446,7 +446,7 @@ def test_nothing_is_given_out_before_all_that_is_revoked_has_been_told(owner: Ow
     assert len(second.tags) == 1
 
 
-# --- keep.lua -----------------------------------------------------------------------------------------------------
+# --- reclaim.lua -----------------------------------------------------------------------------------------------------
 
 
 def keep(owner: Owner) -> int:
@@ -466,7 +466,7 @@ def test_nothing_is_put_back_while_the_lease_runs(owner: Owner, publish: Any) ->
     names = (f"claims:{owner.name}", "leases", "deaths", "outcomes", f"turns:{owner.name}", "dead")
     words = (owner.name, owner.settings.key_prefix, "back", tag, 2, key("q"), "id")
     before = everything(owner)
-    assert KEEP.run(owner.client, [key(name) for name in names], [*words]) == -1
+    assert RECLAIM.run(owner.client, [key(name) for name in names], [*words]) == -1
     assert everything(owner) == before
 
 
@@ -588,8 +588,8 @@ def test_a_parked_message_whose_time_is_near_is_fed_once_and_rings(owner: Owner,
     [tag] = owner.take()
     owner.ask(("park", tag, now() + 5_000))
     keys = [owner.settings.key("parked"), owner.settings.key("leases")]
-    assert FEED.run(owner.client, keys, [owner.settings.key_prefix, 30, 500, "*"]) == 1
-    assert FEED.run(owner.client, keys, [owner.settings.key_prefix, 30, 500, "*"]) == 0
+    assert UNPARK.run(owner.client, keys, [owner.settings.key_prefix, 30, 500, "*"]) == 1
+    assert UNPARK.run(owner.client, keys, [owner.settings.key_prefix, 30, 500, "*"]) == 0
     assert waiting(owner) == [message]
     assert owner.client.llen(owner.settings.key("doorbell:q")) == 1
 

@@ -103,7 +103,9 @@ def test_a_command_whose_packages_are_not_installed_says_what_to_install():
 
 
 def test_the_worker_command_loads_nothing_of_the_server_side():
-    loaded = modules_after("import howl.cli.worker, howl.worker.run, howl.worker.boot, howl.worker.beacon")
+    loaded = modules_after(
+        "import howl.cli.worker, howl.worker.lifecycle.run, howl.worker.lifecycle.preflight, howl.worker.events.step"
+    )
     assert "celery" in loaded
     assert not loaded & {"sqlalchemy", "psycopg", "alembic", "mcp", "flower"}
 

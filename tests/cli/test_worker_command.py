@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from howl import config
 from howl.cli import main
 from howl.cli import worker as command
-from howl.worker.run import WorkerOptions
+from howl.worker.lifecycle.run import WorkerOptions
 from tests.cli.test_cli import modules_after
 
 

@@ -6,7 +6,7 @@ from celery import Celery, Task
 from celery.worker.request import Request
 
 import howl
-from howl.worker.context import progress
+from howl.worker.task.context import progress
 
 app = Celery("plain", broker="amqp://guest:only-for-tests@nowhere.invalid//", backend="rpc://")
 app.conf.update(task_default_queue="plain", visibility_timeout=5, broker_transport_options={"visibility_timeout": 5})

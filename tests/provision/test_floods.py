@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import redis
 
-from howl.broker.areas import Area, area_of
+from howl.broker.namespaces import Namespace, namespace_of
 from howl.config import Settings, load_settings
 from howl.connections.postgres import session
 from howl.connections.redis import redis_client
@@ -46,8 +46,8 @@ def settings_of(server: Server) -> Callable[[str], Settings]:
 
 @pytest.fixture
 def thief(settings_of: Callable[[str], Settings], person: Person) -> Iterator[Any]:
-    with client_of(settings_of("thief")) as (client, area):
-        yield client, area
+    with client_of(settings_of("thief")) as (client, namespace):
+        yield client, namespace
     forget(person)
 
 
@@ -59,9 +59,9 @@ def victim(settings_of: Callable[[str], Settings], person: Person) -> Iterator[A
 
 
 @contextmanager
-def client_of(settings: Settings) -> Iterator[tuple[Any, Area]]:
+def client_of(settings: Settings) -> Iterator[tuple[Any, Namespace]]:
     with redis_client(settings, timeout=60) as client:
-        yield client, area_of(settings)
+        yield client, namespace_of(settings)
 
 
 def forget(person: Person) -> None:
@@ -80,13 +80,13 @@ def found(person: Person, task_id: str) -> Task | None:
         return opened.get(Task, task_id)
 
 
-def seconds_until_recorded(person: Person, neighbour: tuple[Any, Area], task_id: str) -> float:
+def seconds_until_recorded(person: Person, neighbour: tuple[Any, Namespace], task_id: str) -> float:
     """Of an outcome that a neighbour's worker tells now."""
-    client, area = neighbour
+    client, namespace = neighbour
     began = time.monotonic()
     while True:
         with suppress(redis.exceptions.OutOfMemoryError):  # a worker says it again, too
-            client.xadd(area.key("outcomes"), outcome(task_id))
+            client.xadd(namespace.key("outcomes"), outcome(task_id))
             break
         time.sleep(0.05)
         assert time.monotonic() - began < 30
@@ -125,15 +125,15 @@ def again_and_again(attack: Callable[[], Any]) -> Iterator[None]:
 def test_outcomes_larger_than_an_answer_of_redis_may_be_stop_nobody_elses(
     person: Person, howl_server: Process, thief: Any, victim: Any
 ) -> None:
-    client, area = thief
+    client, namespace = thief
     for _ in range(3):
-        client.xadd(area.key("outcomes"), {"outcome": HUGE})
+        client.xadd(namespace.key("outcomes"), {"outcome": HUGE})
     assert seconds_until_recorded(person, victim, "of-the-victim-1") < SOON
     assert seconds_until_recorded(person, thief, "of-the-thief-1") < SOON
     assert "recorder stopped" not in howl_server.output
     told = [line for line in howl_server.output.splitlines() if "thief" in line]
     assert told
-    assert area.key("outcomes") in told[0]
+    assert namespace.key("outcomes") in told[0]
     assert "30,000,007 bytes" in told[0]
 
 
@@ -156,12 +156,12 @@ def _many(client: Any, key: str, number: int) -> None:
 def test_spoilt_streams_of_outcomes_stop_nobody_elses(
     person: Person, howl_server: Process, thief: Any, victim: Any
 ) -> None:
-    client, area = thief
+    client, namespace = thief
     for how, spoil in SPOILT.items():
-        spoil(client, area.key("outcomes"))
+        spoil(client, namespace.key("outcomes"))
         for number in range(2):
             assert seconds_until_recorded(person, victim, f"{how.replace(' ', '-')}-{number}") < SOON
-    eventually(lambda: not client.xlen(area.key("outcomes")))
+    eventually(lambda: not client.xlen(namespace.key("outcomes")))
     assert "recorder stopped" not in howl_server.output
 
 
@@ -198,12 +198,14 @@ def document(task_id: str, result: str) -> dict[str, bytes]:
 def test_whatever_shape_outcomes_have_the_server_keeps_within_its_memory(
     person: Person, howl_server: Process, thief: Any, victim: Any
 ) -> None:
-    client, area = thief
+    client, namespace = thief
     for shape, make in SHAPES.items():
         for number in range(8):
-            client.xadd(area.key("outcomes"), document(f"{shape}-{number}".replace(" ", "-"), make(TWO_MIB - 1000)))
+            client.xadd(
+                namespace.key("outcomes"), document(f"{shape}-{number}".replace(" ", "-"), make(TWO_MIB - 1000))
+            )
         assert seconds_until_recorded(person, victim, f"beside-{shape}") < SOON
-    eventually(lambda: not client.xlen(area.key("outcomes")), timeout=120)
+    eventually(lambda: not client.xlen(namespace.key("outcomes")), timeout=120)
     assert howl_server.popen.poll() is None
     assert peak(howl_server) < MEMORY
     # What cannot be read ends its task all the same.
@@ -212,11 +214,11 @@ def test_whatever_shape_outcomes_have_the_server_keeps_within_its_memory(
 
 
 def test_an_honest_outcome_is_recorded_whatever_its_shape(person: Person, howl_server: Process, victim: Any) -> None:
-    client, area = victim
+    client, namespace = victim
     for shape, make in SHAPES.items():
         entry = document(f"honest-{shape}", make((1 << 20) - 1000))
         assert len(entry["outcome"]) <= person.settings.outcome_limit
-        client.xadd(area.key("outcomes"), entry)
+        client.xadd(namespace.key("outcomes"), entry)
     eventually(lambda: found(person, f"honest-{shape}"), timeout=120)
     assert {person.status(f"honest-{shape}") for shape in SHAPES} == {"succeeded"}
     assert json.dumps(person.result("honest-lists within lists"))
@@ -229,25 +231,27 @@ LEASE_OVER, OWNER = 1, "celery@dead.boot"
 HELD = b'{"headers": {"id": "held-by-the-dead"}}'
 
 
-def spoil_all(client: Any, area: Area) -> None:
+def spoil_all(client: Any, namespace: Namespace) -> None:
     """Something too large in each place that the server looks into for workers."""
     large = HUGE[:24_000_000]
-    client.zadd(area.key("leases"), {large: LEASE_OVER, OWNER: LEASE_OVER, b"\xff\xfe": LEASE_OVER, "other": "-inf"})
+    client.zadd(
+        namespace.key("leases"), {large: LEASE_OVER, OWNER: LEASE_OVER, b"\xff\xfe": LEASE_OVER, "other": "-inf"}
+    )
     for number in range(3):
-        client.hset(area.key(f"claims:{OWNER}"), f"a:1:{number}", b"howl:mine\n" + large)
-        client.zadd(area.key("parked"), {b"howl:mine\n%d" % number + large: LEASE_OVER})
-    client.hset(area.key(f"claims:{OWNER}"), "a:1:4", b"howl:mine\n" + HELD)
-    client.hset(area.key(f"claims:{OWNER}"), large, b"howl:mine\n" + HELD)
-    client.hset(area.key("deaths"), large, 1)
-    client.hset(area.key("dead"), large, "x")
-    client.hset(area.key("deaths"), "back:held-by-the-dead", "many")
+        client.hset(namespace.key(f"claims:{OWNER}"), f"a:1:{number}", b"howl:mine\n" + large)
+        client.zadd(namespace.key("parked"), {b"howl:mine\n%d" % number + large: LEASE_OVER})
+    client.hset(namespace.key(f"claims:{OWNER}"), "a:1:4", b"howl:mine\n" + HELD)
+    client.hset(namespace.key(f"claims:{OWNER}"), large, b"howl:mine\n" + HELD)
+    client.hset(namespace.key("deaths"), large, 1)
+    client.hset(namespace.key("dead"), large, "x")
+    client.hset(namespace.key("deaths"), "back:held-by-the-dead", "many")
 
 
 def test_what_is_too_large_among_what_workers_hold_keeps_nobody_from_getting_the_rest_back(
     person: Person, howl_server: Process, thief: Any, victim: Any
 ) -> None:
-    client, area = thief
-    spoil_all(client, area)
+    client, namespace = thief
+    spoil_all(client, namespace)
     (client_of_victim, its_area), server = victim, person.app.backend.redis
     client_of_victim.hset(its_area.key(f"claims:{OWNER}"), "a:1:1", b"howl:theirs\n" + HELD)
     client_of_victim.zadd(its_area.key("leases"), {OWNER: LEASE_OVER})
@@ -255,8 +259,8 @@ def test_what_is_too_large_among_what_workers_hold_keeps_nobody_from_getting_the
     assert found["owners"]
     eventually(lambda: server.lrange("howl:theirs", 0, -1) == [HELD])
     eventually(lambda: server.lrange("howl:mine", 0, -1) == [HELD])
-    eventually(lambda: not server.zcard(area.key("leases")))
-    eventually(lambda: not server.exists(area.key("parked")))
+    eventually(lambda: not server.zcard(namespace.key("leases")))
+    eventually(lambda: not server.exists(namespace.key("parked")))
     assert howl_server.popen.poll() is None
     assert "keeper stopped" not in howl_server.output
     assert max(map(len, howl_server.output.splitlines())) < 1000
@@ -268,8 +272,12 @@ def test_what_is_too_large_among_what_workers_hold_keeps_nobody_from_getting_the
 def test_a_key_that_is_something_else_stops_nobody(
     person: Person, howl_server: Process, thief: Any, victim: Any, key: str
 ) -> None:
-    client, area = thief
-    (client.zadd(area.key(key), {"x": 1}) if key in ("outcomes", "deaths") else client.lpush(area.key(key), "x"))
+    client, namespace = thief
+    (
+        client.zadd(namespace.key(key), {"x": 1})
+        if key in ("outcomes", "deaths")
+        else client.lpush(namespace.key(key), "x")
+    )
     assert survey(person.settings)
     (client_of_victim, its_area), server = victim, person.app.backend.redis
     client_of_victim.hset(its_area.key(f"claims:{OWNER}"), "a:1:1", b"howl:theirs\n" + HELD)
@@ -280,13 +288,15 @@ def test_a_key_that_is_something_else_stops_nobody(
 
 # --- how much -------------------------------------------------------------------------------------------------------
 
-PILES: dict[str, Callable[[Any, Area], Any]] = {
-    "large outcomes": lambda client, area: client.xadd(area.key("outcomes"), {"outcome": HUGE}),
-    "small outcomes": lambda client, area: _many(client, area.key("outcomes"), 5000),
-    "parked messages": lambda client, area: client.zadd(area.key("parked"), {_unlike(HUGE): 1e15}),
-    "leases": lambda client, area: client.zadd(area.key("leases"), {_unlike(b"x" * 100): 1e15 for _ in range(5000)}),
-    "claims of many": lambda client, area: _hashes(client, area, 5000, b"x"),
-    "large claims": lambda client, area: _hashes(client, area, 1, HUGE),
+PILES: dict[str, Callable[[Any, Namespace], Any]] = {
+    "large outcomes": lambda client, namespace: client.xadd(namespace.key("outcomes"), {"outcome": HUGE}),
+    "small outcomes": lambda client, namespace: _many(client, namespace.key("outcomes"), 5000),
+    "parked messages": lambda client, namespace: client.zadd(namespace.key("parked"), {_unlike(HUGE): 1e15}),
+    "leases": lambda client, namespace: client.zadd(
+        namespace.key("leases"), {_unlike(b"x" * 100): 1e15 for _ in range(5000)}
+    ),
+    "claims of many": lambda client, namespace: _hashes(client, namespace, 5000, b"x"),
+    "large claims": lambda client, namespace: _hashes(client, namespace, 1, HUGE),
 }
 _numbers = iter(range(1 << 60))
 
@@ -296,20 +306,20 @@ def _unlike(text: bytes) -> bytes:
     return b"howl:mine\n%d" % next(_numbers) + text
 
 
-def _hashes(client: Any, area: Area, number: int, value: bytes) -> None:
+def _hashes(client: Any, namespace: Namespace, number: int, value: bytes) -> None:
     with client.pipeline(transaction=False) as together:
         for _ in range(number):
-            together.hset(area.key(f"claims:{next(_numbers)}"), "tag", value)
+            together.hset(namespace.key(f"claims:{next(_numbers)}"), "tag", value)
         together.execute()
 
 
 def test_however_much_one_user_piles_up_redis_has_room_for_the_others(
     person: Person, howl_server: Process, thief: Any, victim: Any
 ) -> None:
-    client, area = thief
+    client, namespace = thief
     server = person.app.backend.redis
     for name, pile in PILES.items():
-        with again_and_again(partial(pile, client, area)):
+        with again_and_again(partial(pile, client, namespace)):
             for number in range(3):
                 time.sleep(2)
                 assert seconds_until_recorded(person, victim, f"{name}-{number}") < SOON
@@ -319,7 +329,7 @@ def test_however_much_one_user_piles_up_redis_has_room_for_the_others(
     # What the server takes away as it comes need not pass the limit; what died stays, and does.
     for number in range(12):
         with suppress(redis.exceptions.OutOfMemoryError):
-            client.hset(area.key("dead"), str(number), bytes(28 << 20))
+            client.hset(namespace.key("dead"), str(number), bytes(28 << 20))
     eventually(lambda: "Redis user thief has" in howl_server.output)
     assert survey(person.settings)["removed"]["thief"]["bytes"] > 0
     assert peak(howl_server) < MEMORY

@@ -17,7 +17,7 @@ import pytest
 from celery import Celery
 from sqlalchemy import select
 
-from howl.broker.areas import Area
+from howl.broker.namespaces import Namespace
 from howl.broker.scripts import load_all
 from howl.celery import create_app
 from howl.config import Settings, load_settings
@@ -82,7 +82,7 @@ def tell(secured: Secured, ours: Settings, server: Celery) -> Callable[..., None
     def _tell(user: str, *entries: Entry) -> None:
         with secured.client(user) as client:
             for entry in entries:
-                client.xadd(Area(PREFIX, user).key("outcomes"), {"outcome": encode(entry)})
+                client.xadd(Namespace(PREFIX, user).key("outcomes"), {"outcome": encode(entry)})
         _record_all(ours, server)
 
     return _tell
@@ -90,7 +90,7 @@ def tell(secured: Secured, ours: Settings, server: Celery) -> Callable[..., None
 
 def _record_all(ours: Settings, server: Celery) -> None:
     """Have the server work until nothing is left for it to record, or to submit."""
-    streams = [Area(PREFIX, user).key("outcomes") for user in ("default", "thief", "victim")]
+    streams = [Namespace(PREFIX, user).key("outcomes") for user in ("default", "thief", "victim")]
 
     def nothing_is_left() -> bool:
         return not any(server.backend.redis.xlen(stream) for stream in streams)
@@ -350,16 +350,18 @@ def test_one_credential_has_no_more_recorded_than_its_limit_and_holds_up_no_othe
     flood = [f"flood-{number}" for number in range(60)]
     with secured.client("thief") as thief:
         for task_id in flood:
-            thief.xadd(Area(PREFIX, "thief").key("outcomes"), {"outcome": encode(_end(task_id, result="x" * 50_000))})
+            thief.xadd(
+                Namespace(PREFIX, "thief").key("outcomes"), {"outcome": encode(_end(task_id, result="x" * 50_000))}
+            )
 
     def attacked() -> bool:
         eventually(lambda: "Redis user thief has had 1 MB recorded" in caplog.text)
         with secured.client("victim") as victim:
-            victim.xadd(Area(PREFIX, "victim").key("outcomes"), {"outcome": encode(_end("theirs-1"))})
+            victim.xadd(Namespace(PREFIX, "victim").key("outcomes"), {"outcome": encode(_end("theirs-1"))})
         return bool(eventually(lambda: row("theirs-1"), timeout=5))
 
     asyncio.run(_run_until(Recorder(limited, server), attacked))
-    waiting = admin.xlen(Area(PREFIX, "thief").key("outcomes"))
+    waiting = admin.xlen(Namespace(PREFIX, "thief").key("outcomes"))
     recorded = sum(row(task_id) is not None for task_id in flood)
     # Nothing is lost, and what is over the limit waits; a batch is begun below it.
     assert (waiting + recorded, waiting > 0) == (len(flood), True)

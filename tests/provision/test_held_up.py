@@ -17,18 +17,18 @@ from typing import Any
 import pytest
 import redis
 
-from howl.broker import ledger
-from howl.broker.areas import Area
+from howl.broker.namespaces import Namespace
 from howl.broker.scripts import PROGRESS, PURGE, TURN, load_all
 from howl.config import Settings, load_settings
 from howl.provision.rights import Grant
 from howl.server import claims as keeping
 from howl.server.watchdog import Watchdog
+from howl.worker.consumer import session
 from tests.secured import ADMIN, SERVER, Secured
 from tests.support import eventually
 
 PREFIX = "t:"
-MINE = Area(PREFIX, "thief")
+MINE = Namespace(PREFIX, "thief")
 OWNER = "celery@thief.boot"
 CLAIMS, TURNS = MINE.key(f"claims:{OWNER}"), MINE.key(f"turns:{OWNER}")
 #: Seconds for which a neighbour may wait, on a machine that does much else. Unbounded, each attack takes many more.
@@ -250,13 +250,13 @@ def test_a_key_of_another_type_is_refused(thief: Any, kind: str) -> None:
         TURN.run(thief, KEYS, said(wanted=1))
 
 
-def test_the_ledger_never_asks_for_more_than_the_script_gives() -> None:
+def test_a_session_never_asks_for_more_than_the_script_gives() -> None:
     text = TURN.text
     most, most_bytes, values, said_ = map(int, re.findall(r"= (\d+), (\d+), (\d+), (\d+)\n", text)[0])
-    assert (most, most_bytes) == (ledger.MOST, ledger.MOST_BYTES)
-    assert values > ledger.MOST_VALUES + ledger.MOST
+    assert (most, most_bytes) == (session.MOST, session.MOST_BYTES)
+    assert values > session.MOST_VALUES + session.MOST
     # After a gap: `hold` for all that is held, and for what was said in the last seconds; in three values each.
-    assert said_ > 3 * (ledger.MOST_HELD + 10_000) + 3 * most + values
+    assert said_ > 3 * (session.MOST_HELD + 10_000) + 3 * most + values
 
 
 # --- what the server's own scripts find ------------------------------------------------------------------------------
@@ -282,10 +282,10 @@ def test_claims_and_deaths_that_make_no_sense_keep_the_keeper_from_nothing(
 def test_parked_messages_that_name_no_list_hold_up_no_other(
     thief: Any, admin: Any, settings: Settings, secured: Secured
 ) -> None:
-    own = Area(PREFIX)
-    for area in (MINE, own):
-        admin.zadd(area.key("parked"), {f"no list {number}": 1 for number in range(2000)})
-        admin.zadd(area.key("parked"), {"t:mine\nmessage": 2})
+    own = Namespace(PREFIX)
+    for namespace in (MINE, own):
+        admin.zadd(namespace.key("parked"), {f"no list {number}": 1 for number in range(2000)})
+        admin.zadd(namespace.key("parked"), {"t:mine\nmessage": 2})
     with secured.client(SERVER) as server:
         for _ in range(5):
             keeping.feed_what_is_due(server, settings)

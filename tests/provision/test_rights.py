@@ -18,9 +18,9 @@ import redis
 from celery import Celery
 from nats.js.api import StreamConfig
 
-from howl.broker.areas import Area, may_push
+from howl.broker.namespaces import Namespace, may_push
 from howl.broker.purge import purge
-from howl.broker.scripts import FEED, KEEP, PUSH, TURN, load_all
+from howl.broker.scripts import PUSH, RECLAIM, TURN, UNPARK, load_all
 from howl.broker.transport import publishing_for
 from howl.burst.leave import LeaveAnswer, LeaveRequest, ask
 from howl.celery import create_app
@@ -34,7 +34,7 @@ from howl.server.questions import Question, Questions
 from tests.secured import ADMIN, SERVER, Secured
 
 PREFIX, SUBJECTS = "t:", "t"
-MINE, THEIRS = Area(PREFIX, "worker"), Area(PREFIX, "neighbour")
+MINE, THEIRS = Namespace(PREFIX, "worker"), Namespace(PREFIX, "neighbour")
 MESSAGE = b'{"headers": {"id": "task-1"}}'
 
 
@@ -63,13 +63,13 @@ def admin(secured: Secured) -> Iterator[Any]:
         client.xadd("t:outcomes", {"outcome": "secret"})
         client.hset("t:inflight", "task-1", 1)
         client.sadd("t:_kombu.binding.theirs", "theirs\x06\x16\x06\x16theirs")
-        for area in (MINE, THEIRS):
-            client.xadd(area.key("outcomes"), {"outcome": "secret"})
-            client.zadd(area.key("leases"), {"celery@other.boot": 1e14})
-            client.zadd(area.key("parked"), {b"t:theirs\n" + MESSAGE: 1e15})
-            client.zadd(area.key("unknown"), {b"t:theirs\n" + MESSAGE: 1e15})
-            client.hset(area.key("dead"), "task-1", b"t:theirs\n" + MESSAGE)
-            client.lpush(area.key("unreadable"), "secret")
+        for namespace in (MINE, THEIRS):
+            client.xadd(namespace.key("outcomes"), {"outcome": "secret"})
+            client.zadd(namespace.key("leases"), {"celery@other.boot": 1e14})
+            client.zadd(namespace.key("parked"), {b"t:theirs\n" + MESSAGE: 1e15})
+            client.zadd(namespace.key("unknown"), {b"t:theirs\n" + MESSAGE: 1e15})
+            client.hset(namespace.key("dead"), "task-1", b"t:theirs\n" + MESSAGE)
+            client.lpush(namespace.key("unreadable"), "secret")
         client.hset(THEIRS.key("claims:celery@other.boot"), "celery@other.boot:1:1", b"t:theirs\n" + MESSAGE)
         yield client
 
@@ -184,13 +184,13 @@ def test_nothing_but_remote_control_can_be_listened_to(thief: Any, pattern: str)
 # --- through the server's own scripts ---------------------------------------------------------------------------------
 
 
-def turn(client: Any, *words: Any, owner: str = "celery@thief.boot", area: Area = MINE, prefix: str = PREFIX,
+def turn(client: Any, *words: Any, owner: str = "celery@thief.boot", namespace: Namespace = MINE, prefix: str = PREFIX,
          lists: tuple[str, ...] = ("t:mine",), bells: tuple[str, ...] = (), number: int = 1) -> Any:  # fmt: skip
     """One turn, as whoever runs the client would say it."""
-    keys = [area.key(f"claims:{owner}"), area.key(f"turns:{owner}"), *lists, *bells]
+    keys = [namespace.key(f"claims:{owner}"), namespace.key(f"turns:{owner}"), *lists, *bells]
     said = [part for kind, tag, *values in words for part in (kind, tag, len(values), *values)]
     numbers = [number, 30_000, 10, 1 << 20, "0-0", len(lists), 100_000]
-    return TURN.run(client, keys, [prefix, area.root, owner, *numbers, *said])
+    return TURN.run(client, keys, [prefix, namespace.root, owner, *numbers, *said])
 
 
 DENIED = r"(?i)no permission|can't access|ACL failure"
@@ -202,9 +202,9 @@ DENIED = r"(?i)no permission|can't access|ACL failure"
         {"lists": ("t:theirs",)}, {"lists": ("t:mine", "t:theirs\x06\x163")}, {"lists": ("t:worker.permanent",)},
         {"lists": ("other:mine",)}, {"lists": ("t:inflight",)}, {"bells": ("t:doorbell:theirs",)},
         {"bells": ("t:theirs",)},
-        {"area": THEIRS}, {"area": THEIRS, "owner": "celery@other.boot"}, {"area": Area(PREFIX)},
+        {"namespace": THEIRS}, {"namespace": THEIRS, "owner": "celery@other.boot"}, {"namespace": Namespace(PREFIX)},
         {"prefix": "other:"},
-        {"owner": "../../x", "area": THEIRS},
+        {"owner": "../../x", "namespace": THEIRS},
     ],
 )  # fmt: skip
 def test_a_turn_about_what_was_not_granted_is_refused_and_changes_nothing(
@@ -229,11 +229,11 @@ def test_a_forged_claim_cannot_be_handed_to_a_queue_that_was_not_granted(thief: 
     [
         (PUSH, ["t:inflight", "t:mine", "t:doorbell:mine"], ["task-2", MESSAGE]),
         (PUSH, [MINE.key("deaths"), "t:theirs", "t:doorbell:mine"], ["task-2", MESSAGE]),
-        (KEEP, [THEIRS.key(name) for name in ("claims:celery@other.boot", "leases", "deaths", "outcomes",
+        (RECLAIM, [THEIRS.key(name) for name in ("claims:celery@other.boot", "leases", "deaths", "outcomes",
         "turns:x", "dead")],
          ["celery@other.boot", PREFIX, "back", "celery@other.boot:1:1", 2, "t:theirs", "task-1"]),
-        (FEED, [THEIRS.key("parked")], [PREFIX, 10**9, 10, "*"]),
-        (FEED, [MINE.key("parked")], [PREFIX, 10**9, 10, "*"]),
+        (UNPARK, [THEIRS.key("parked")], [PREFIX, 10**9, 10, "*"]),
+        (UNPARK, [MINE.key("parked")], [PREFIX, 10**9, 10, "*"]),
     ],
     ids=["push, marking", "push to another queue", "keep another's", "feed another's", "feed"],
 )  # fmt: skip
@@ -300,7 +300,7 @@ def test_a_claim_that_changes_while_the_keeper_looks_goes_nowhere(thief: Any, ad
     forge(thief, b"t:theirs\nforged")
     keys = [MINE.key(name) for name in ("claims:celery@thief.boot", "leases", "deaths", "outcomes", "turns:x", "dead")]
     seen = ["celery@thief.boot", PREFIX, "back", "celery@thief.boot:1:1", 2, "t:mine", "id"]
-    assert KEEP.run(server, keys, seen) == 0
+    assert RECLAIM.run(server, keys, seen) == 0
     assert (admin.llen("t:mine"), admin.lrange("t:theirs", 0, -1)) == (0, [MESSAGE])
 
 
@@ -603,7 +603,7 @@ def test_a_silent_worker_of_any_user_lives_while_its_lease_runs_and_its_name_is_
     admin.delete(MINE.key("leases"), THEIRS.key("leases"))
     admin.zadd(MINE.key("leases"), {"celery@worker-1.boot": soon, "celery@worker-2.boot": 1})
     admin.zadd(THEIRS.key("leases"), {"celery@worker-3.boot": soon, "celery@permanent.boot": soon})
-    admin.zadd(Area(PREFIX).key("leases"), {"celery@permanent-2.boot": soon})
+    admin.zadd(Namespace(PREFIX).key("leases"), {"celery@permanent-2.boot": soon})
     named = ["worker-1", "worker-2", "worker-3", "permanent", "permanent-2", "nobody"]
     assert keeping.living_workers(server, settings, named) == ["permanent-2", "worker-1"]
     assert keeping.living_workers(server, settings, ["worker-2"]) == []
@@ -611,8 +611,8 @@ def test_a_silent_worker_of_any_user_lives_while_its_lease_runs_and_its_name_is_
 
 def test_a_purge_with_the_servers_credential_takes_what_workers_of_every_user_parked(server: Any, admin: Any) -> None:
     admin.delete(MINE.key("parked"), THEIRS.key("parked"))
-    for area in (MINE, THEIRS, Area(PREFIX), Area(PREFIX, SERVER)):
-        admin.zadd(area.key("parked"), {b't:mine\n{"headers": {"id": "%s"}}' % area.user.encode(): 1e15})
+    for namespace in (MINE, THEIRS, Namespace(PREFIX), Namespace(PREFIX, SERVER)):
+        admin.zadd(namespace.key("parked"), {b't:mine\n{"headers": {"id": "%s"}}' % namespace.user.encode(): 1e15})
     admin.zadd(MINE.key("parked"), {b"t:mines\n" + MESSAGE: 1e15})
     admin.delete("t:outcomes")
     assert purge(server, PREFIX, ["mine", "mine\x06\x163"]) == 3
@@ -626,7 +626,7 @@ def test_what_one_user_has_spoilt_keeps_no_other_from_being_purged(
     server: Any, admin: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     admin.delete(MINE.key("parked"), THEIRS.key("parked"))
-    admin.lpush(Area(PREFIX, "everywhere").key("parked"), "nonsense")
+    admin.lpush(Namespace(PREFIX, "everywhere").key("parked"), "nonsense")
     admin.zadd(MINE.key("parked"), {b"t:mine\n" + MESSAGE: 1e15})
     assert purge(server, PREFIX, ["mine"]) == 1
     assert "What workers of Redis user everywhere parked cannot be purged" in caplog.text

@@ -25,7 +25,7 @@ from howl.objects import PIECE, Flight
 from howl.provision.rights import Grant
 from howl.questions import ANSWER_TO, MOST, Asker, Piece, TooManyQuestions, Whole, answer_in
 from howl.server.curator import Curator
-from howl.worker import uploads
+from howl.worker.task import uploads
 from tests.secured import SERVER, Secured
 from tests.support import eventually
 from tests.worker.desk import Desk

@@ -14,7 +14,7 @@ from howl.models import Artifact, TaskEvent
 from howl.outcomes import ArtifactKept, decode, encode
 from howl.server.recorder import Recorder
 from howl.server.stream import Received
-from howl.worker.outbox import PROGRESS, parcel
+from howl.worker.results.outbox import PROGRESS, parcel
 
 #: Long ago: no machine's clock may be before it, for what has yet to come is taken for the present.
 NOW = datetime(2024, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -85,7 +85,7 @@ def test_a_row_goes_after_the_time_that_files_are_kept(record: Any, session: Ses
 
 
 def test_only_who_holds_a_message_may_tell_of_its_files() -> None:
-    # The ledger drops progress of a message that it holds no more, and Redis refuses it from whoever lost it.
+    # The session drops progress of a message that it holds no more, and Redis refuses it from whoever lost it.
     entry = told()
     assert parcel(entry, encode(entry), "owner:1:1").kind == PROGRESS
 

@@ -12,7 +12,7 @@ from celery import Celery
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from howl.broker import faults
+from howl.broker import set_aside
 from howl.config import Settings
 from howl.connections.redis import redis_client
 from howl.models import Chord, Task
@@ -60,7 +60,7 @@ def test_a_submission_that_cannot_be_pushed_holds_up_no_other_and_ends_after_a_f
     session.execute(update(Task).where(Task.task_id == good).values(queued_at=datetime.now(UTC)))
     session.commit()
     keeper = Keeper(settings, app)
-    for _ in range(faults.TRIES):
+    for _ in range(set_aside.TRIES):
         assert ends() == {}
         keeper.push_what_is_missing()
         assert client.llen(settings.key("good")) == 1
@@ -92,7 +92,7 @@ def test_an_owner_of_whom_redis_makes_no_sense_holds_up_no_other(settings: Setti
         claim = f"{settings.key('good')}\n{_message(owner)}"
         client.hset(settings.key(f"claims:{owner}"), f"{owner}:1:1", claim)
     keeper = Keeper(settings, app)
-    for _ in range(faults.TRIES):
+    for _ in range(set_aside.TRIES):
         keeper.put_back()
         assert client.llen(settings.key("good")) == 1
     assert client.zrange(settings.key("leases"), 0, -1) == []
@@ -102,7 +102,7 @@ def test_an_owner_of_whom_redis_makes_no_sense_holds_up_no_other(settings: Setti
 def test_a_chord_whose_broker_is_away_for_ever_holds_up_no_other_and_its_body_fails(
     settings: Settings, app: Celery, session: Session, client: Any, ends: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faults, "TRIES", 2)
+    monkeypatch.setattr(set_aside, "TRIES", 2)
     for number, name in enumerate(("first", "second")):
         parts = [f"{name}-part"]
         body = {"task": "tests.echo", "args": [], "kwargs": {}, "options": {"task_id": name, "retry": False}}

@@ -18,7 +18,7 @@ from howl.queries import overview, records, statistics, task_events
 from howl.server.recorder import Recorder
 from howl.server.stream import Received
 from howl.submit import TaskRequest, cancel, submit
-from howl.worker import claims
+from howl.worker.consumer import adapter
 from tests.support import Process, eventually
 
 
@@ -68,7 +68,7 @@ def test_a_task_whose_workers_leave_again_and_again_is_at_last_kept_for_replay(
         assert client.hgetall(settings.key("deaths")) == {sent[0].encode(): b"1"}
         waiting = client.lrange(settings.key("celery"), 0, -1)[::-1]
         assert [json.loads(message)["headers"]["id"] for message in waiting] == sent
-        client.hset(settings.key("deaths"), sent[0], claims.DEATHS)
+        client.hset(settings.key("deaths"), sent[0], adapter.DEATHS)
         leave("w2")
         assert client.hkeys(settings.key("dead")) == [sent[0].encode()]
     row = eventually(lambda: (found := shown(settings, sent[0]))["status"] == "dead" and found)

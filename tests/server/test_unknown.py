@@ -7,7 +7,7 @@ import pytest
 from celery import Celery
 from sqlalchemy import update
 
-from howl.broker.areas import area_of
+from howl.broker.namespaces import namespace_of
 from howl.broker.scripts import OFFER
 from howl.config import Settings
 from howl.connections import postgres
@@ -62,7 +62,7 @@ def message(task: str) -> bytes:
 def left(app: Celery, settings: Settings, *documents: bytes) -> Any:
     """Redis, with these messages in `unknown`, and what the server does about it done."""
     client, name = app.backend.redis, settings.key("celery").encode()
-    client.zadd(area_of(settings).key("unknown"), {name + b"\n" + document: 1 for document in documents})
+    client.zadd(namespace_of(settings).key("unknown"), {name + b"\n" + document: 1 for document in documents})
     unknown.put_back(client, settings)
     return client
 
@@ -86,7 +86,7 @@ def test_it_goes_back_when_all_is_said(case: str, app: Celery, settings: Setting
     workers(settings, **known)
     client = left(app, settings, ADD)
     assert client.lrange(settings.key("celery"), 0, -1) == queued
-    assert client.zcard(area_of(settings).key("unknown")) == (not queued)
+    assert client.zcard(namespace_of(settings).key("unknown")) == (not queued)
     assert client.llen(settings.key("doorbell:celery")) == len(queued)
 
 
@@ -113,9 +113,11 @@ def test_who_does_not_reach_the_queue_is_not_asked(app: Celery, settings: Settin
 
 def test_what_makes_no_sense_there_holds_up_no_other(app: Celery, settings: Settings) -> None:
     workers(settings, w1=["tests.add"])
-    client, area = app.backend.redis, area_of(settings)
+    client, namespace = app.backend.redis, namespace_of(settings)
     strange = {b"no list": 1, b"\xff\n" + ADD: 1, settings.key("outcomes").encode() + b"\n" + ADD: 1}
-    client.zadd(area.key("unknown"), strange | {settings.key("\udcff").encode(errors="replace") + b"\xff\n" + ADD: 1})
+    client.zadd(
+        namespace.key("unknown"), strange | {settings.key("\udcff").encode(errors="replace") + b"\xff\n" + ADD: 1}
+    )
     client = left(app, settings, b"nonsense", ADD)
     assert set(client.lrange(settings.key("celery"), 0, -1)) == {ADD, b"nonsense\n"}
     assert client.llen(settings.key("unreadable")) == 3
@@ -125,7 +127,7 @@ def test_two_servers_put_it_back_once(app: Celery, settings: Settings) -> None:
     workers(settings, w1=["tests.add"])
     claim = settings.key("celery").encode() + b"\n" + ADD
     client = app.backend.redis
-    keys = [area_of(settings).key("unknown"), settings.key("celery"), settings.key("doorbell:celery")]
+    keys = [namespace_of(settings).key("unknown"), settings.key("celery"), settings.key("doorbell:celery")]
     client.zadd(keys[0], {claim: 1})
     assert [OFFER.run(client, keys, [claim, ADD]) for _ in range(2)] == [1, 0]
     assert client.lrange(settings.key("celery"), 0, -1) == [ADD]

@@ -11,8 +11,8 @@ from celery import Task, shared_task
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from celery.signals import worker_ready
 
-from howl.worker.context import log, progress
-from howl.worker.sight import PACE
+from howl.worker.task.context import log, progress
+from howl.worker.task.reporter import PACE
 
 #: Names the file, one event a line.
 SEEN = "SIGHTS_SEEN"

@@ -10,7 +10,7 @@ from typing import Any
 from celery import Task, chain, chord, group, shared_task, states
 from celery.exceptions import ChordError, Ignore, Reject, SoftTimeLimitExceeded
 
-from howl.worker.artifacts import artifact
+from howl.worker.task.artifacts import artifact
 
 
 def _starts(path: str) -> int:

@@ -17,7 +17,7 @@ import redis
 from celery import Celery
 
 from howl.config import Settings
-from howl.worker.announcer import _within
+from howl.worker.events.publisher import _within
 from tests.broker import eavesdropper
 from tests.support import Process, eventually, taken_away
 from tests.worker.listener import Listener

@@ -6,16 +6,16 @@ import threading
 import pytest
 from celery import Celery
 
-from howl.worker.buffer import Buffer
-from howl.worker.dispatcher import Dispatcher, encode
+from howl.worker.events.buffer import EventBuffer
+from howl.worker.events.dispatcher import EventDispatcher, encode
 
 
 def documents(count: int, size: int = 10) -> list[bytes]:
     return [json.dumps(f"{number:0{size - 2}}").encode() for number in range(count)]
 
 
-def filled(count: int, **bounds: int) -> Buffer:
-    buffer = Buffer(**bounds)
+def filled(count: int, **bounds: int) -> EventBuffer:
+    buffer = EventBuffer(**bounds)
     for document in documents(count):
         buffer.add(document)
     return buffer
@@ -54,7 +54,7 @@ def test_what_is_taken_at_once_makes_a_list_of_no_more_than_so_many_bytes() -> N
 
 
 def test_an_event_too_large_for_any_message_is_dropped_alone() -> None:
-    buffer = Buffer()
+    buffer = EventBuffer()
     small, large = documents(1)[0], documents(1, size=100)[0]
     for document in (small, large, small):
         buffer.add(document)
@@ -63,7 +63,7 @@ def test_an_event_too_large_for_any_message_is_dropped_alone() -> None:
 
 
 def test_somebody_is_called_when_the_first_event_comes_and_not_for_those_after_it() -> None:
-    buffer, calls = Buffer(), []
+    buffer, calls = EventBuffer(), []
     buffer.filled = lambda: calls.append(1)
     for document in documents(3):
         buffer.add(document)
@@ -74,7 +74,7 @@ def test_somebody_is_called_when_the_first_event_comes_and_not_for_those_after_i
 
 
 def test_threads_that_add_while_another_takes_lose_nothing() -> None:
-    buffer, taken = Buffer(), []
+    buffer, taken = EventBuffer(), []
     threads = [threading.Thread(target=lambda: [buffer.add(b"1") for _ in range(5000)]) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -93,9 +93,9 @@ def test_an_event_of_what_json_does_not_know_is_still_told() -> None:
 
 
 def test_an_event_that_cannot_be_written_harms_nobody(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
-    buffer, endless = Buffer(), []
+    buffer, endless = EventBuffer(), []
     endless.append(endless)
-    dispatcher = Dispatcher(app, "celery@w1", tasks=True, show=buffer.add, beat=lambda: None)
+    dispatcher = EventDispatcher(app, "celery@w1", tasks=True, show=buffer.add, beat=lambda: None)
     dispatcher.send("task-odd", uuid="some-task", result=endless)
     dispatcher.send("task-odd", uuid="another-task")
     assert "Event task-odd of some-task cannot be written" in caplog.text

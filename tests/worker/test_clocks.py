@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from howl.worker.server_clock import ServerClock
+from howl.worker.consumer.server_clock import ServerClock
 from tests.worker.crew import ROOT, said
 
 HOUR = 3600

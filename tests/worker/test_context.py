@@ -23,10 +23,10 @@ from howl.celery import create_app
 from howl.config import load_settings
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
-from howl.worker import sight
-from howl.worker.context import MOST, NOTE, log, progress
-from howl.worker.lines import BATCH, LINE
-from howl.worker.sight import BURST, LAST_WORDS, PACE, RATE
+from howl.worker.task import reporter
+from howl.worker.task.context import MOST, NOTE, log, progress
+from howl.worker.task.lines import BATCH, LINE
+from howl.worker.task.reporter import BURST, LAST_WORDS, PACE, RATE
 from tests.support import Process, eventually
 from tests.worker import sights
 from tests.worker.crew import HOWL, ROOT
@@ -100,13 +100,13 @@ def watch(stack: Stack) -> Iterator[Callable[[str], Watched]]:
 def seen() -> Iterator[list[bytes]]:
     """What is shown of a run that goes on in this test."""
     shown: list[bytes] = []
-    sight.begin(shown.append, "here", "celery@test")
+    reporter.begin(shown.append, "here", "celery@test")
     yield shown
-    sight.end()
+    reporter.end()
 
 
 def all_of(seen: list[bytes]) -> list[Event]:
-    sight.flush()
+    reporter.flush()
     return [json.loads(document) for document in seen]
 
 
@@ -233,12 +233,12 @@ def test_outside_a_worker_nothing_happens():
 
 
 def test_after_the_end_nothing_is_shown(seen: list[bytes]):
-    running = sight.current.get()
-    sight.end()
-    running_again = sight.current.set(running)  # as a thread that the task left behind has it
+    running = reporter.current.get()
+    reporter.end()
+    running_again = reporter.current.set(running)  # as a thread that the task left behind has it
     log("too late")
     assert all_of(seen) == []
-    sight.current.reset(running_again)
+    reporter.current.reset(running_again)
 
 
 @pytest.mark.parametrize("done", ["1", None, True, 1j, [1], Decimal(1)], ids=repr)
@@ -330,7 +330,7 @@ def test_the_worst_batch_is_no_larger_than_twice_its_size(seen: list[bytes]):
 def test_the_last_words_of_a_run_that_printed_too_much_are_shown(seen: list[bytes]):
     for _ in range(3):
         log("\n".join(["x" * 1_000] * 500))
-        sight.current.get().flush()
+        reporter.current.get().flush()
     del seen[:]
     log("\n".join(f"last {number}" for number in range(100)))
     assert lines_of(all_of(seen)) == [f"last {number}" for number in range(100)]
@@ -349,7 +349,7 @@ def test_an_event_is_one_of_celerys(seen: list[bytes]):
 
 def test_a_task_does_not_wait_for_a_parent_that_takes_nothing_and_holds_little_meanwhile():
     asked, let_go = threading.Event(), threading.Event()
-    sight.begin(lambda _: asked.set() or let_go.wait(30), "here", "celery@test")
+    reporter.begin(lambda _: asked.set() or let_go.wait(30), "here", "celery@test")
     try:
         log("first")
         assert asked.wait(30)
@@ -358,22 +358,22 @@ def test_a_task_does_not_wait_for_a_parent_that_takes_nothing_and_holds_little_m
             log(str(number) * 500)
             progress(number)
         assert time.monotonic() - began < 10
-        running = sight.current.get()
-        assert sum(map(len, running._lines)) <= sight.WAITING * LINE
+        running = reporter.current.get()
+        assert sum(map(len, running._lines)) <= reporter.WAITING * LINE
     finally:
         let_go.set()
-        sight.end()
+        reporter.end()
 
 
 def test_a_parent_that_is_gone_ends_the_telling_and_not_the_task(caplog: pytest.LogCaptureFixture):
     def refuse(_: bytes) -> None:
         raise BrokenPipeError("gone")
 
-    sight.begin(refuse, "here", "celery@test")
+    reporter.begin(refuse, "here", "celery@test")
     log("first")
     eventually(lambda: "Nothing more is shown of task here" in caplog.text)
     log("second")
-    sight.end()
+    reporter.end()
     assert caplog.text.count("Nothing more is shown") == 1
 
 
@@ -409,10 +409,10 @@ def test_an_exception_at_any_moment_of_a_telling_blocks_nothing(strikes: None):
     number = 0
     for _ in range(300):
         shown: list[bytes] = []
-        sight.begin(shown.append, "here", "celery@test")
+        reporter.begin(shown.append, "here", "celery@test")
         number = _tell_until_struck(number) + 1
         progress(number, None, "last")
-        sight.end()
+        reporter.end()
         assert values_of([json.loads(document) for document in shown])[-1] == (number, None, "last")
 
 
@@ -427,7 +427,7 @@ def test_a_process_that_the_task_forks_shows_nothing_and_a_run_of_its_own_does()
         printed("""
 import os, time
 from howl.worker import sight
-from howl.worker.context import log
+from howl.worker.task.context import log
 
 def show(document):
     os.write(1, document + b"\\n")
@@ -451,9 +451,9 @@ sight.end()
 
 
 def test_what_authors_import_brings_no_application_and_nothing_of_the_server_along():
-    script = "import sys, howl.worker.context; print(*sys.modules)"
+    script = "import sys, howl.worker.task.context; print(*sys.modules)"
     loaded = set(printed(script).split())
-    assert "howl.worker.context" in loaded
+    assert "howl.worker.task.context" in loaded
     # A stock application of theirs stays the current one.
     unwanted = {"sqlalchemy", "howl.celery", "howl.connections.postgres", "howl.server", "mcp", "celery.worker"}
     assert not loaded & unwanted

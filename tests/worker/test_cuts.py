@@ -1,4 +1,4 @@
-"""Cut connections are the ledger's affair: nothing of Celery's sees a short one."""
+"""Cut connections are the session's affair: nothing of Celery's sees a short one."""
 
 from urllib.parse import urlsplit
 

@@ -6,7 +6,7 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
 from howl.outcomes import FINAL_STATUSES
-from howl.worker import limits
+from howl.worker.task import time_limits
 from tests.support import eventually
 from tests.worker.crew import CELERY, said
 from tests.workers.conftest import Tree
@@ -90,45 +90,45 @@ def test_a_workers_own_time_limit_holds_for_tasks_that_have_none(threads, tree):
 def clock(monkeypatch):
     """The second it is, for whoever has limits: it moves when the test says so."""
     moments = [0.0]
-    monkeypatch.setattr(limits, "monotonic", lambda: moments[-1])
+    monkeypatch.setattr(time_limits, "monotonic", lambda: moments[-1])
     return moments
 
 
 @pytest.fixture
 def running(clock):
     """`running(soft, hard)`: from now on this test is a run with these limits."""
-    yield lambda soft=None, hard=None: limits.begin(clock[-1], soft, hard)
-    limits.end()
+    yield lambda soft=None, hard=None: time_limits.begin(clock[-1], soft, hard)
+    time_limits.end()
 
 
 def test_outside_a_run_nothing_is_limited():
-    limits.check()
-    assert limits.patience() == limits.TICK
+    time_limits.check()
+    assert time_limits.patience() == time_limits.TICK
 
 
 def test_a_soft_limit_is_said_once_and_a_hard_one_again_and_again(running, clock):
     running(soft=0.25, hard=0.75)
-    limits.check()
-    clock.append(limits.patience())
+    time_limits.check()
+    clock.append(time_limits.patience())
     with pytest.raises(SoftTimeLimitExceeded):
-        limits.check()
-    limits.check()
-    clock.append(clock[-1] + limits.patience())
+        time_limits.check()
+    time_limits.check()
+    clock.append(clock[-1] + time_limits.patience())
     for _ in range(2):
-        with pytest.raises(limits.OutOfTime):
-            limits.check()
+        with pytest.raises(time_limits.OutOfTime):
+            time_limits.check()
 
 
 def test_a_run_waits_no_longer_than_its_next_limit(running):
     running(soft=0.2, hard=100)
-    assert 0 < limits.patience() <= 0.2
+    assert 0 < time_limits.patience() <= 0.2
 
 
 def test_a_cancelled_run_hears_of_it_whatever_its_limits(running, clock):
     running(soft=0.001).cancel()
     clock.append(1.0)
-    with pytest.raises(limits.Cancelled):
-        limits.check()
+    with pytest.raises(time_limits.Cancelled):
+        time_limits.check()
 
 
 def test_what_is_awaited_beyond_the_limit_is_cancelled(running, clock):
@@ -142,17 +142,17 @@ def test_what_is_awaited_beyond_the_limit_is_cancelled(running, clock):
         finally:
             ended.append(True)
 
-    with pytest.raises(limits.OutOfTime):
-        asyncio.run(limits.within(work()))
+    with pytest.raises(time_limits.OutOfTime):
+        asyncio.run(time_limits.within(work()))
     assert ended == [True]
 
 
 def test_what_is_awaited_in_time_is_returned_and_its_errors_raised(running):
     running(hard=30)
-    assert asyncio.run(limits.within(asyncio.sleep(0, "there"))) == "there"
+    assert asyncio.run(time_limits.within(asyncio.sleep(0, "there"))) == "there"
 
     async def fail():
         raise ValueError("as told")
 
     with pytest.raises(ValueError, match="as told"):
-        asyncio.run(limits.within(fail()))
+        asyncio.run(time_limits.within(fail()))

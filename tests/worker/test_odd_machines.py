@@ -43,7 +43,7 @@ def test_a_terminal_that_knows_ascii_alone_ends_no_command(env, session, words):
 
 
 def test_a_worker_that_cannot_go_on_ends_with_a_failure(start, worker_env):
-    """Eight children need more files than 64, and so does the ledger when its connection was lost."""
+    """Eight children need more files than 64, and so does the session when its connection was lost."""
     worker = start("-c", FEW_FILES, HOWL, env=worker_env, program="python")
     assert worker.wait() != 0, worker.output
 

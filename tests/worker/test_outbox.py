@@ -16,9 +16,7 @@ import pytest
 from celery.loaders.base import BaseLoader
 
 from howl.outcomes import ChordCreated, Outcome
-from howl.worker import sight
-from howl.worker.context import log
-from howl.worker.outbox import (
+from howl.worker.results.outbox import (
     END,
     HEADER,
     LAST,
@@ -33,6 +31,8 @@ from howl.worker.outbox import (
     Sender,
     parcel,
 )
+from howl.worker.task import reporter
+from howl.worker.task.context import log
 from tests.support import eventually
 
 ROOT = Path(__file__).parent.parent.parent
@@ -147,7 +147,7 @@ def test_a_child_that_dies_within_a_frame_takes_only_that_frame_with_it(collecte
     collector, parcels = collected
     script = f"""
 import os, signal
-from howl.worker.outbox import Parcel, Sender
+from howl.worker.results.outbox import Parcel, Sender
 sender = Sender({collector.address!r})
 sender.send(Parcel(2, "owner:1:1", "whole", b"{{}}"))
 sender._socket.sendall({_frame(_parcel(2))[:-1]!r})
@@ -193,12 +193,12 @@ def test_what_a_run_told_is_shown_before_its_outcome_is_delivered(state, kind):
     outbox, arrived = Outbox(parent), []
     outbox.collector.show = lambda document: arrived.append(json.loads(document)["lines"])
     outbox.collector.deliver = lambda item: arrived.append(item.kind)
-    sight.begin(parent.app.howl_show, "t", "celery@test")
+    reporter.begin(parent.app.howl_show, "t", "celery@test")
     log("at once")
     eventually(lambda: arrived)
     log("a moment later")
     parent.app.howl_outbox(Outcome(task_id="t", state=state, at=AT), b"{}", "tag")
-    sight.end()
+    reporter.end()
     outbox.collector.close()
     assert arrived == [["at once"], ["a moment later"], kind]
 
@@ -287,7 +287,7 @@ def _aged(folder):
 
 
 def _left_by_a_killed_worker(temporary):
-    script = "import os, signal; from howl.worker.outbox import Collector; "
+    script = "import os, signal; from howl.worker.results.outbox import Collector; "
     script += "print(Collector().address, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     died = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=os.environ | {"TMPDIR": str(temporary)},
                           capture_output=True, text=True, timeout=30, check=False)  # fmt: skip

@@ -11,7 +11,7 @@ import os, shutil, subprocess, sys, tempfile, time, weakref
 from celery import Celery
 from celery.concurrency.prefork import TaskPool
 from kombu.asynchronous import Hub, set_event_loop
-from howl.worker.pool import slots, withdraw, write_whole_jobs
+from howl.worker.consumer.pool import slots, withdraw, write_whole_jobs
 
 hub = Hub()
 set_event_loop(hub)

@@ -23,7 +23,7 @@ from howl.embedded.stack import Stack
 from howl.errors import ArtifactFailed, ArtifactRefused
 from howl.models import Artifact
 from howl.server.curator import Curator
-from howl.worker import uploads
+from howl.worker.task import uploads
 from tests.support import Process, eventually, taken_away
 from tests.worker.desk import Desk
 from tests.worker.gate import Gate
@@ -159,8 +159,8 @@ def test_a_large_file_takes_little_memory(settings: Settings, bucket: Any, tmp_p
     script = f"""
 import resource
 from howl.config import load_settings
-from howl.worker.artifacts import _file
-from howl.worker.uploads import upload
+from howl.worker.task.artifacts import _file
+from howl.worker.task.uploads import upload
 from pathlib import Path
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()

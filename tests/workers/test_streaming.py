@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from howl.errors import AgentFailed, CommandTimedOut
-from howl.worker import context, sight
-from howl.worker.lines import split
+from howl.worker.task import context, reporter
+from howl.worker.task.lines import split
 from workers import agent
 from workers.command import run
 from workers.output import LINE_LIMIT, Lines
@@ -28,7 +28,7 @@ class Shown:
 
     @property
     def lines(self) -> list[str]:
-        sight.flush()
+        reporter.flush()
         return [line for event in self.events for line in event["lines"]]
 
 
@@ -36,9 +36,9 @@ class Shown:
 def shown() -> Iterator[Shown]:
     """What is shown of a run that goes on in this test."""
     made = Shown()
-    sight.begin(made.add, "here", "celery@test")
+    reporter.begin(made.add, "here", "celery@test")
     yield made
-    sight.end()
+    reporter.end()
 
 
 def python(program: str) -> list[str]:
@@ -71,8 +71,8 @@ for number in range(3):
 
 def test_a_line_is_shown_while_the_program_runs(shown: Shown, tmp_path: Path):
     go_on = tmp_path / "go on"
-    sight.end()
-    sight.begin(lambda document: (shown.add(document), go_on.touch()), "here", "celery@test")
+    reporter.end()
+    reporter.begin(lambda document: (shown.add(document), go_on.touch()), "here", "celery@test")
     program = f"""
 import os, time
 print("first")
@@ -124,7 +124,7 @@ def test_a_program_that_prints_100_000_lines_is_not_held_up_and_the_newest_are_s
     assert shown.lines[-1] == "line 99999 of a hundred thousand"
     took = time.monotonic() - began
     assert len(shown.lines) + sum(event["dropped"] for event in shown.events) == 100_000
-    assert sum(map(len, shown.lines)) <= sight.BURST + sight.RATE * took + sight.LAST_WORDS
+    assert sum(map(len, shown.lines)) <= reporter.BURST + reporter.RATE * took + reporter.LAST_WORDS
 
 
 def test_an_agents_lines_are_shown_though_it_fails(shown: Shown, owner_says: Callable[..., None], tmp_path: Path):

@@ -14,7 +14,7 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
 from howl.errors import AddressRefused, FetchFailed, InvalidRequest
-from howl.worker import limits
+from howl.worker.task import time_limits
 from tests.support import PATIENCE
 from tests.workers.site import PAGE, Site
 from workers import addresses, page
@@ -107,12 +107,12 @@ def test_a_server_that_trickles_does_not_hold_a_task_beyond_its_timeout(site: Si
 
 
 def test_a_task_in_a_thread_is_not_held_beyond_its_time_limit(site: Site):
-    limits.begin(time.monotonic(), soft=0.5, hard=None)
+    time_limits.begin(time.monotonic(), soft=0.5, hard=None)
     try:
         with pytest.raises(SoftTimeLimitExceeded):
             fetch(site.url("/trickle"), timeout=60)
     finally:
-        limits.end()
+        time_limits.end()
 
 
 @pytest.mark.parametrize(

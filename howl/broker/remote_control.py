@@ -8,7 +8,7 @@ from celery.app import control
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from howl.broker.parked import ANSWERS, add_parked
+from howl.broker.parked_tasks import ANSWERS, add_parked
 from howl.broker.transport import is_for_a_worker
 from howl.celery import settings_of
 from howl.connections.explain import reason

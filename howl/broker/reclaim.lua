@@ -46,7 +46,7 @@ end
 while at <= #ARGV and bytes < MOST_BYTES do
   local kind, tag, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   if not count or count < 0 or count % 1 ~= 0 then
-    error({err = 'ERR keep.lua: a word must say how many values it has'})
+    error({err = 'ERR reclaim.lua: a word must say how many values it has'})
   end
   local claim = redis.call('HGET', claims, tag)
   local ends = claim and string.find(claim, '\n', 1, true)

@@ -1,6 +1,6 @@
 """A worker's side of the turn: one thread owns the conversation with Redis, and knows what is held.
 
-Celery's loop takes messages from it and any thread tells it how they ended. A cut connection is the ledger's own
+Celery's loop takes messages from it and any thread tells it how they ended. A cut connection is the session's own
 affair: it repeats the turn, within the lease and beyond, and nothing of Celery's ever sees it.
 """
 
@@ -19,13 +19,13 @@ from typing import Any
 
 import redis
 
-from howl.broker.areas import area_of
-from howl.broker.bell import Bell, doorbell
-from howl.broker.room import Room
+from howl.broker.doorbell import Bell, doorbell
+from howl.broker.namespaces import namespace_of
 from howl.broker.scripts import TURN
 from howl.config import Settings
 from howl.connections.explain import reason, takes_nothing_new
 from howl.connections.redis import redis_client
+from howl.worker.consumer.prefetch import PrefetchPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ LOOK = 1.0
 PACE, LONGEST_PACE = 0.002, 0.02
 #: Words of a turn for which that is the longest: the more there is to say, the more one turn should say.
 MANY = 20
-#: Most messages and bytes of one turn, in either direction, about, and values of its words; turn.lua takes no more.
+#: Most messages and bytes of one turn, in either direction, about, and values of its commands; turn.lua takes no more.
 MOST, MOST_BYTES, MOST_VALUES = 1000, 8 << 20, 4000
 #: Most messages held, those that wait for their time among them: after a gap they are all said in one turn, and that is
 #: how many turn.lua listens to.
@@ -66,7 +66,7 @@ class Claim:
 
 
 @dataclass(slots=True)
-class Word:
+class Command:
     """One thing to say in the next turn."""
 
     kind: str
@@ -74,23 +74,23 @@ class Word:
     values: list[bytes | str | int] = field(default_factory=list)
 
 
-class Ledger(threading.Thread):
+class ConsumerSession(threading.Thread):
     """The conversation of one owner about its queues."""
 
     def __init__(
         self,
         settings: Settings,
         owner: str,
-        room: Room,
+        prefetch: PrefetchPolicy,
         on_stale: Callable[[str], None],
         on_revoked: Callable[[list[dict[bytes, bytes]]], None],
         on_time: Callable[[float, float, float], None],
     ) -> None:
-        super().__init__(name="howl-ledger", daemon=True)
+        super().__init__(name="howl-session", daemon=True)
         self.settings = settings
         self.owner = owner
-        self.area = area_of(settings)
-        self.room = room
+        self.namespace = namespace_of(settings)
+        self.prefetch = prefetch
         self._on_stale = on_stale
         self._on_revoked = on_revoked
         #: Told this machine's time before and after a turn, and Redis's in between.
@@ -103,10 +103,10 @@ class Ledger(threading.Thread):
         self._idle_since = time.monotonic()
         #: How many of the claims wait for their time.
         self._waiting = 0
-        self._words: deque[Word] = deque()
+        self._commands: deque[Command] = deque()
         #: What is said of a run's beginning, by tag, unless its end comes first.
         self._beginnings: dict[str, tuple[str, Callable[[], bytes]]] = {}
-        self._said: deque[tuple[float, int, list[Word]]] = deque()
+        self._unconfirmed: deque[tuple[float, int, list[Command]]] = deque()
         self._number = 0
         self._known_revoked = b"0-0"
         self._closing: float | None = None
@@ -139,7 +139,7 @@ class Ledger(threading.Thread):
             for claim in reversed(unwanted):
                 self._buffer.remove(claim)
                 del self._claims[claim.tag]
-                self._words.append(Word("back", claim.tag))
+                self._commands.append(Command("back", claim.tag))
             self._empty = False
         self._wake()
 
@@ -149,7 +149,7 @@ class Ledger(threading.Thread):
         with self._lock:
             self._ticked_at = time.monotonic()
             self._ready = False
-            free = self.room.hand_out - self._in_hand()
+            free = self.prefetch.hand_out - self._in_hand()
             return [self._buffer.popleft() for _ in range(min(free, len(self._buffer)))]
 
     def _in_hand(self) -> int:
@@ -204,47 +204,47 @@ class Ledger(threading.Thread):
 
     def note(self, tag: str, outcome: bytes) -> None:
         """Append progress while the claim is held."""
-        self._say(Word("note", tag, [outcome]))
+        self._say(Command("note", tag, [outcome]))
 
     def append(self, outcome: bytes) -> None:
         """Append an outcome that belongs to no claim."""
-        self._say(Word("loose", "", [outcome]))
+        self._say(Command("loose", "", [outcome]))
 
     def settle(self, tag: str, task_id: str, outcomes: list[bytes]) -> None:
         """The message ended like this; a chain that failed has as many outcomes as tasks, too many for one turn."""
         for outcome in outcomes[:-MOST]:
             self.note(tag, outcome)
-        self._let_go(tag, Word("settle", tag, [task_id, *outcomes[-MOST:]]))
+        self._let_go(tag, Command("settle", tag, [task_id, *outcomes[-MOST:]]))
 
     def put_back(self, tag: str) -> None:
         """To the end the queue is taken from."""
-        self._let_go(tag, Word("back", tag))
+        self._let_go(tag, Command("back", tag))
 
     def requeue(self, tag: str) -> None:
         """To the end producers push to, behind what waits."""
-        self._let_go(tag, Word("requeue", tag, [1]))
+        self._let_go(tag, Command("requeue", tag, [1]))
 
     def lost(self, tag: str, task_id: str, limit: int, outcome: bytes) -> None:
         """Its run died with its process."""
-        self._let_go(tag, Word("lost", tag, [task_id, limit, outcome]))
+        self._let_go(tag, Command("lost", tag, [task_id, limit, outcome]))
 
     def set_aside(self, tag: str) -> None:
         """It cannot be read: out of its neighbours' way, for a person to look at."""
-        self._let_go(tag, Word("aside", tag))
+        self._let_go(tag, Command("aside", tag))
 
     def unknown(self, tag: str) -> None:
         """Its task is none that this worker knows: others may."""
-        self._let_go(tag, Word("unknown", tag))
+        self._let_go(tag, Command("unknown", tag))
 
     def park(self, tag: str, due: float) -> None:
         """Until `due` (seconds since 1970) nobody need hold it."""
-        self.room.parked()
-        self._let_go(tag, Word("park", tag, [int(due * 1000)]))
+        self.prefetch.parked()
+        self._let_go(tag, Command("park", tag, [int(due * 1000)]))
 
     def close(self, broken_off: Mapping[str, list[bytes | str | int]]) -> None:
         """Say what is left to say, put back what did not end, and end; a third of the lease at most.
 
-        Those `broken_off`, by tag, count as lost, with the values of that word.
+        Those `broken_off`, by tag, count as lost, with the values of that command.
         """
         timeout = self.settings.lease / 3
         with self._lock:
@@ -253,7 +253,7 @@ class Ledger(threading.Thread):
             for tag, claim in reversed(self._claims.items()):
                 lost = broken_off.get(tag)
                 began: list[bytes | str | int] = [] if claim.began_at is None else [1]
-                self._words.append(Word("lost", tag, lost) if lost else Word("back", tag, began))
+                self._commands.append(Command("lost", tag, lost) if lost else Command("back", tag, began))
             self._claims.clear()
             self._waiting = 0
             self._closing = time.monotonic() + timeout
@@ -261,23 +261,23 @@ class Ledger(threading.Thread):
         if self.is_alive():
             self.join(timeout + 1)
 
-    def _say(self, word: Word) -> None:
+    def _say(self, command: Command) -> None:
         with self._lock:
-            self._words.append(word)
+            self._commands.append(command)
         self._wake()
 
-    def _let_go(self, tag: str, word: Word) -> None:
+    def _let_go(self, tag: str, command: Command) -> None:
         with self._lock:
             claim = self._claims.pop(tag, None)
             if claim is None:
                 return  # settled already, or stale
             self._idle_since = now = time.monotonic()
-            if claim.began_at is not None or word.kind == "settle":
-                self.room.ended(now, None if claim.began_at is None else now - claim.began_at)
+            if claim.began_at is not None or command.kind == "settle":
+                self.prefetch.ended(now, None if claim.began_at is None else now - claim.began_at)
             self._no_longer_waits(claim)
             self._beginnings.pop(tag, None)
-            self._words.append(word)
-            if self._buffer and self._in_hand() <= self.room.too_few:
+            self._commands.append(command)
+            if self._buffer and self._in_hand() <= self.prefetch.low_watermark:
                 self._signal_ready()
         self._wake()
 
@@ -285,7 +285,7 @@ class Ledger(threading.Thread):
         while self._buffer:
             claim = self._buffer.pop()
             del self._claims[claim.tag]
-            self._words.append(Word("back", claim.tag))
+            self._commands.append(Command("back", claim.tag))
 
     # --- the thread -------------------------------------------------------------------------------------------------
 
@@ -297,8 +297,8 @@ class Ledger(threading.Thread):
                 self._give_up_stale_waits()
                 self._turn()
         except Exception:
-            # Without its ledger a worker would sit there, holding tasks for a while and doing none for ever.
-            logger.exception("The ledger has failed: this worker ends, and what it holds goes back with its lease.")
+            # Without its session a worker would sit there, holding tasks for a while and doing none for ever.
+            logger.exception("The session has failed: this worker ends, and what it holds goes back with its lease.")
             self.failed = True
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
@@ -308,14 +308,14 @@ class Ledger(threading.Thread):
     def _is_done(self) -> bool:
         if self._closing is None:
             return False
-        return not self._words or time.monotonic() > self._closing
+        return not self._commands or time.monotonic() > self._closing
 
     def _wait(self) -> None:
         """Until there is something to say, room to fill, or a lease to renew."""
         with self._lock:
-            timeout = 0.0 if self._words else self._idle_time()
+            timeout = 0.0 if self._commands else self._idle_time()
             self._asleep = timeout > 0
-            listening = not self._words and self._wants() > 0 and self._empty and not self._held_up
+            listening = not self._commands and self._wants() > 0 and self._empty and not self._held_up
         if timeout <= 0:
             time.sleep(self._pace)
         else:
@@ -327,7 +327,9 @@ class Ledger(threading.Thread):
         """Seconds for which nothing need be said."""
         if self._beginnings:
             return BEGINNING
-        longest = self.room.patience if self._buffer or self._in_hand() > self.room.slots else self.settings.lease / 3
+        longest = (
+            self.prefetch.patience if self._buffer or self._in_hand() > self.prefetch.slots else self.settings.lease / 3
+        )
         if self._wants() <= 0:
             return min(longest, self.settings.lease / 3)
         return min(longest, LOOK) if self._empty else 0.0
@@ -342,14 +344,14 @@ class Ledger(threading.Thread):
             with self._lock:
                 is_full = self._wants() <= 0
             if rung is not None and is_full:
-                self._say(Word("ring", "", [rung]))  # it was for somebody with room
+                self._say(Command("ring", "", [rung]))  # it was for somebody with room
 
     def _wants(self) -> int:
         """How many messages there is room for; the lock is held, for this reads the buffer."""
         if not self._claiming or self._closing is not None or not any(self._priorities) or self._wanted_bytes() <= 0:
             return 0
         held = len(self._claims)
-        return max(0, min(MOST, self.room.hold - (held - self._waiting), MOST_HELD - held))
+        return max(0, min(MOST, self.prefetch.hold - (held - self._waiting), MOST_HELD - held))
 
     def _wanted_bytes(self) -> int:
         """How many bytes of messages one turn may bring."""
@@ -358,13 +360,13 @@ class Ledger(threading.Thread):
     def _give_up_stale_waits(self) -> None:
         """No message waits here behind a long task while another worker might be idle."""
         now = time.monotonic()
-        late = now - self.room.patience
+        late = now - self.prefetch.patience
         with self._lock:
             if self._buffer and self._buffer[0].taken_at < late:
                 self._put_back_buffer()
-                self.room.too_much(now)
-            if self._claiming and self._in_hand() > self.room.slots and self._is_kept_waiting(late):
-                self.room.too_much(now)
+                self.prefetch.too_much(now)
+            if self._claiming and self._in_hand() > self.prefetch.slots and self._is_kept_waiting(late):
+                self.prefetch.too_much(now)
                 self.wants_back = True
                 self._signal_ready()
 
@@ -376,40 +378,40 @@ class Ledger(threading.Thread):
         with self._lock:
             if self._closing is None and self._is_stuck():
                 return
-            if not self._words or self._beginnings_are_old():
+            if not self._commands or self._beginnings_are_old():
                 for tag, (task_id, told) in self._beginnings.items():
-                    self._words += Word("began", tag, [task_id]), Word("note", tag, [told()])
+                    self._commands += Command("began", tag, [task_id]), Command("note", tag, [told()])
                 self._beginnings.clear()
-            words = self._next_words()
+            commands = self._next_commands()
             wanted, wanted_bytes = self._wants(), self._wanted_bytes()
-            self.room.asked()
+            self.prefetch.asked()
             self._number += 1
-        self._pace = min(LONGEST_PACE, max(PACE, LONGEST_PACE * len(words) / MANY))
-        self._said.append((time.monotonic(), self._number, words))
+        self._pace = min(LONGEST_PACE, max(PACE, LONGEST_PACE * len(commands) / MANY))
+        self._unconfirmed.append((time.monotonic(), self._number, commands))
         began = time.monotonic()
-        answer = self._ask(words, wanted, wanted_bytes)
+        answer = self._ask(commands, wanted, wanted_bytes)
         if answer is not None:
             self._learn(answer[1][2::3], wanted, wanted_bytes, time.monotonic() - began)
-            self._hear(answer, wanted)
-        while self._said and self._said[0][0] < time.monotonic() - MEMORY:
-            self._said.popleft()
+            self._apply_reply(answer, wanted)
+        while self._unconfirmed and self._unconfirmed[0][0] < time.monotonic() - MEMORY:
+            self._unconfirmed.popleft()
 
     def _learn(self, messages: list[bytes], wanted: int, wanted_bytes: int, seconds: float) -> None:
         """What a turn that brought these messages says of the queues, and of how many to hold."""
         with self._lock:
             self._empty = len(messages) < wanted and sum(map(len, messages)) < wanted_bytes
-            is_idle = not self._buffer and self._in_hand() < self.room.slots
-            self.room.turned(seconds, dry=self._empty if wanted else None, idle=is_idle)
+            is_idle = not self._buffer and self._in_hand() < self.prefetch.slots
+            self.prefetch.turned(seconds, dry=self._empty if wanted else None, idle=is_idle)
 
-    def _next_words(self) -> list[Word]:
+    def _next_commands(self) -> list[Command]:
         """As many as one turn may say: Redis closes the connection of whoever says more than 64 MB at once."""
-        words: list[Word] = []
+        commands: list[Command] = []
         size = values = 0
-        while self._words and len(words) < MOST and size < MOST_BYTES and values < MOST_VALUES:
-            words.append(self._words.popleft())
-            values += len(words[-1].values)
-            size += sum(len(value) for value in words[-1].values if isinstance(value, bytes))
-        return words
+        while self._commands and len(commands) < MOST and size < MOST_BYTES and values < MOST_VALUES:
+            commands.append(self._commands.popleft())
+            values += len(commands[-1].values)
+            size += sum(len(value) for value in commands[-1].values if isinstance(value, bytes))
+        return commands
 
     def _beginnings_are_old(self) -> bool:
         claim = self._claims.get(next(iter(self._beginnings), ""))
@@ -421,13 +423,13 @@ class Ledger(threading.Thread):
         logger.error("Celery's loop has not moved for %g s and nothing runs: the lease is not renewed.", STUCK)
         return True
 
-    def _ask(self, words: list[Word], wanted: int, wanted_bytes: int) -> Any:
+    def _ask(self, commands: list[Command], wanted: int, wanted_bytes: int) -> Any:
         """Say a turn until it is heard: the number makes repeating safe. None if closing ends it first."""
         failures = 0
         while True:
             asked = time.time()
             try:
-                answer = TURN.run(self._client, self._keys(), self._arguments(words, wanted, wanted_bytes))
+                answer = TURN.run(self._client, self._keys(), self._arguments(commands, wanted, wanted_bytes))
             except redis.RedisError as error:
                 failures += 1
                 if not takes_nothing_new(error):  # it answers, and a thousand workers' handshakes would not help it
@@ -442,27 +444,33 @@ class Ledger(threading.Thread):
             if answer[0] == b"ok":
                 self._on_time(asked, time.time(), answer[5] / 1000)
                 return answer
-            words, wanted = self._after_gap(int(answer[1])), 0
+            commands, wanted = self._after_gap(int(answer[1])), 0
 
-    def _after_gap(self, last: int) -> list[Word]:
+    def _after_gap(self, last: int) -> list[Command]:
         """Redis lost turns: say what is held, and again what was said since."""
         logger.warning("Redis has lost the turns after %d of %d: saying again what they said.", last, self._number)
-        again = [word for _, number, words in self._said if number > last for word in words if word.kind != "hold"]
+        again = [
+            command
+            for _, number, commands in self._unconfirmed
+            if number > last
+            for command in commands
+            if command.kind != "hold"
+        ]
         # They are remembered as part of the turn that says them again, not twice.
-        self._said = deque(said for said in self._said if said[1] <= last)
+        self._unconfirmed = deque(said for said in self._unconfirmed if said[1] <= last)
         with self._lock:
             self._number = max(self._number, last) + 1
-            self._words.extendleft(reversed(again))
+            self._commands.extendleft(reversed(again))
             # What waits to be said is held too, until it is said.
-            spoken = (word.tag for word in self._words)
-            held = [Word("hold", tag) for tag in dict.fromkeys((*self._claims, *spoken)) if tag]
+            spoken = (command.tag for command in self._commands)
+            held = [Command("hold", tag) for tag in dict.fromkeys((*self._claims, *spoken)) if tag]
             self._known_revoked = b"0-0"
-            words = [Word("hold", ""), *held, *self._next_words()]
-        self._said.append((time.monotonic(), self._number, words))
-        return words
+            commands = [Command("hold", ""), *held, *self._next_commands()]
+        self._unconfirmed.append((time.monotonic(), self._number, commands))
+        return commands
 
     def _keys(self) -> list[str]:
-        own = [self.area.key(f"claims:{self.owner}"), self.area.key(f"turns:{self.owner}")]
+        own = [self.namespace.key(f"claims:{self.owner}"), self.namespace.key(f"turns:{self.owner}")]
         return [*own, *map(self.settings.key, self._lists()), *map(self.settings.key, self._bells())]
 
     def _lists(self) -> list[str]:
@@ -473,15 +481,15 @@ class Ledger(threading.Thread):
     def _bells(self) -> list[str]:
         return sorted({doorbell(name) for names in self._priorities for name in names})
 
-    def _arguments(self, words: list[Word], wanted: int, wanted_bytes: int) -> list[Any]:
+    def _arguments(self, commands: list[Command], wanted: int, wanted_bytes: int) -> list[Any]:
         said: list[Any] = []
-        for word in words:
-            said += [word.kind, word.tag, len(word.values), *word.values]
+        for command in commands:
+            said += [command.kind, command.tag, len(command.values), *command.values]
         numbers = [self._number, int(self.settings.lease * 1000), wanted, wanted_bytes]
-        who = [self.settings.key_prefix, self.area.root, self.owner]
+        who = [self.settings.key_prefix, self.namespace.root, self.owner]
         return [*who, *numbers, self._known_revoked, len(self._lists()), self.settings.backlog_limit, *said]
 
-    def _hear(self, answer: Any, wanted: int) -> None:
+    def _apply_reply(self, answer: Any, wanted: int) -> None:
         _, given, stale, revoked, held_up, _ = answer
         now = time.monotonic()
         if revoked[1:]:  # before the loop can take what is given, some of which may be among these
@@ -523,7 +531,7 @@ class Ledger(threading.Thread):
     # --- waking -----------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        # A word put down before the thread looks is seen without a poke, which costs more than the word.
+        # A command put down before the thread looks is seen without a poke, which costs more than the command.
         if self._asleep:
             _poke(self._wake_writer)
 

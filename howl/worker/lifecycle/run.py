@@ -18,8 +18,8 @@ import howl
 from howl.celery import install
 from howl.config import Settings, load_settings
 from howl.errors import InvalidRequest
-from howl.worker import environment
-from howl.worker.identity import default_name
+from howl.worker.lifecycle import environment
+from howl.worker.lifecycle.identity import default_name
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _leave_when_idle(worker: Any, patience: float) -> None:
     while idle < patience and state.should_stop is None:
         time.sleep(min(1.0, patience - idle))
         claims = getattr(getattr(worker, "consumer", None), "howl_claims", None)
-        idle = claims.ledger.idle_seconds if claims is not None else 0.0
+        idle = claims.session.idle_seconds if claims is not None else 0.0
     if state.should_stop is None:
         logger.info("No task for %g s: leaving.", patience)
         _drain()

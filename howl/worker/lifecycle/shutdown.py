@@ -10,7 +10,7 @@ from celery import bootsteps, signals
 from celery.apps.worker import safe_say
 from celery.worker import state
 
-from howl.worker.pool import pids
+from howl.worker.consumer.pool import pids
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Leaving(bootsteps.StartStopStep):
         state.should_stop = self._status()
         claims = self._claims()
         if claims is not None:
-            claims.ledger.wake_loop()
+            claims.session.wake_loop()
         return True
 
     def _claims(self) -> Any:
@@ -69,7 +69,7 @@ class Leaving(bootsteps.StartStopStep):
     def _status(self) -> int:
         """The exit status: a worker that ends because it cannot go on has not done what it was started for."""
         claims = self._claims()
-        return 1 if claims is not None and claims.ledger.failed else 0
+        return 1 if claims is not None and claims.session.failed else 0
 
     def put_back_at_once(self) -> None:
         """Once; in a thread of its own, and the process ends with it.

@@ -18,7 +18,7 @@ from howl.celery import settings_of
 logger = logging.getLogger(__name__)
 
 
-class Dispatcher:
+class EventDispatcher:
     """What Celery's worker asks of its dispatcher; its stock one publishes to Redis, a round trip an event."""
 
     #: Celery's loop looks after the connection of its own.
@@ -45,7 +45,7 @@ class Dispatcher:
         return fields
 
     def send(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's signature
-        """Called by Celery in any thread; of the worker itself tells howl.worker.beacon, when asked here too."""
+        """Called by Celery in any thread; of the worker itself tells howl.worker.events.step, when asked here too."""
         if type == "worker-heartbeat":
             self._beat()
         elif "task" in self.groups:
@@ -65,7 +65,7 @@ class Dispatcher:
 
 
 class Events(bootsteps.StartStopStep):
-    """Stands in for Celery's own step, which is left out where events go over NATS (see Beacon)."""
+    """Stands in for Celery's own step, which is left out where events go over NATS (see EventsStep)."""
 
     requires = ("celery.worker.consumer.events:Events",)
 

@@ -11,10 +11,10 @@ from kombu.utils.json import loads
 from redis.exceptions import NoPermissionError
 
 from howl.bounded_json import parse, parsed_size
-from howl.broker import reading
-from howl.broker.areas import all_areas
+from howl.broker import bounded_reads
+from howl.broker.bounded_reads import LATEST
 from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
-from howl.broker.reading import LATEST
+from howl.broker.namespaces import all_namespaces
 from howl.celery import settings_of
 
 #: Commands whose answers they belong to, and what a worker's answer is.
@@ -63,10 +63,10 @@ def _entries(app: Celery, node: str) -> Iterator[tuple[dict[str, Any], int]]:
 
 def _parked(app: Celery) -> Iterator[tuple[bytes, float]]:
     client, settings = app.backend.redis, settings_of(app)
-    limits = reading.MESSAGES._replace(removes=False)
-    for area in all_areas(client, settings):
+    limits = bounded_reads.MESSAGES._replace(removes=False)
+    for namespace in all_namespaces(client, settings):
         with suppress(NoPermissionError):
-            yield from reading.scores(client, settings, area, "parked", limits).items()
+            yield from bounded_reads.scores(client, settings, namespace, "parked", limits).items()
 
 
 def _entry(document: bytes, due: float, app: Celery, node: str) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from celery.utils.sysinfo import load_average
 from celery.worker import state
 
 import howl
-from howl.worker.announcer import Announcer
-from howl.worker.buffer import Buffer
-from howl.worker.courier import Courier
-from howl.worker.dispatcher import Dispatcher, encode
-from howl.worker.identity import Identity
+from howl.worker.events.buffer import EventBuffer
+from howl.worker.events.delivery import EventDelivery
+from howl.worker.events.dispatcher import EventDispatcher, encode
+from howl.worker.events.publisher import EventPublisher
+from howl.worker.lifecycle.identity import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -24,19 +24,19 @@ STOCK = ("without_heartbeat", "without_gossip")
 ALL_EVERY = 12
 
 
-class Beacon(bootsteps.Step):
+class EventsStep(bootsteps.Step):
     """Starts when the worker consumes, ends when its last task has ended; without a NATS, Celery's own events stay."""
 
-    requires = ("howl.worker.outbox:Outbox",)
+    requires = ("howl.worker.results.outbox:Outbox",)
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
         self.identity = Identity(parent)
         self.settings = self.identity.settings
-        self.announcer: Announcer | None = None
+        self.announcer: EventPublisher | None = None
         self._beats = 0
         if self.settings.nats_url:
-            self.buffer = Buffer()
+            self.buffer = EventBuffer()
             self._take_over(parent)
             worker_ready.connect(self._begin)
             worker_shutdown.connect(self._end)
@@ -51,7 +51,7 @@ class Beacon(bootsteps.Step):
     def _take_over(self, parent: Any) -> None:
         # Celery keeps weak references to receivers and steps alike; the worker holds this one.
         parent.howl_beacon = self
-        self.dispatcher = Dispatcher(
+        self.dispatcher = EventDispatcher(
             parent.app,
             parent.hostname,
             tasks=parent.task_events or self.settings.task_events,
@@ -65,8 +65,8 @@ class Beacon(bootsteps.Step):
 
     def _begin(self, **_: Any) -> None:
         if self.announcer is None:  # a consumer that reconnects is ready again
-            courier = Courier(self.buffer, self.settings, self.identity.boot_id)
-            self.announcer = Announcer(self.settings, self.identity.node_name, courier, self._event)
+            courier = EventDelivery(self.buffer, self.settings, self.identity.boot_id)
+            self.announcer = EventPublisher(self.settings, self.identity.node_name, courier, self._event)
             self.announcer.start()
 
     def _end(self, **_: Any) -> None:

@@ -13,7 +13,7 @@ from celery.utils.collections import AttributeDict
 from celery.worker import state as worker_state
 from celery.worker.control import Panel, control_command
 
-from howl.worker.leaving import Leaving
+from howl.worker.lifecycle.shutdown import Leaving
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +74,13 @@ class Orders(bootsteps.StartStopStep):
 
     def close(self, parent: Any) -> None:
         if parent.consumer is not None:
-            Ear(parent.consumer, self._over).start()
+            DrainListener(parent.consumer, self._over).start()
 
     def _end(self, **_: Any) -> None:
         self._over.set()
 
 
-class Ear(threading.Thread):
+class DrainListener(threading.Thread):
     """Hears orders while the worker's last tasks end."""
 
     def __init__(self, consumer: Any, over: threading.Event) -> None:

@@ -1,7 +1,7 @@
-"""Areas: each Redis user's workers keep what they hold, and leave what they say, under keys of their own.
+"""Namespaces: each Redis user's workers keep what they hold, and leave what they say, under keys of their own.
 
 What one credential may write, it may also spoil; so nothing is shared that workers write, but queues. The server reads
-every area with suspicion: what it moves for a user goes only where that user could have put it.
+every namespace with suspicion: what it moves for a user goes only where that user could have put it.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ DEFAULT_USER = "default"
 
 
 @dataclass(frozen=True)
-class Area:
+class Namespace:
     """The keys of one user's workers, below the prefix of all keys."""
 
     prefix: str
@@ -32,7 +32,7 @@ class Area:
         return self.prefix if self.user == DEFAULT_USER else f"{self.prefix}_by:{quote(self.user, safe='')}:"
 
     def key(self, name: str) -> str:
-        """A key of this area: `key("leases")` is `howl:_by:worker:leases`."""
+        """A key of this namespace: `key("leases")` is `howl:_by:worker:leases`."""
         return f"{self.root}{name}"
 
     def named(self, owner: str) -> str:
@@ -45,14 +45,14 @@ def user_of(settings: Settings) -> str:
     return unquote(urlsplit(settings.redis()).username or "") or DEFAULT_USER
 
 
-def area_of(settings: Settings) -> Area:
+def namespace_of(settings: Settings) -> Namespace:
     """Where workers with these settings keep their keys."""
-    return Area(settings.key_prefix, user_of(settings))
+    return Namespace(settings.key_prefix, user_of(settings))
 
 
-def all_areas(client: Any, settings: Settings) -> list[Area]:
+def all_namespaces(client: Any, settings: Settings) -> list[Namespace]:
     """Every user's, one's own first; raises redis's errors."""
-    return areas_of(settings, users_of(client))
+    return namespaces_of(settings, users_of(client))
 
 
 def users_of(client: Any) -> list[str]:
@@ -63,10 +63,10 @@ def users_of(client: Any) -> list[str]:
         return []
 
 
-def areas_of(settings: Settings, users: Iterable[str]) -> list[Area]:
-    """The areas of these users, one's own and the default user's first."""
+def namespaces_of(settings: Settings, users: Iterable[str]) -> list[Namespace]:
+    """The namespaces of these users, one's own and the default user's first."""
     names = dict.fromkeys((DEFAULT_USER, user_of(settings), *sorted(users)))
-    return [Area(settings.key_prefix, name) for name in names]
+    return [Namespace(settings.key_prefix, name) for name in names]
 
 
 def may_push(client: Any, user: str, key: str | bytes) -> bool:

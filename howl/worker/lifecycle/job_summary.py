@@ -11,7 +11,7 @@ from celery.signals import worker_shutdown
 from celery.worker import state
 
 from howl.nodes import worker_id_of
-from howl.worker import environment
+from howl.worker.lifecycle import environment
 
 logger = logging.getLogger(__name__)
 

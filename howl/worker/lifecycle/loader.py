@@ -12,7 +12,7 @@ from celery.loaders.app import AppLoader
 from celery.loaders.base import BaseLoader
 
 from howl.errors import NotConfigured
-from howl.worker import sight
+from howl.worker.task import reporter
 
 
 class Runs(BaseLoader):
@@ -22,12 +22,12 @@ class Runs(BaseLoader):
         super().on_task_init(task_id, task)
         # A task that is applied on the spot is a part of the run that does so.
         if not (request := task.request).is_eager:
-            sight.begin(self.app.howl_show, task_id, request.hostname)
+            reporter.begin(self.app.howl_show, task_id, request.hostname)
 
     def on_process_cleanup(self) -> None:
         """Celery calls this for runs alone, in their process and thread."""
         super().on_process_cleanup()
-        sight.end()
+        reporter.end()
 
 
 def hear_of_runs(app: Celery) -> None:

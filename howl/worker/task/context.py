@@ -2,9 +2,9 @@
 
 from numbers import Integral, Real
 
-from howl.worker.artifacts import artifact
-from howl.worker.lines import LINE, clean, clip
-from howl.worker.sight import current
+from howl.worker.task.artifacts import artifact
+from howl.worker.task.lines import LINE, clean, clip
+from howl.worker.task.reporter import current
 
 __all__ = ["artifact", "log", "progress"]
 

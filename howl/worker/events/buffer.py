@@ -8,7 +8,7 @@ from collections.abc import Callable
 MOST, MOST_BYTES = 50_000, 16 << 20
 
 
-class Buffer:
+class EventBuffer:
     """JSON documents in the order they came; where there is no room for all, the newest are kept.
 
     Only what happened to tasks waits here. A heartbeat says how things are now, so an old one is never kept at all, and

@@ -16,7 +16,7 @@ from howl.config import Settings
 from howl.errors import ArtifactFailed, ArtifactRefused
 from howl.nodes import worker_id_of
 from howl.outcomes import MEDIA_TYPE, ArtifactKept, name_fault
-from howl.worker.uploads import Source, upload
+from howl.worker.task.uploads import Source, upload
 
 
 def artifact(content: str | Path | bytes, name: str | None = None, media_type: str | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import billiard
 import redis
 from celery import Celery, bootsteps
 
-from howl.broker.areas import DEFAULT_USER, user_of
+from howl.broker.namespaces import DEFAULT_USER, user_of
 from howl.celery import settings_of, worker_queue
 from howl.celery_settings import overruled
 from howl.config import Settings
@@ -16,7 +16,7 @@ from howl.env_file import require_chosen_servers
 from howl.errors import NotGranted, SettingsError
 from howl.nodes import worker_id_of
 from howl.queue_names import require_queue
-from howl.worker import environment, remote
+from howl.worker.lifecycle import environment, limit_commands
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Preflight(bootsteps.Step):
         if parent.pool_cls.__module__ == "celery.concurrency.prefork":
             _require_semaphores()
         require_redis(settings)
-        remote.install()
+        limit_commands.install()
         if user_of(settings) != DEFAULT_USER:
             if not settings.nats_url:
                 parent.task_events = False

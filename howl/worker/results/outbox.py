@@ -1,4 +1,4 @@
-"""Outcomes on their way from where a task runs to the ledger: over a socket from a pool's child, directly elsewhere.
+"""Outcomes on their way from where a task runs to the session: over a socket from a pool's child, directly elsewhere.
 
 A child writes its outcomes before Celery hears that the task ended, so they are here when the message is settled.
 """
@@ -20,15 +20,15 @@ from celery import bootsteps, states
 
 from howl.errors import HowlError
 from howl.outcomes import ArtifactKept, Entry, Outcome, PartsAdded
-from howl.worker import sight
-from howl.worker.loader import hear_of_runs
-from howl.worker.server_clock import ServerClock
-from howl.worker.sockets import folder_for
+from howl.worker.consumer.server_clock import ServerClock
+from howl.worker.lifecycle.loader import hear_of_runs
+from howl.worker.lifecycle.socket_paths import folder_for
+from howl.worker.task import reporter
 
 #: Lengths of the four parts of a frame: kind, tag, task id, document.
 HEADER = struct.Struct("!BHHI")
 #: Kinds: a run's progress, its end (or wish to be retried), an end that nothing said after it changes (a success, or
-#: that it was cancelled), what belongs to no task; and an event for those who watch, which no ledger ever sees.
+#: that it was cancelled), what belongs to no task; and an event for those who watch, which no session ever sees.
 PROGRESS, END, LAST, OTHER, SIGHT = range(5)
 #: Seconds a child waits for its parent to read.
 PATIENCE = 60.0
@@ -87,7 +87,7 @@ class Outbox(bootsteps.Step):
         """Called by the backend where it writes."""
         item = parcel(entry, document, tag)
         if item.kind in (END, LAST):
-            sight.flush()
+            reporter.flush()
         if os.getpid() == self._pid:
             self.collector.deliver(item)
         else:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from howl.broker.areas import DEFAULT_USER, Area, user_of
+from howl.broker.namespaces import DEFAULT_USER, Namespace, user_of
 from howl.broker.scripts import READ
 from howl.config import Settings
 
@@ -45,19 +45,19 @@ SIGHT = Limits(largest=MESSAGE_BYTES, cut=SHOWN, removes=False)
 
 
 def fields(
-    client: Any, settings: Settings, area: Area, name: str | bytes, limits: Limits = NAMES
+    client: Any, settings: Settings, namespace: Namespace, name: str | bytes, limits: Limits = NAMES
 ) -> dict[bytes, bytes]:
-    """Of one hash of an area, as many as its limits allow; raises redis's errors."""
-    found = _read(client, settings, area, "hash", name, limits)
+    """Of one hash of a namespace, as many as its limits allow; raises redis's errors."""
+    found = _read(client, settings, namespace, "hash", name, limits)
     return dict(zip(found[::2], found[1::2], strict=True))
 
 
 def scores(
-    client: Any, settings: Settings, area: Area, name: str, limits: Limits = NAMES, lowest: Any = "-inf",
+    client: Any, settings: Settings, namespace: Namespace, name: str, limits: Limits = NAMES, lowest: Any = "-inf",
     highest: Any = "+inf",
 ) -> dict[bytes, float]:  # fmt: skip
     """The same of one sorted set, from the lowest score on."""
-    found = _read(client, settings, area, "zset", name, limits, lowest, highest)
+    found = _read(client, settings, namespace, "zset", name, limits, lowest, highest)
     return dict(zip(found[::2], map(_score, found[1::2]), strict=True))
 
 
@@ -66,9 +66,9 @@ def number(text: bytes | None) -> int:
     return int(text) if text and len(text) < 10 and text.isdigit() else 0
 
 
-def is_trusted(area: Area, settings: Settings) -> bool:
+def is_trusted(namespace: Namespace, settings: Settings) -> bool:
     """Whether its user may do what this server may."""
-    return area.user in (DEFAULT_USER, user_of(settings))
+    return namespace.user in (DEFAULT_USER, user_of(settings))
 
 
 def note_removal(client: Any, settings: Settings, user: str, count: int, size: int) -> None:
@@ -92,18 +92,20 @@ def removed(client: Any, settings: Settings) -> dict[str, dict[str, int]]:
 
 
 def _read(
-    client: Any, settings: Settings, area: Area, kind: str, name: str | bytes, limits: Limits, *between: Any
+    client: Any, settings: Settings, namespace: Namespace, kind: str, name: str | bytes, limits: Limits, *between: Any
 ) -> list[bytes]:
-    key = area.root.encode() + (name.encode() if isinstance(name, str) else name)
-    removes = limits.removes and not is_trusted(area, settings)
+    key = namespace.root.encode() + (name.encode() if isinstance(name, str) else name)
+    removes = limits.removes and not is_trusted(namespace, settings)
     words = [kind, *limits[:3], "remove" if removes else "leave", limits.cut, *between]
     is_type, count, size, *found = READ.run(client, [key], words)
     if removes and is_type not in (kind.encode(), b"none"):
-        logger.error("%.300r, of Redis user %s, was a %s: removed.", key, area.user, is_type.decode())
-        note_removal(client, settings, area.user, 1, 0)
+        logger.error("%.300r, of Redis user %s, was a %s: removed.", key, namespace.user, is_type.decode())
+        note_removal(client, settings, namespace.user, 1, 0)
     if removes and count:
-        logger.error("%d values of %d bytes in %.300r, of Redis user %s: removed unread.", count, size, key, area.user)
-        note_removal(client, settings, area.user, count, size)
+        logger.error(
+            "%d values of %d bytes in %.300r, of Redis user %s: removed unread.", count, size, key, namespace.user
+        )
+        note_removal(client, settings, namespace.user, count, size)
     return list(found)
 
 

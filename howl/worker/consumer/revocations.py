@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 Order = dict[bytes, bytes]
 
 
-class Revoking:
+class Revocations:
     """Carries out what is revoked, of tasks that wait here and of those that run."""
 
     def __init__(self, pool: Any, wake_loop: Callable[[], None]) -> None:
@@ -30,7 +30,7 @@ class Revoking:
         self._to_end: deque[tuple[Any, str]] = deque()
 
     def told(self, orders: list[Order]) -> None:
-        """From the ledger's thread; what an order does a second time changes nothing."""
+        """From the session's thread; what an order does a second time changes nothing."""
         for order in orders:
             try:
                 self._told(order)

@@ -1,4 +1,4 @@
-"""Celery's request, which also tells the ledger when a run begins and when it died with its process.
+"""Celery's request, which also tells the session when a run begins and when it died with its process.
 
 A run within this very process, a thread's, cannot be ended from outside: its request knows the limits that it asks for.
 """
@@ -13,7 +13,7 @@ from billiard.exceptions import WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 
-from howl.worker import limits
+from howl.worker.task import time_limits
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +22,10 @@ DEATHS = (WorkerLostError, SystemExit, KeyboardInterrupt)
 
 
 class ClaimedRequest(Request):
-    """Every task's in a worker, which gives it to them (howl/worker/claims.py)."""
+    """Every task's in a worker, which gives it to them (howl/worker/consumer/adapter.py)."""
 
     #: Of a run in this process.
-    own_limits: limits.Limits | None = None
+    own_limits: time_limits.Limits | None = None
 
     def __init_subclass__(cls) -> None:
         """Celery makes a class for each task, whose `on_success` cannot take what a thread that was left returns."""
@@ -34,7 +34,7 @@ class ClaimedRequest(Request):
 
         def on_end(self: ClaimedRequest, outcome: Any, **options: Any) -> Any:
             if self.own_limits is not None:
-                limits.end()
+                time_limits.end()
             if isinstance(outcome, ExceptionInfo):
                 return self.on_failure(outcome)
             return on_success(self, outcome, **options)
@@ -57,7 +57,7 @@ class ClaimedRequest(Request):
         claims = _claims_of(self)
         if claims is not None:
             if pid == os.getpid():  # a thread, or solo
-                self.own_limits = limits.begin(time_accepted, *self._seconds(claims.pool))
+                self.own_limits = time_limits.begin(time_accepted, *self._seconds(claims.pool))
             claims.began(self.claim_tag, self.id, lambda: self._beginning(pid), early=not self.task.acks_late)
         super().on_accepted(pid, time_accepted)
 
@@ -82,9 +82,9 @@ class ClaimedRequest(Request):
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         claims, cause = _claims_of(self), _cause(exc_info)
         # As Celery does for a process that it ended.
-        if isinstance(cause, limits.Cancelled):
+        if isinstance(cause, time_limits.Cancelled):
             return self._announce_revoked("terminated", True, "SIGTERM", False)
-        if isinstance(cause, limits.OutOfTime):
+        if isinstance(cause, time_limits.OutOfTime):
             return self.on_timeout(False, cause.args[0])
         if claims is not None and isinstance(cause, DEATHS):
             claims.died(self.claim_tag)

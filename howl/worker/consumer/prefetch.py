@@ -35,7 +35,7 @@ REMEMBERED = 20
 WEIGHT = 0.1
 
 
-class Room:
+class PrefetchPolicy:
     """Learns from ends and turns."""
 
     def __init__(self, slots: Callable[[], int], most_in_hand: int = 1) -> None:
@@ -124,7 +124,7 @@ class Room:
         return slots * self._most_in_hand if short else slots
 
     @property
-    def too_few(self) -> int:
+    def low_watermark(self) -> int:
         """In Celery's hands, so many or fewer: it should be handed more. Short tasks are handed over some at a time."""
         return self.hand_out - 1 if self.hand_out == self.slots else self.hand_out // 2
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from celery.worker import state
 
 import howl
-from howl.broker.areas import DEFAULT_USER, user_of
+from howl.broker.namespaces import DEFAULT_USER, user_of
 from howl.celery import settings_of, worker_queue
 from howl.config import Settings
 from howl.nodes import worker_id_of

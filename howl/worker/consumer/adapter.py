@@ -1,4 +1,4 @@
-"""A worker's claims: where the ledger, Celery's loop and the outcomes of its runs meet."""
+"""A worker's claims: where the session, Celery's loop and the outcomes of its runs meet."""
 
 import json
 import logging
@@ -19,18 +19,18 @@ from celery.worker.request import Request
 from kombu.utils.imports import symbol_by_name
 from kombu.utils.json import loads
 
-from howl.broker.ledger import Claim, Ledger
 from howl.broker.message import NO_TASK, NOBODY, task_headers
-from howl.broker.room import Room
 from howl.celery import settings_of, worker_queue
 from howl.errors import MessageRefused
 from howl.nodes import worker_id_of
 from howl.outcomes import Outcome, died, encode, failure, is_id, requeued
-from howl.worker.outbox import END, LAST, OTHER, Collector, Parcel
-from howl.worker.pool import make_resizable, most_in_hand, slots_to_fill, withdraw, write_whole_jobs
-from howl.worker.request import ClaimedRequest
-from howl.worker.revoking import Order, Revoking
-from howl.worker.server_clock import ServerClock
+from howl.worker.consumer.pool import make_resizable, most_in_hand, slots_to_fill, withdraw, write_whole_jobs
+from howl.worker.consumer.prefetch import PrefetchPolicy
+from howl.worker.consumer.request import ClaimedRequest
+from howl.worker.consumer.revocations import Order, Revocations
+from howl.worker.consumer.server_clock import ServerClock
+from howl.worker.consumer.session import Claim, ConsumerSession
+from howl.worker.results.outbox import END, LAST, OTHER, Collector, Parcel
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ LATE = 60.0
 #: Seconds ahead beyond which a task waits in Redis, not here.
 AHEAD = 60.0
 #: Seconds for which one of this process's threads may keep another waiting: by Python's own 5 ms, children that have
-#: ended a short task idle while the ledger's thread reads an answer.
+#: ended a short task idle while the session's thread reads an answer.
 SWITCH = 0.0005
 
 
@@ -59,7 +59,7 @@ class Claims(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Celery starts its consumer anew after losing its connection; the claims outlive it."""
         if parent.howl_claims is None:
-            parent.howl_claims = Holder(parent)
+            parent.howl_claims = Adapter(parent)
         parent.howl_claims.attach(parent)
 
     def shutdown(self, parent: Any) -> None:
@@ -89,7 +89,7 @@ class Run:
     died: bool = False
 
 
-class Holder:
+class Adapter:
     """What a worker holds, and what its runs have said of it."""
 
     def __init__(self, consumer: Any) -> None:
@@ -100,10 +100,10 @@ class Holder:
         self.mark = f"{self.owner}:"
         self.pool = consumer.pool
         self.semaphore = consumer.controller.semaphore
-        self.ledger = Ledger(
+        self.session = ConsumerSession(
             settings_of(app),
             self.owner,
-            Room(partial(slots_to_fill, consumer.controller), most_in_hand(self.pool)),
+            PrefetchPolicy(partial(slots_to_fill, consumer.controller), most_in_hand(self.pool)),
             self._stale,
             self._revoked,
             app.howl_clock.heard,
@@ -112,7 +112,7 @@ class Holder:
         self._tasks = app.tasks
         #: Whether the server is told which tasks this worker knows.
         self._is_announced = bool(settings_of(app).nats_url)
-        self.revoking = Revoking(self.pool, self.ledger.wake_loop)
+        self.revoking = Revocations(self.pool, self.session.wake_loop)
         self.collector: Collector = consumer.controller.howl_outbox.collector
         self.collector.deliver = self._received
         self._lock = threading.Lock()
@@ -125,7 +125,7 @@ class Holder:
         sys.setswitchinterval(SWITCH)
         write_whole_jobs(self.pool)
         make_resizable(self.pool)
-        self.ledger.start()
+        self.session.start()
         self.collector.start()
 
     def attach(self, consumer: Any) -> None:
@@ -137,8 +137,8 @@ class Holder:
         self._channel.connection.patient = True
         self._hub = consumer.hub
         self._loop_thread = threading.current_thread()
-        self._hub.add_reader(self.ledger.ready_reader, self._hand_over)
-        self._hub.on_tick.add(self.ledger.tick)
+        self._hub.add_reader(self.session.ready_reader, self._hand_over)
+        self._hub.on_tick.add(self.session.tick)
 
     def _not_in_the_pool(self) -> set[str]:
         """What waits for its time or for a child: Celery forgets it when it starts its consumer anew, or stops it."""
@@ -146,11 +146,11 @@ class Holder:
         waiting = {job.correlation_id for job in getattr(processes, "_cache", {}).values()}
         runs = [(tag, run) for tag, run in list(self._runs.items()) if not run.begun and run.task_id not in waiting]
         # Threads run what they were handed, whatever Celery forgets: only what waits for its time is not theirs.
-        return {tag for tag, _ in runs if processes is not None or self.ledger.is_waiting(tag)}
+        return {tag for tag, _ in runs if processes is not None or self.session.is_waiting(tag)}
 
     def release(self) -> None:
         """Take no more, and put back in order all that no process of the pool has yet; Celery's loop has ended."""
-        self.ledger.listen([])
+        self.session.listen([])
         self.revoking.carry_out()
         self._put_back(self._withdrawn() | self._not_in_the_pool())
 
@@ -168,29 +168,29 @@ class Holder:
         begun = {tag: run.task_id for tag, run in list(self._runs.items()) if run.begun}
         for tag, task_id in begun.items():
             self._tell_requeued(tag, task_id)
-        self.ledger.close({tag: [task_id, DEATHS, encode(died(task_id, DEATHS))] for tag, task_id in begun.items()})
+        self.session.close({tag: [task_id, DEATHS, encode(died(task_id, DEATHS))] for tag, task_id in begun.items()})
 
     def _tell_requeued(self, tag: str, task_id: str) -> None:
         """Before its message goes back: who reads the record shall not take it for work that goes on."""
-        self.ledger.note(tag, encode(requeued(task_id, self.worker_id)))
+        self.session.note(tag, encode(requeued(task_id, self.worker_id)))
 
     def _put_back(self, tags: set[str]) -> None:
         for tag in reversed([tag for tag in list(self._runs) if tag in tags]):
             self._forget(tag)
-            self.ledger.put_back(tag)
+            self.session.put_back(tag)
 
-    # --- from the ledger to Celery ----------------------------------------------------------------------------------
+    # --- from the session to Celery ----------------------------------------------------------------------------------
 
     def listen(self, priorities: list[list[str]]) -> None:
-        self.ledger.listen(priorities)
+        self.session.listen(priorities)
 
     def _hand_over(self) -> None:
         self.revoking.carry_out()
-        if self.ledger.wants_back:
-            self.ledger.wants_back = False
+        if self.session.wants_back:
+            self.session.wants_back = False
             # Behind a long task, while another worker may idle.
             self._put_back(self._withdrawn())
-        for claim in self.ledger.take():
+        for claim in self.session.take():
             try:
                 self._deliver(claim)
             except NO_TASK as error:
@@ -208,16 +208,16 @@ class Holder:
             message["properties"]["delivery_info"]["redelivered"] = True
         if self._is_others(headers.get("task"), claim):
             self._forget(claim.tag)
-            self.ledger.unknown(claim.tag)
+            self.session.unknown(claim.tag)
             return
         due = _due(headers.get("eta"))
         now = self._clock.time()
         if due is not None and due > now + AHEAD:
             self._forget(claim.tag)
-            self.ledger.park(claim.tag, due)
+            self.session.park(claim.tag, due)
             return
         if due is not None and due > now:
-            self.ledger.waits(claim.tag)
+            self.session.waits(claim.tag)
         self._channel.connection._deliver(message, self._queue_of(claim))  # noqa: SLF001  # kombu's way in
 
     def _is_others(self, name: Any, claim: Claim) -> bool:
@@ -241,10 +241,10 @@ class Holder:
         name = claim.key.decode().removeprefix(self._channel.global_keyprefix)
         return name.partition("\x06")[0]
 
-    # --- from Celery to the ledger ----------------------------------------------------------------------------------
+    # --- from Celery to the session ----------------------------------------------------------------------------------
 
     def holds(self, tag: str) -> bool:
-        return self.ledger.holds(tag)
+        return self.session.holds(tag)
 
     def began(self, tag: str, task_id: str, told: Callable[[], bytes], *, early: bool) -> None:
         """The run has begun, as `told` says; `early` when its message is acknowledged now, before its end."""
@@ -252,11 +252,11 @@ class Holder:
             run.begun = True
         if early:
             self._remember_early(tag)
-            self.ledger.append(told())
+            self.session.append(told())
             # At once: Celery's own acknowledgement comes when its loop gets to it, in solo at the end.
             self._settle(tag)
         else:
-            self.ledger.began(tag, task_id, told)
+            self.session.began(tag, task_id, told)
 
     def success_of(self, tag: str, task_id: str) -> dict[str, Any] | None:
         """What the run had said of its success, if its process died after that."""
@@ -296,20 +296,20 @@ class Holder:
         if run is not None and run.begun:
             self._tell_requeued(tag, run.task_id)
         if run is not None and run.died:
-            self.ledger.lost(tag, run.task_id, DEATHS, encode(died(run.task_id, DEATHS)))
+            self.session.lost(tag, run.task_id, DEATHS, encode(died(run.task_id, DEATHS)))
         else:
-            self.ledger.requeue(tag)
+            self.session.requeue(tag)
 
     def _settle(self, tag: str) -> None:
         run = self._runs.get(tag)
         if run is None:
-            self.ledger.set_aside(tag)
+            self.session.set_aside(tag)
         else:
             if not run.told_all:
                 self.collector.read()
             with self._lock:
                 ends = [end.document for end in run.ends.values()]
-            self.ledger.settle(tag, run.task_id, ends or [_bare(run.task_id, begun=run.begun)])
+            self.session.settle(tag, run.task_id, ends or [_bare(run.task_id, begun=run.begun)])
         self._forget(tag)
 
     def _forget(self, tag: str) -> None:
@@ -327,16 +327,16 @@ class Holder:
     def _received(self, item: Parcel) -> None:
         tag = item.tag or self._tag_of(item.task_id)
         if item.kind == OTHER or not tag.startswith(self.mark):
-            self.ledger.append(item.document)
+            self.session.append(item.document)
         elif tag in self._early:
             self._after_early_acknowledgement(tag, item)
         elif item.kind in (END, LAST):
             self._note_end(tag, item)
-        elif self.ledger.holds(tag):
-            self.ledger.note(tag, item.document)
+        elif self.session.holds(tag):
+            self.session.note(tag, item.document)
 
     def _after_early_acknowledgement(self, tag: str, item: Parcel) -> None:
-        self.ledger.append(item.document)
+        self.session.append(item.document)
         if item.kind in (END, LAST):
             self._early_over.append((time.monotonic(), tag))
 

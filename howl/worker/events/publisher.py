@@ -11,7 +11,7 @@ from collections.abc import Callable
 from howl.config import Settings
 from howl.connections.explain import reason
 from howl.connections.nats import CONNECT_TIMEOUT, TROUBLE, Connection
-from howl.worker.courier import Courier
+from howl.worker.events.delivery import EventDelivery
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ RETRY, COMPLAIN = (0.5, 1.5), 30.0
 PING = 8
 
 
-class Announcer(threading.Thread):
+class EventPublisher(threading.Thread):
     """One connection in a loop of its own: the worker's never waits for NATS."""
 
-    def __init__(self, settings: Settings, name: str, courier: Courier, event: Callable[[str], bytes]) -> None:
+    def __init__(self, settings: Settings, name: str, courier: EventDelivery, event: Callable[[str], bytes]) -> None:
         super().__init__(name="howl-beacon", daemon=True)
         self.settings = settings
         self.client_name = name

@@ -18,7 +18,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
-from howl.worker.lines import BATCH, batches, newest, split
+from howl.worker.task.lines import BATCH, batches, newest, split
 
 logger = logging.getLogger(__name__)
 

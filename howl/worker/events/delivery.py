@@ -12,7 +12,7 @@ from nats.js.errors import NoStreamResponseError
 
 from howl.config import Settings
 from howl.connections.nats import events_stream, receipt_fault, user_token
-from howl.worker.buffer import Buffer
+from howl.worker.events.buffer import EventBuffer
 
 #: Largest message in bytes, and what its headers may take of what NATS allows.
 LARGEST, HEADERS = 512 << 10, 1 << 10
@@ -33,10 +33,10 @@ class Message:
     refusal: NatsError | None = None
 
 
-class Courier:
+class EventDelivery:
     """One message is under way at a time, so that all arrive in order and none is lost with a connection."""
 
-    def __init__(self, buffer: Buffer, settings: Settings, life: str) -> None:
+    def __init__(self, buffer: EventBuffer, settings: Settings, life: str) -> None:
         self.buffer = buffer
         #: One for all of a credential's workers: NATS keeps each subject of a stream in memory.
         self.subject = f"{settings.subject_prefix}.events.{user_token(settings)}"

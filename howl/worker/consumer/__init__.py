@@ -1,0 +1,1 @@
+"""Consuming: the conversation with Redis, what a worker holds, and Celery's request and pool."""

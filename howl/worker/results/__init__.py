@@ -1,0 +1,1 @@
+"""Outcomes on their way from where a task runs to the consumer session."""

@@ -1,0 +1,1 @@
+"""What a task calls while it runs: progress, lines, files, time limits."""
