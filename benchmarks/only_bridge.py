@@ -3,7 +3,7 @@
 import asyncio
 
 from howl.config import load_settings
-from howl.server.bridge import Bridge
+from howl.server.bridge.bridge import Bridge
 
 if __name__ == "__main__":
     asyncio.run(Bridge(load_settings()).run())

@@ -231,7 +231,7 @@ class Chord(Base):
 
 
 class StoredPiece(Base):
-    """A piece of a large chord that is not all told of yet: see howl.server.chord_pieces."""
+    """A piece of a large chord that is not all told of yet: see howl.server.chords.pieces."""
 
     __tablename__ = "chord_pieces"
     __table_args__ = (UniqueConstraint("group_id", "redis_user", "number", postgresql_nulls_not_distinct=True),)
@@ -245,7 +245,7 @@ class StoredPiece(Base):
 
 
 class RecordUsage(Base):
-    """What one Redis user's workers have had recorded, against HOWL_RECORD_LIMIT: see howl.server.usage."""
+    """What one Redis user's workers have had recorded, against HOWL_RECORD_LIMIT: see howl.server.recorder.quota."""
 
     __tablename__ = "record_usage"
 

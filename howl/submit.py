@@ -32,7 +32,7 @@ from howl.idempotency import require_same
 from howl.models import Chord, Task, Worker
 from howl.outcomes import FINAL_RANK, NAME_LIMIT, UNSTORABLE, failure
 from howl.queue_names import fault_of, require_queue
-from howl.server.reach import Reach
+from howl.server.recorder.task_access import Reach
 from howl.submit_hints import hint, problem, signature_of
 
 #: Most bytes of a task's arguments, as JSON.

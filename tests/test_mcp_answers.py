@@ -17,8 +17,8 @@ from howl.burst import detached, record
 from howl.burst.request import BurstRequest
 from howl.config import Settings
 from howl.errors import BurstFailed, DatabaseUnavailable
+from howl.mcp_shim import bounds, bursts, tools
 from howl.mcp_shim.server import StrictServer, strict_tool
-from howl.mcp_shim.tools import bounds, bursts, tools
 from howl.models import Artifact, Task, TaskEvent, Worker
 from tests.test_mcp_shim import LEAVER, _leave, answer, call, listed, refusal, text
 

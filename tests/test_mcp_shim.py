@@ -26,7 +26,7 @@ from howl.config import Settings, load_settings
 from howl.mcp_shim import tools as mcp_shim
 from howl.mcp_shim.server import StrictServer
 from howl.models import Artifact, Task, TaskEvent
-from howl.server.curator import Curator
+from howl.server.artifacts.retention import Curator
 from tests.burst.fake_github import REPOSITORY, TOKEN, fake_github
 from tests.support import Process, eventually
 

@@ -19,8 +19,8 @@ from howl.connections.redis import redis_client
 from howl.errors import InvalidRequest, SettingsError
 from howl.models import Task
 from howl.queue_names import ITS_OWN
-from howl.server import claims as keeping
-from howl.server.keeper import Keeper
+from howl.server.maintenance import lease_reaper as keeping
+from howl.server.maintenance.keeper import Keeper
 from howl.submit import TaskRequest, cancel, retry, submit
 
 CELERY = str(Path(sys.executable).with_name("celery"))

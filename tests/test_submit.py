@@ -11,7 +11,7 @@ from sqlalchemy import func, select, update
 from howl.connections import postgres
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
 from howl.models import Task, Worker
-from howl.server.keeper import Keeper
+from howl.server.maintenance.keeper import Keeper
 from howl.submit import TaskRequest, cancel, push, retry, submit
 from tests.support import eventually, taken_away
 

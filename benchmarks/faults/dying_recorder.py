@@ -6,8 +6,8 @@ import signal
 
 from howl.celery import create_app
 from howl.config import load_settings
-from howl.server.recorder import Recorder
-from howl.server.stream import Batch, OutcomeStream
+from howl.server.recorder.outcome_streams import Batch, OutcomeStream
+from howl.server.recorder.recorder import Recorder
 
 
 class Unconfirmed(OutcomeStream):

@@ -18,7 +18,7 @@ from howl.broker import set_aside
 from howl.broker.bounded_reads import REMOVED
 from howl.broker.namespaces import DEFAULT_USER, namespace_of
 from howl.connections.tls import redis_options
-from howl.doctor import ailing
+from howl.doctor import failing_parts
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import WAY
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
@@ -158,12 +158,12 @@ async def server_runs(visit: Visit) -> Answer | None:
     if visit.as_worker:
         return None
     try:
-        consumers = await visit.client.xinfo_consumers(visit.settings.key("outcomes"), ailing.RECORDER)
+        consumers = await visit.client.xinfo_consumers(visit.settings.key("outcomes"), failing_parts.RECORDER)
     except NoPermissionError:
         raise
     except ResponseError:  # no such stream, or no such group: nobody ever asked
         consumers = []
-    return judge_silence(ailing.silence(consumers))
+    return judge_silence(failing_parts.silence(consumers))
 
 
 def judge_silence(seconds: float) -> Answer:
@@ -246,9 +246,9 @@ async def servers_parts_are_well(visit: Visit) -> Answer | None:
     """What `howl server` says of its own parts; a worker may not know."""
     if visit.as_worker:
         return None
-    words = await visit.client.hvals(visit.settings.key(ailing.AILING))
+    words = await visit.client.hvals(visit.settings.key(failing_parts.AILING))
     seconds, _ = await visit.client.time()
-    return ailing.judge(ailing.read(words, int(seconds)))
+    return failing_parts.judge(failing_parts.read(words, int(seconds)))
 
 
 async def _is_refused(visit: Visit, *command: Any) -> bool:

@@ -17,7 +17,8 @@ from howl.doctor.redis import judge_round_trip, round_trip
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
 from howl.errors import NotConfigured, QueueUnavailable
 from howl.queries import overview, queues
-from howl.server import migrate, usage
+from howl.server import migrate
+from howl.server.recorder import quota
 
 DEFAULT_PORT = 5432
 #: From this part of HOWL_RECORD_LIMIT on a credential is shown with a warning; and most that are shown.
@@ -104,7 +105,7 @@ async def credentials_are_within_bounds(visit: Visit) -> Answer | None:
     if not await _scalar(visit, HAS_USAGE):
         return None  # an older version's tables: that has been said
     limit = visit.settings.record_limit
-    cursor = await visit.client.execute(USAGE, {"rate": limit / usage.HOUR})
+    cursor = await visit.client.execute(USAGE, {"rate": limit / quota.HOUR})
     return judge_usage(await cursor.fetchall(), limit)
 
 

@@ -7,8 +7,8 @@ import redis
 
 from howl.config import Settings, load_settings
 from howl.connections.redis import redis_client
-from howl.doctor.ailing import AILING, RECORDER, VITAL, Ailing, read
-from howl.doctor.ailing import silence as silence_of
+from howl.doctor.failing_parts import AILING, RECORDER, VITAL, Ailing, read
+from howl.doctor.failing_parts import silence as silence_of
 from howl.errors import HowlError, visible
 
 #: Seconds. The recorder looks for outcomes several times in one, unless PostgreSQL keeps it waiting.

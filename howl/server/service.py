@@ -11,17 +11,17 @@ from howl.celery import application
 from howl.config import Settings
 from howl.connections.postgres import SERVER_PATIENCE, patient
 from howl.connections.redis import require_redis
-from howl.server.ailing import Board
-from howl.server.bridge import Bridge
-from howl.server.curator import Curator
-from howl.server.keeper import Keeper
-from howl.server.leave import Porter
+from howl.server.artifacts.retention import Curator
+from howl.server.bridge.bridge import Bridge
+from howl.server.bursts.admission import Porter
+from howl.server.bursts.starter import starter_of
+from howl.server.failing_parts import Board
+from howl.server.maintenance.keeper import Keeper
+from howl.server.maintenance.namespace_limits import NamespaceLimits
+from howl.server.maintenance.script_watchdog import Watchdog
 from howl.server.migrate import require_current
-from howl.server.namespace_limits import NamespaceLimits
-from howl.server.recorder import Recorder
-from howl.server.starter import starter_of
+from howl.server.recorder.recorder import Recorder
 from howl.server.supervision import Supervised, end
-from howl.server.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from nats.errors import Error as NatsError
 
 from howl.connections.explain import reason
 from howl.errors import HowlError
-from howl.server.ailing import Board
+from howl.server.failing_parts import Board
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import redis
 from howl.broker.scripts import RECLAIM, TURN, UNPARK
 from howl.config import Settings
 from howl.connections.redis import redis_client
-from howl.server import claims as keeping
+from howl.server.maintenance import lease_reaper as keeping
 from tests.support import eventually
 
 LEASE = 30_000

@@ -17,7 +17,7 @@ from howl.config import Settings
 from howl.connections import postgres
 from howl.errors import InvalidRequest, ServerUnavailable
 from howl.models import Burst, Worker
-from howl.server.leave import A_MINUTE, Porter
+from howl.server.bursts.admission import A_MINUTE, Porter
 from tests.support import Process
 
 RUN = {"GITHUB_REPOSITORY": "owner/name", "GITHUB_RUN_ID": "123", "GITHUB_RUN_ATTEMPT": "1", "GITHUB_ACTIONS": "true",

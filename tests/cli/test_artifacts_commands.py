@@ -21,7 +21,7 @@ from howl import artifacts, objects
 from howl.cli import main
 from howl.config import Settings
 from howl.models import Artifact, Task
-from howl.server.curator import Curator
+from howl.server.artifacts.retention import Curator
 
 TASK_ID = "1f0c9a00-0000-4000-8000-000000000001"
 CONTENT = os.urandom(2_500_000)

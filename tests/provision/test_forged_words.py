@@ -25,8 +25,8 @@ from howl.connections import postgres
 from howl.models import Artifact, Chord, RecordUsage, Task
 from howl.outcomes import JOIN_ALL, ArtifactKept, ChordCreated, Entry, Outcome, PartsAdded, encode
 from howl.provision.rights import Grant
-from howl.server import chords
-from howl.server.recorder import Recorder
+from howl.server.chords import chords
+from howl.server.recorder.recorder import Recorder
 from howl.server.supervision import end
 from howl.submit import TaskRequest, cancel, submit
 from tests.secured import ADMIN, SERVER, Secured

@@ -21,8 +21,8 @@ from howl.broker.namespaces import Namespace
 from howl.broker.scripts import PROGRESS, PURGE, TURN, load_all
 from howl.config import Settings, load_settings
 from howl.provision.rights import Grant
-from howl.server import claims as keeping
-from howl.server.watchdog import Watchdog
+from howl.server.maintenance import lease_reaper as keeping
+from howl.server.maintenance.script_watchdog import Watchdog
 from howl.worker.consumer import session
 from tests.secured import ADMIN, SERVER, Secured
 from tests.support import eventually

@@ -29,8 +29,8 @@ from howl.connections import nats as messaging
 from howl.errors import NotGranted, ServerUnavailable, SettingsError
 from howl.provision.rights import Grant, server_rules, worker_rules, worker_subjects
 from howl.queue_names import ITS_OWN, fault_of
-from howl.server import claims as keeping
-from howl.server.questions import Question, Questions
+from howl.server.artifacts.requests import Question, Questions
+from howl.server.maintenance import lease_reaper as keeping
 from tests.secured import ADMIN, SERVER, Secured
 
 PREFIX, SUBJECTS = "t:", "t"

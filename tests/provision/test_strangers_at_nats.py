@@ -24,7 +24,7 @@ from howl.errors import ArtifactFailed, ArtifactRefused
 from howl.objects import PIECE, Flight
 from howl.provision.rights import Grant
 from howl.questions import ANSWER_TO, MOST, Asker, Piece, TooManyQuestions, Whole, answer_in
-from howl.server.curator import Curator
+from howl.server.artifacts.retention import Curator
 from howl.worker.task import uploads
 from tests.secured import SERVER, Secured
 from tests.support import eventually
@@ -412,7 +412,7 @@ def test_strays_of_any_name_are_swept(secured: Secured, desk: Desk, monkeypatch:
 def test_more_strays_than_one_sweep_deletes_and_one_list_names_go_all_the_same(
     secured: Secured, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("howl.server.curator.AT_ONCE", 10)
+    monkeypatch.setattr("howl.server.artifacts.retention.AT_ONCE", 10)
 
     async def scatter(stream: Any) -> None:
         for number in range(25):

@@ -12,8 +12,8 @@ from howl.config import Settings
 from howl.errors import UnreadableOutcome
 from howl.models import Artifact, TaskEvent
 from howl.outcomes import ArtifactKept, decode, encode
-from howl.server.recorder import Recorder
-from howl.server.stream import Received
+from howl.server.recorder.outcome_streams import Received
+from howl.server.recorder.recorder import Recorder
 from howl.worker.results.outbox import PROGRESS, parcel
 
 #: Long ago: no machine's clock may be before it, for what has yet to come is taken for the present.

@@ -14,10 +14,10 @@ from howl.connections import postgres
 from howl.errors import ChordRefused
 from howl.models import Chord, StoredPiece, Task
 from howl.outcomes import ChordCreated, Outcome, encode, in_pieces
-from howl.server import chords
+from howl.server.chords import chords
 from howl.server.doctor import judge_chords
-from howl.server.recorder import Recorder
-from howl.server.stream import Received
+from howl.server.recorder.outcome_streams import Received
+from howl.server.recorder.recorder import Recorder
 from howl.server.supervision import end
 from tests.support import eventually
 

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from howl.config import Settings
 from howl.connections.redis import redis_client
 from howl.models import Worker
-from howl.server.claims import SharedNames
-from howl.server.keeper import Keeper
+from howl.server.maintenance.keeper import Keeper
+from howl.server.maintenance.lease_reaper import SharedNames
 from howl.submit import TaskRequest, submit
 
 

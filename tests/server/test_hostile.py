@@ -10,12 +10,12 @@ import redis
 from sqlalchemy import func, select, update
 
 from howl.connections import postgres
-from howl.doctor.ailing import AILING
+from howl.doctor.failing_parts import AILING
 from howl.models import Chord, Task
 from howl.outcomes import ChordCreated, Outcome, encode
-from howl.server.keeper import Keeper
-from howl.server.recorder import Recorder
-from howl.server.stream import Received
+from howl.server.maintenance.keeper import Keeper
+from howl.server.recorder.outcome_streams import Received
+from howl.server.recorder.recorder import Recorder
 from howl.submit import TaskRequest, submit
 from tests.support import eventually, taken_away
 

@@ -18,8 +18,9 @@ from howl.connections.redis import redis_client
 from howl.models import Chord, Task
 from howl.outcomes import ChordCreated
 from howl.queries.queues import survey
-from howl.server import chords, claims
-from howl.server.keeper import Keeper
+from howl.server.chords import chords
+from howl.server.maintenance import lease_reaper
+from howl.server.maintenance.keeper import Keeper
 from howl.submit import TaskRequest, submit
 
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
@@ -168,6 +169,6 @@ def test_no_start_renews_the_leases_of_the_dead_again_but_a_redis_that_came_back
     _start(Keeper(later, app), monkeypatch)
     assert deadlines()[b"celery@alive.boot"] > granted[b"celery@alive.boot"]
     assert deadlines()[b"celery@dead.boot"] == granted[b"celery@dead.boot"], "granted once, and nothing said since"
-    client.hset(settings.key(claims.GRANTED), claims.LIFE, "of a Redis that was there before")
+    client.hset(settings.key(lease_reaper.GRANTED), lease_reaper.LIFE, "of a Redis that was there before")
     _start(Keeper(later, app), monkeypatch)
     assert deadlines()[b"celery@dead.boot"] > granted[b"celery@dead.boot"]

@@ -14,10 +14,10 @@ from sqlalchemy import select, text
 
 from howl.connections import postgres
 from howl.models import TaskEvent
-from howl.server import event_stream, presence
-from howl.server.bridge import Bridge
-from howl.server.presence import Described, Sighting
-from howl.server.usage import Budget
+from howl.server.bridge import event_stream, presence
+from howl.server.bridge.bridge import Bridge
+from howl.server.bridge.presence import Described, Sighting
+from howl.server.recorder.quota import Budget
 from tests.server import wire
 from tests.support import PATIENCE, eventually, taken_away
 

@@ -6,8 +6,8 @@ import time
 import pytest
 from celery.events.state import State
 
-from howl.server.bridge import Bridge
-from howl.server.rebroadcast import SILENCE
+from howl.server.bridge.bridge import Bridge
+from howl.server.bridge.rebroadcast import SILENCE
 from tests.server import wire
 from tests.support import PATIENCE, eventually
 

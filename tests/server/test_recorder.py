@@ -13,8 +13,8 @@ from sqlalchemy import func, select, text
 from howl.connections import postgres
 from howl.models import TaskEvent
 from howl.outcomes import ChordCreated, Outcome, encode
-from howl.server.recorder import Recorder
-from howl.server.stream import OutcomeStream, Received
+from howl.server.recorder.outcome_streams import OutcomeStream, Received
+from howl.server.recorder.recorder import Recorder
 from howl.server.supervision import end
 from tests import tasks
 from tests.support import PATIENCE, eventually, taken_away

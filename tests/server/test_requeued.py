@@ -15,8 +15,8 @@ from howl.connections.redis import redis_client
 from howl.models import Task
 from howl.outcomes import Outcome, requeued
 from howl.queries import overview, records, statistics, task_events
-from howl.server.recorder import Recorder
-from howl.server.stream import Received
+from howl.server.recorder.outcome_streams import Received
+from howl.server.recorder.recorder import Recorder
 from howl.submit import TaskRequest, cancel, submit
 from howl.worker.consumer import adapter
 from tests.support import Process, eventually

@@ -15,11 +15,11 @@ from nats.errors import Error as NatsError
 from sqlalchemy.exc import ProgrammingError
 
 from howl.config import Settings
-from howl.doctor.ailing import AILING, LASTS
 from howl.doctor.examine import run as examine
+from howl.doctor.failing_parts import AILING, LASTS
 from howl.doctor.finding import Verdict
 from howl.server import health, supervision
-from howl.server.ailing import Board
+from howl.server.failing_parts import Board
 from howl.server.supervision import Supervised, end
 
 #: What may end a part, of every library in the house, and of our own making.

@@ -17,10 +17,10 @@ from howl.connections import postgres
 from howl.connections.nats import Connection
 from howl.connections.redis import redis_client
 from howl.models import TaskEvent
-from howl.server import sight
-from howl.server.bridge import Bridge
-from howl.server.events import LINE_LIMIT, LINES_LIMIT
-from howl.server.keeper import Keeper
+from howl.server.bridge import task_events
+from howl.server.bridge.bridge import Bridge
+from howl.server.bridge.events import LINE_LIMIT, LINES_LIMIT
+from howl.server.maintenance.keeper import Keeper
 from tests.provision.servers import serving
 from tests.server import wire
 from tests.support import PATIENCE, eventually, taken_away
@@ -405,7 +405,7 @@ def test_events_are_forgotten_after_a_week_a_portion_at_a_time(settings, bridge,
     with postgres.session(settings.database()) as session:
         old = TaskEvent.source.not_like("%.4._")
         session.execute(update(TaskEvent).where(old).values(at=func.now() - timedelta(days=7, minutes=1)))
-    monkeypatch.setattr(sight, "PORTION", 8)
+    monkeypatch.setattr(task_events, "PORTION", 8)
     keeper = Keeper(settings, app)
     keeper.forget_events()
     assert len(rows()) == 7

@@ -19,7 +19,7 @@ from howl.connections import postgres
 from howl.embedded.stack import Stack
 from howl.errors import DatabaseUnavailable, SettingsError
 from howl.models import Burst, Task, Worker
-from howl.server.starter import BY_DEMAND, BY_SCHEDULE, LATE, Starter, starter_of
+from howl.server.bursts.starter import BY_DEMAND, BY_SCHEDULE, LATE, Starter, starter_of
 from howl.submit import TaskRequest, submit
 from tests.burst.fake_github import REPOSITORY, TOKEN, FakeGitHub, fake_github
 from tests.support import Process, eventually

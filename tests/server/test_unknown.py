@@ -12,7 +12,7 @@ from howl.broker.scripts import OFFER
 from howl.config import Settings
 from howl.connections import postgres
 from howl.models import Worker
-from howl.server import unknown
+from howl.server.maintenance import unknown_tasks
 from tests.support import eventually
 
 #: Knows nothing of tests.tasks.
@@ -63,7 +63,7 @@ def left(app: Celery, settings: Settings, *documents: bytes) -> Any:
     """Redis, with these messages in `unknown`, and what the server does about it done."""
     client, name = app.backend.redis, settings.key("celery").encode()
     client.zadd(namespace_of(settings).key("unknown"), {name + b"\n" + document: 1 for document in documents})
-    unknown.put_back(client, settings)
+    unknown_tasks.put_back(client, settings)
     return client
 
 

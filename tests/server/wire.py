@@ -12,7 +12,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import NoStreamResponseError
 
 from howl.config import Settings
-from howl.server.events import Letter
+from howl.server.bridge.events import Letter
 from tests.support import PATIENCE
 
 Event = dict[str, Any]

@@ -7,9 +7,9 @@ from typing import Self
 
 from howl.config import Settings
 from howl.connections.nats import TROUBLE, Connection
-from howl.server.curator import Curator
-from howl.server.questions import Questions
-from howl.server.uploads import Uploads
+from howl.server.artifacts.requests import Questions
+from howl.server.artifacts.retention import Curator
+from howl.server.artifacts.uploads import Uploads
 
 
 class Desk(threading.Thread):

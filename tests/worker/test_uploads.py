@@ -22,7 +22,7 @@ from howl.connections import postgres
 from howl.embedded.stack import Stack
 from howl.errors import ArtifactFailed, ArtifactRefused
 from howl.models import Artifact
-from howl.server.curator import Curator
+from howl.server.artifacts.retention import Curator
 from howl.worker.task import uploads
 from tests.support import Process, eventually, taken_away
 from tests.worker.desk import Desk

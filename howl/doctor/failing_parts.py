@@ -1,5 +1,5 @@
 """How `howl server` does, read in Redis by `howl doctor` and by the health check: what it says of its own parts
-(howl/server/ailing.py), and when its recorder last asked for outcomes.
+(howl/server/failing_parts.py), and when its recorder last asked for outcomes.
 """
 
 import json

@@ -12,7 +12,7 @@ import redis
 
 from howl.config import Settings
 from howl.connections.redis import redis_client
-from howl.doctor.ailing import AILING
+from howl.doctor.failing_parts import AILING
 
 logger = logging.getLogger(__name__)
 

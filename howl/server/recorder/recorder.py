@@ -13,10 +13,13 @@ from howl.config import Settings
 from howl.connections.explain import reason
 from howl.connections.postgres import session
 from howl.outcomes import ArtifactKept, ChordCreated, ChordPiece, Outcome, PartsAdded
-from howl.server import artifacts, chord_pieces, chords, task_rows
-from howl.server.reach import Reach
-from howl.server.stream import PACE, REASON_LIMIT, Batch, OutcomeStream, Received
-from howl.server.usage import Budget
+from howl.server.artifacts import artifact_rows
+from howl.server.chords import chords
+from howl.server.chords import pieces as chord_pieces
+from howl.server.recorder import task_rows
+from howl.server.recorder.outcome_streams import PACE, REASON_LIMIT, Batch, OutcomeStream, Received
+from howl.server.recorder.quota import Budget
+from howl.server.recorder.task_access import Reach
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +172,7 @@ class Recorder:
         chords.record(opened, created)
         chords.add(opened, [item.entry for item in received if isinstance(item.entry, PartsAdded)])
         task_rows.write(opened, received)
-        artifacts.record(opened, left, self.settings)
+        artifact_rows.record(opened, left, self.settings)
 
 
 def _without_its_values(outcome: Outcome, reason: str) -> Outcome:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from howl.nodes import node_name_of, worker_id_of
-from howl.server.presence import Described, Sighting
+from howl.server.bridge.presence import Described, Sighting
 from howl.server.storable import storable
 
 logger = logging.getLogger(__name__)

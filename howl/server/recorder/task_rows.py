@@ -10,8 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from howl.outcomes import FINAL_RANK, REQUEUED, ArtifactKept, Outcome, error_of
+from howl.server.recorder.outcome_streams import Received
 from howl.server.storable import as_json, exact, storable
-from howl.server.stream import Received
 
 #: Seconds that a run can be believed to have taken.
 LONGEST = 30 * 86_400

@@ -29,7 +29,7 @@ from howl.config import Settings
 from howl.connections.explain import takes_nothing_new
 from howl.connections.redis import ANSWER_TIMEOUT, CONNECT_TIMEOUT
 from howl.connections.tls import redis_options
-from howl.doctor.ailing import RECORDER
+from howl.doctor.failing_parts import RECORDER
 from howl.errors import OutcomeRefused, UnreadableOutcome
 from howl.outcomes import ENTRY_FIELD, Entry, Outcome, decode, encode, failure
 from howl.server.storable import NEST_LIMIT

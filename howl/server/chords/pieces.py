@@ -11,7 +11,7 @@ from howl.bounded_json import parse
 from howl.errors import UnreadableOutcome
 from howl.models import StoredPiece
 from howl.outcomes import CHORD_LIMIT, CHORD_PARSED_LIMIT, ChordCreated, ChordPiece, decode
-from howl.server import chords
+from howl.server.chords import chords
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from howl.config import Settings
-from howl.server.events import Heard
+from howl.server.bridge.events import Heard
 
 ROUTING_KEY = "task.multi"
 #: Most events of a message, and seconds until who did not listen is asked again.

@@ -25,7 +25,7 @@ from howl.connections.postgres import session
 from howl.errors import ChordExpired, ChordRefused
 from howl.models import Chord, StoredPiece, Task
 from howl.outcomes import FINAL_RANK, PARTS_LIMIT, ChordCreated, PartsAdded
-from howl.server import bodies
+from howl.server.chords import bodies
 
 logger = logging.getLogger(__name__)
 

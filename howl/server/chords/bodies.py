@@ -23,9 +23,9 @@ from howl.config import Settings
 from howl.errors import ChordExpired, ChordRefused
 from howl.models import Chord, Task
 from howl.outcomes import FINAL_RANK, JOIN_ALL, PART_STATUS
-from howl.server import failing
-from howl.server.failing import Failure, is_part_of, own_queue
-from howl.server.reach import Reach
+from howl.server.chords import failures as failing
+from howl.server.chords.failures import Failure, is_part_of, own_queue
+from howl.server.recorder.task_access import Reach
 
 logger = logging.getLogger(__name__)
 

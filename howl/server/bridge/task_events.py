@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 
 from howl.broker.scripts import PROGRESS
 from howl.config import Settings
-from howl.server.events import Happening
+from howl.server.bridge.events import Happening
+from howl.server.recorder.quota import Budget
 from howl.server.storable import as_json
-from howl.server.usage import Budget
 
 #: Kinds of rows, by the types of events that become some, and what each holds.
 KINDS = {"task-received": "received", "task-progress": "progress", "task-log": "log"}

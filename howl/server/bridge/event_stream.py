@@ -14,7 +14,7 @@ from nats.js.errors import BadRequestError, ServerError
 
 from howl.connections.nats import events_stream
 from howl.errors import EventsNotKept
-from howl.server.events import Letter
+from howl.server.bridge.events import Letter
 
 #: What was not read is kept a day, within so many bytes, the newest.
 KEPT_SECONDS, KEPT_BYTES = 86_400.0, 256 << 20

@@ -9,7 +9,7 @@ from sqlalchemy import or_, select, text, update
 from sqlalchemy.orm import Session
 
 from howl.models import Worker
-from howl.server.usage import OVERHEAD, Budget
+from howl.server.recorder.quota import OVERHEAD, Budget
 
 
 class Described(BaseModel):

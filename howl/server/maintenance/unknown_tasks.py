@@ -20,7 +20,7 @@ from howl.config import Settings
 from howl.connections.postgres import session
 from howl.models import Worker
 from howl.queue_names import queue_of
-from howl.server.claims import fault_of_list, in_every_area, list_of, set_aside
+from howl.server.maintenance.lease_reaper import fault_of_list, in_every_area, list_of, set_aside
 
 #: The sorted set, in each namespace, of messages with their lists, by when they came back.
 UNKNOWN = "unknown"

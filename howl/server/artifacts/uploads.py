@@ -17,8 +17,8 @@ from howl import objects
 from howl.config import Settings
 from howl.errors import UnreadableQuestion
 from howl.questions import KEPT, Piece, Refused, Whole
-from howl.server.questions import Question
-from howl.server.room import Room
+from howl.server.artifacts.quota import Room
+from howl.server.artifacts.requests import Question
 
 logger = logging.getLogger(__name__)
 

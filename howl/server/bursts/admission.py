@@ -19,7 +19,7 @@ from howl.connections.explain import reason
 from howl.connections.nats import Connection, user_token
 from howl.connections.postgres import session
 from howl.errors import DatabaseUnavailable, GitHubFailed
-from howl.server.questions import Question, Questions
+from howl.server.artifacts.requests import Question, Questions
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from howl.connections.explain import reason
 from howl.connections.nats import Connection
 from howl.connections.postgres import session
 from howl.connections.redis import redis_client
-from howl.server import events, presence, sight
-from howl.server.event_stream import BATCH, WAIT, EventStream, letter_of, still_unread
-from howl.server.events import Heard, Letter
-from howl.server.rebroadcast import Rebroadcast
-from howl.server.usage import Budget
+from howl.server.bridge import events, presence, task_events
+from howl.server.bridge.event_stream import BATCH, WAIT, EventStream, letter_of, still_unread
+from howl.server.bridge.events import Heard, Letter
+from howl.server.bridge.rebroadcast import Rebroadcast
+from howl.server.recorder.quota import Budget
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,9 @@ class Bridge:
         """Record what they say, then show it; repeating it changes no record. Raises DatabaseUnavailable."""
         if not letters:
             return
-        heard = events.read(letters, self.complain, frozenset() if self.rebroadcast.is_due else sight.SEEN_LIVE_ALONE)
+        heard = events.read(
+            letters, self.complain, frozenset() if self.rebroadcast.is_due else task_events.SEEN_LIVE_ALONE
+        )
         try:
             self._record(heard)
         except REFUSED:
@@ -105,7 +107,7 @@ class Bridge:
         if heard.sightings or heard.happenings:
             with session(self.settings.database()) as opened:
                 presence.record(opened, heard.sightings, self.budget)
-                sight.record(opened, heard.happenings, self.budget)
+                task_events.record(opened, heard.happenings, self.budget)
 
     def _record_or_drop(self, letter: Letter) -> None:
         try:
@@ -118,7 +120,7 @@ class Bridge:
         if time.monotonic() < self.next_show:
             return
         try:
-            sight.show(self.redis, self.settings, heard.happenings)
+            task_events.show(self.redis, self.settings, heard.happenings)
             self.rebroadcast.pass_on(heard)
         except RedisError as error:
             self.next_show = time.monotonic() + TRY_AGAIN

@@ -21,7 +21,9 @@ from howl.connections.redis import redis_client
 from howl.errors import DatabaseUnavailable, InvalidRequest, TaskSetAside, WorkerGone
 from howl.models import Task, Worker
 from howl.outcomes import FINAL_RANK, failure
-from howl.server import chords, claims, sight, unknown
+from howl.server.bridge import task_events
+from howl.server.chords import chords
+from howl.server.maintenance import lease_reaper, unknown_tasks
 from howl.submit import push, take_off_queue
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class Keeper:
         self.settings = settings
         self.app = app
         self.redis: Any = redis_client(settings)
-        self.names = claims.SharedNames()
+        self.names = lease_reaper.SharedNames()
         #: Monotonic second of the next look for events that are too old.
         self.next_forgetting = 0.0
         #: Whether Redis was away since leases were last granted: this alone, and no fault of a duty's, is a reason to.
@@ -55,8 +57,8 @@ class Keeper:
         """Until cancelled; raises DatabaseUnavailable, QueueUnavailable or Redis's errors."""
         while True:
             if self.redis_was_away:
-                await asyncio.to_thread(claims.grant_one_more_lease, self.redis, self.settings)
-                self.names = claims.SharedNames()  # it must not take what was granted for a renewal
+                await asyncio.to_thread(lease_reaper.grant_one_more_lease, self.redis, self.settings)
+                self.names = lease_reaper.SharedNames()  # it must not take what was granted for a renewal
                 self.redis_was_away = False
             await self._round()
             await asyncio.sleep(self._pause())
@@ -71,7 +73,7 @@ class Keeper:
             try:
                 await asyncio.to_thread(duty)
             except Exception as error:
-                if claims.could_not_renew(error):
+                if lease_reaper.could_not_renew(error):
                     self.redis_was_away = True
                     raise
                 first = first or error
@@ -137,7 +139,7 @@ class Keeper:
             found = opened.execute(select(Worker.worker_id, Worker.status).where(gone, waited_for).limit(AT_ONCE)).all()
         # A lease is better news than a heartbeat, which may be lost on its way; a worker that said goodbye is believed.
         silent = [worker_id for worker_id, status in found if status == "lost"]
-        living = claims.living_workers(self.redis, self.settings, silent)
+        living = lease_reaper.living_workers(self.redis, self.settings, silent)
         workers = {worker_id for worker_id, _ in found}.difference(living)
         for task in self._queued(Task.target_worker_id.in_(workers)) if workers else ():
             with self._trying(task, "FAILURE"):
@@ -155,13 +157,13 @@ class Keeper:
 
     def put_back(self) -> None:
         """Give the messages of dead owners, and those whose time is near, back to their queues."""
-        claims.put_back_what_the_dead_held(self.redis, self.settings)
+        lease_reaper.put_back_what_the_dead_held(self.redis, self.settings)
         self.names.look(self.redis, self.settings)
-        claims.feed_what_is_due(self.redis, self.settings)
+        lease_reaper.feed_what_is_due(self.redis, self.settings)
 
     def offer_unknown(self) -> None:
         """Give tasks that the worker which took them does not know to those of their queue that do."""
-        unknown.put_back(self.redis, self.settings)
+        unknown_tasks.put_back(self.redis, self.settings)
 
     def submit_bodies(self) -> None:
         """Submit the bodies of finished chords that the recorder could not submit at once."""
@@ -177,7 +179,7 @@ class Keeper:
         if time.monotonic() < self.next_forgetting:
             return
         with session(self.settings.database()) as opened:
-            more = sight.forget(opened)
+            more = task_events.forget(opened)
         if not more:
             self.next_forgetting = time.monotonic() + FORGETTING
 

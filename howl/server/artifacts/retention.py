@@ -21,10 +21,10 @@ from howl.connections.nats import Connection
 from howl.connections.postgres import session
 from howl.models import Artifact
 from howl.questions import pieces_of
-from howl.server import artifacts
-from howl.server.questions import REPETITION, Questions
-from howl.server.room import LATEST, Held, Room
-from howl.server.uploads import Uploads
+from howl.server.artifacts import artifact_rows
+from howl.server.artifacts.quota import LATEST, Held, Room
+from howl.server.artifacts.requests import REPETITION, Questions
+from howl.server.artifacts.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Curator:
         self.room = Room(settings)
         #: What bucket and table were when they were last compared, and the rows that did not agree then.
         self.compared: tuple[Any, ...] | None = None
-        self.doubtful: deque[artifacts.Doubt] = deque()
+        self.doubtful: deque[artifact_rows.Doubt] = deque()
 
     async def run(self) -> None:
         """Until cancelled; raises NATS's errors or DatabaseUnavailable, and loses nothing by being run again."""
@@ -123,7 +123,7 @@ class Curator:
             logger.warning("NATS has lost the bucket of files: made anew, and what was in it is shown as missing.")
             await self.make_bucket(stream)
             info = await stream.stream_info(name)
-        return info.created, info.state.messages == 0, *await asyncio.to_thread(self._ask, artifacts.which)
+        return info.created, info.state.messages == 0, *await asyncio.to_thread(self._ask, artifact_rows.which)
 
     async def look_at_the_doubtful(self, stream: JetStreamContext) -> None:
         """Correct rows, some at a time, that say of their files what is so no more."""
@@ -132,21 +132,23 @@ class Curator:
             row = self.doubtful.popleft()
             status = "kept" if await self._is_there(stream, row) else "missing"
             if status != row.status:
-                await asyncio.to_thread(self._ask, partial(artifacts.note, artifact_id=row.artifact_id, status=status))
+                await asyncio.to_thread(
+                    self._ask, partial(artifact_rows.note, artifact_id=row.artifact_id, status=status)
+                )
                 changed[status] += 1
         for status, number in changed.items():
             logger.warning("%d files that were shown otherwise are %s.", number, status)
 
     async def look_for_arrivals(self, stream: JetStreamContext) -> None:
         """See whether JetStream has all of what workers told of."""
-        for row in await asyncio.to_thread(self._ask, partial(artifacts.arriving, limit=AT_ONCE)):
+        for row in await asyncio.to_thread(self._ask, partial(artifact_rows.arriving, limit=AT_ONCE)):
             found = await self._is_there(stream, row)
             status = "kept" if found else "missing"
-            await asyncio.to_thread(self._ask, partial(artifacts.note, artifact_id=row.artifact_id, status=status))
+            await asyncio.to_thread(self._ask, partial(artifact_rows.note, artifact_id=row.artifact_id, status=status))
             if not found:
                 logger.error("File %r of task %s is not there as its worker said.", row.name, row.task_id)
 
-    async def _is_there(self, stream: JetStreamContext, row: Artifact | artifacts.Doubt) -> bool:
+    async def _is_there(self, stream: JetStreamContext, row: Artifact | artifact_rows.Doubt) -> bool:
         info = await objects.describe(stream, self.bucket, row.artifact_id)
         if info is None or info.size != row.size or info.digest != objects.digest_of(bytes.fromhex(row.sha256)):
             return False
@@ -168,7 +170,7 @@ class Curator:
 
     async def let_go(self, stream: JetStreamContext) -> None:
         """Delete files whose time is over: first their rows, so that what is listed can be had."""
-        for artifact_id in await asyncio.to_thread(self._ask, partial(artifacts.take_expired, limit=AT_ONCE)):
+        for artifact_id in await asyncio.to_thread(self._ask, partial(artifact_rows.take_expired, limit=AT_ONCE)):
             await self._remove(stream, artifact_id)
 
     async def count(self, stream: JetStreamContext) -> dict[str, list[str]]:
@@ -179,7 +181,7 @@ class Curator:
         found = await self._subjects(stream, f"$O.{self.bucket}.>")
         parts = {subject: _part(subject, self.bucket) for subject in found}
         names = sorted({part.name for part in parts.values() if part})
-        sizes = await asyncio.to_thread(self._ask, partial(artifacts.sizes, names=names))
+        sizes = await asyncio.to_thread(self._ask, partial(artifact_rows.sizes, names=names))
         whole = {part.name for part in parts.values() if part and part.is_description}
         held = {
             (part.user, part.name): Held(_size(sizes.get(part.name), found[subject]), is_whole=part.name in whole)
@@ -190,7 +192,7 @@ class Curator:
         for subject, part in parts.items():
             if part and part.name in whole and not part.is_description:
                 pieces[part.name] += found[subject]
-        self.doubtful = deque(await asyncio.to_thread(self._ask, partial(artifacts.doubtful, whole=pieces)))
+        self.doubtful = deque(await asyncio.to_thread(self._ask, partial(artifact_rows.doubtful, whole=pieces)))
         strays: dict[str, list[str]] = {}
         for subject, part in parts.items():
             name = part.name if part else ""

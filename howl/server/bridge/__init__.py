@@ -1,0 +1,1 @@
+"""What workers tell over NATS, for the record and for who watches."""

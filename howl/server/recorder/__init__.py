@@ -1,0 +1,1 @@
+"""Outcomes become rows: the streams they come in, and what a credential may tell and how much."""
