@@ -22,7 +22,7 @@ from typing import Any
 import click
 import nats
 
-from howl import objects
+from howl.artifacts import store
 from howl.config import Settings, load_settings
 from howl.embedded.isolation import isolate
 from howl.embedded.stack import Stack
@@ -133,7 +133,7 @@ async def _with_jetstream(settings: Settings, work: Any) -> None:
 
 
 async def _empty(stream: Any) -> None:
-    await stream.purge_stream(objects.stream_name(objects.bucket(PREFIX)))
+    await stream.purge_stream(store.stream_name(store.bucket(PREFIX)))
 
 
 def _show(found: dict[str, list[float]], megabytes: int, *, as_json: bool) -> None:

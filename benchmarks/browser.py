@@ -97,7 +97,7 @@ def _kill(worker: "subprocess.Popen[bytes]") -> None:
 
 def memory(worker: int) -> dict[bool, int]:
     """Bytes of the worker (False) and of its browsers with all that belongs to them (True); shared pages in parts."""
-    guards = [pid for pid in below(worker) if b"guard.py" in _file(pid, "cmdline")]
+    guards = [pid for pid in below(worker) if b"supervisor.py" in _file(pid, "cmdline")]
     browsers = {*guards, *(pid for guard in guards for pid in below(guard))}
     everything = {worker, *below(worker)}
     return {True: sum(map(_share, browsers)), False: sum(map(_share, everything - browsers))}

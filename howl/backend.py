@@ -23,14 +23,14 @@ from celery.result import result_from_tuple
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
-from howl import errbacks
+from howl import error_callbacks
 from howl.celery import settings_of
 from howl.config import Settings
 from howl.connections.redis import redis_client
 from howl.errors import NotGranted, OutcomeTooLarge
-from howl.ids import check_signatures, recordable, texts
-from howl.nodes import worker_id_of
+from howl.node_names import worker_id_of
 from howl.outcomes import ENTRY_FIELD, ChordCreated, Entry, Outcome, PartsAdded, encode, in_pieces, is_id
+from howl.task_ids import check_signatures, recordable, texts
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
 
         Raises OutcomeTooLarge, EncodeError or redis's errors.
         """
-        if (noted := errbacks.noted()) is not None:
+        if (noted := error_callbacks.noted()) is not None:
             noted.entries.append(entry)
             return
         document = encode(entry)
@@ -213,7 +213,9 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
 
     def prepare_exception(self, exc: BaseException, serializer: Any = None) -> Any:
         """What a worker told of an exception is told on unchanged."""
-        return exc.document if isinstance(exc, errbacks.ToldError) else super().prepare_exception(exc, serializer)
+        return (
+            exc.document if isinstance(exc, error_callbacks.ToldError) else super().prepare_exception(exc, serializer)
+        )
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Redis away or not ready: try again. An append whose answer was lost may land twice; the recorder knows."""
@@ -253,7 +255,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
 
     def _call_task_errbacks(self, request: Any, exc: Exception, traceback: Any) -> None:
         """Celery's own way, but in the server."""
-        if not errbacks.note(self, request, exc):
+        if not error_callbacks.note(self, request, exc):
             super()._call_task_errbacks(request, exc, traceback)
 
     def get_state(self, task_id: str) -> str:

@@ -9,11 +9,11 @@ from celery.signals import celeryd_after_setup
 from kombu.entity import Exchange, Queue
 from kombu.utils.imports import symbol_by_name
 
-from howl import errbacks
+from howl import error_callbacks
 from howl.celery_settings import decide, look_here_first
 from howl.config import Settings, load_settings
 from howl.errors import NotConfigured, SettingsError
-from howl.nodes import worker_id_of
+from howl.node_names import worker_id_of
 from workers import TASK_MODULES
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
     app.on_after_configure.disconnect(dispatch_uid="howl")
     app.on_after_configure.connect(lambda source, **_: decide(source, settings), weak=False, dispatch_uid="howl")
     look_here_first(app.conf)
-    errbacks.install(app)
+    error_callbacks.install(app)
     if app.configured:
         decide(app.conf, settings)
     return app

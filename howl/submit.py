@@ -19,7 +19,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from howl import errbacks
+from howl import error_callbacks
 from howl.bounded_json import parse
 from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
 from howl.broker.namespaces import all_namespaces
@@ -262,7 +262,7 @@ def known_tasks(app: Celery) -> dict[str, Any]:
     return {
         name: task
         for name, task in sorted(app.tasks.items())
-        if not name.startswith("celery.") and name != errbacks.NAME
+        if not name.startswith("celery.") and name != error_callbacks.NAME
     }
 
 

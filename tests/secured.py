@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from howl.embedded import binaries
 from howl.provision import nats
-from howl.provision.rights import Grant, server_rules, worker_rules
+from howl.provision.permissions import Grant, server_rules, worker_rules
 from tests.support import eventually
 
 #: Nobody's in particular: these servers live on loopback for the length of a test.

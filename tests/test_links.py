@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy.orm import Session
 
-from howl import artifacts, celery_settings
+from howl import celery_settings
+from howl.artifacts import download
 from howl.celery import create_app
 from howl.config import Settings
 from howl.connections import nats
@@ -74,4 +75,4 @@ def test_a_file_that_nats_does_not_give_is_said_so(
     way.stands_still()
     row = {"name": "x", "location": "bucket/x", "task_id": "t", "size": 1, "sha256": "0" * 64}
     with soon(), pytest.raises(ArtifactFailed, match=r"could not be fetched from NATS"):
-        artifacts.fetch(settings, row, io.BytesIO())
+        download.fetch(settings, row, io.BytesIO())

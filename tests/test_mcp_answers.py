@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from howl.burst import detached, record
-from howl.burst.request import BurstRequest
+from howl.bursts import detached, records
+from howl.bursts.request import BurstRequest
 from howl.config import Settings
 from howl.errors import BurstFailed, DatabaseUnavailable
 from howl.mcp_shim import bounds, bursts, tools
@@ -316,7 +316,7 @@ def test_workers_that_take_long_to_come_are_told_of_meanwhile(
 ) -> None:
     def start(request: BurstRequest, settings: Settings) -> None:
         row = {"burst_id": request.burst_id, "origin": "local", "num_workers": 2, "runtime_minutes": 1.0}
-        record.begin(settings.database(), **row, minutes_planned=0.0)
+        records.begin(settings.database(), **row, minutes_planned=0.0)
         session.add(Worker(worker_id=request.names[0]))
         session.commit()
         time.sleep(1)

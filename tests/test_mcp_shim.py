@@ -21,7 +21,7 @@ from nats.js.api import ObjectInfo
 from pydantic import SecretStr
 from sqlalchemy.orm import Session
 
-from howl import media, objects
+from howl.artifacts import media_types, store
 from howl.config import Settings, load_settings
 from howl.mcp_shim import tools as mcp_shim
 from howl.mcp_shim.server import StrictServer
@@ -191,13 +191,13 @@ def test_whoever_reads_is_told_whose_words_these_are(shim: StrictServer) -> None
 
 def _leave(settings: Settings, session: Session, name: str, content: bytes, task_id: str = LEAVER) -> None:
     """As a worker and the server together do."""
-    bucket, artifact_id = objects.bucket(settings.subject_prefix), "a" * 32
+    bucket, artifact_id = store.bucket(settings.subject_prefix), "a" * 32
 
     async def put() -> None:
         client = await nats.connect(settings.nats(), connect_timeout=5)
         await Curator(settings).make_bucket(client.jetstream())
         info = ObjectInfo(artifact_id, bucket, f"howl.{artifact_id}")
-        await objects.put(objects.Flight(client), info, io.BytesIO(content).read)
+        await store.put(store.Flight(client), info, io.BytesIO(content).read)
         await client.close()
 
     asyncio.run(put())
@@ -205,7 +205,7 @@ def _leave(settings: Settings, session: Session, name: str, content: bytes, task
     session.add(
         Artifact(
             artifact_id=artifact_id, task_id=task_id, name=name, location=f"{bucket}/{artifact_id}",
-            media_type=media.guess(name, content), size=len(content), sha256=hashlib.sha256(content).hexdigest(),
+            media_type=media_types.guess(name, content), size=len(content), sha256=hashlib.sha256(content).hexdigest(),
         )
     )  # fmt: skip
     session.commit()

@@ -8,8 +8,8 @@ import pytest
 from celery import Celery
 from sqlalchemy.orm import Session
 
-from howl.dismiss import dismiss
-from howl.nodes import node_name_of, worker_id_of
+from howl.node_names import node_name_of, worker_id_of
+from howl.remote_shutdown import dismiss
 from howl.submit import TaskRequest, submit
 from tests.support import PATIENCE, Process, eventually
 

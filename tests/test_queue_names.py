@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from howl.burst.leave import LeaveRequest
-from howl.burst.request import BurstRequest
+from howl.bursts.admission import LeaveRequest
+from howl.bursts.request import BurstRequest
 from howl.cli import main
 from howl.config import Settings, load_settings
 from howl.connections.redis import redis_client

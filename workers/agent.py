@@ -22,15 +22,15 @@ from howl.errors import (
 )
 from howl.worker.lifecycle import environment
 from howl.worker.task import context
-from workers import process
-from workers.checkout import ARTIFACTS, Checkout
-from workers.collect import Left, brought, collect
-from workers.order import check_timeout, passable
-from workers.output import last_lines
-from workers.process import ProcessResult
-from workers.repository import Source, wanted
-from workers.rights import require_commands, settings
-from workers.workfolder import work_folder
+from workers.checkout.checkout import ARTIFACTS, Checkout
+from workers.checkout.collect import Left, brought, collect
+from workers.checkout.permissions import require_commands, settings
+from workers.checkout.repository import Source, wanted
+from workers.checkout.workfolder import work_folder
+from workers.process import process
+from workers.process.output import last_lines
+from workers.process.process import ProcessResult
+from workers.process.spec import check_timeout, passable
 
 #: What stands in HOWL_AGENT_COMMAND for the prompt as an argument, and for the path of a file that holds it; with
 #: neither, it comes on the agent's standard input.

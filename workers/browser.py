@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, TypedDict
 from celery import shared_task
 
 from howl.worker.task.artifacts import artifact
-from workers import browser_pool
-from workers.rights import settings
-from workers.visit import DEFAULT_VIEWPORT, Sight, Visit, check
+from workers.checkout.permissions import settings
+from workers.chromium import pool
+from workers.chromium.visit import DEFAULT_VIEWPORT, Sight, Visit, check
 
 NAME = "screenshot.png"
 MEDIA_TYPE = "image/png"
@@ -119,4 +119,4 @@ def _look(
         "timeout": timeout,
         "allow_private": settings().web_allow_private,
     }
-    return browser_pool.look(check(wanted))
+    return pool.look(check(wanted))

@@ -4,11 +4,12 @@ from typing import Any
 
 from celery import Task, chord, shared_task
 
-from howl.nodes import worker_id_of
+from howl.node_names import worker_id_of
 from howl.outcomes import JOIN_ALL
-from workers import process, sharding
-from workers.process import ProcessResult
-from workers.rights import require_commands
+from workers import sharding
+from workers.checkout.permissions import require_commands
+from workers.process import process
+from workers.process.process import ProcessResult
 from workers.sharding import Report, Summary
 
 

@@ -11,11 +11,12 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from howl.errors import HowlError, InvalidRequest
 from howl.outcomes import PART_STATUS
-from workers import junit, process
+from workers import junit
+from workers.checkout.permissions import settings
 from workers.junit import Counts, Failing, Unreadable
-from workers.order import check_timeout, order
-from workers.output import last_lines
-from workers.rights import settings
+from workers.process import process
+from workers.process.output import last_lines
+from workers.process.spec import check_timeout, order
 
 #: Most shards of one command, and most bytes of what all of them are sent.
 MOST, SENT = 256, 16 << 20

@@ -15,8 +15,9 @@ from celery import shared_task
 
 from howl.errors import FetchFailed, InvalidRequest
 from howl.worker.task import time_limits
-from workers import addresses, page
-from workers.rights import settings
+from workers import addresses
+from workers.checkout.permissions import settings
+from workers.chromium import page
 
 #: Bytes of a body that a task may ask to be read, and seconds it may take.
 LARGEST_LIMIT = 10_000_000

@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from benchmarks.hostile.thief import Refused, Thief, outcome
-from howl.burst.leave import LeaveRequest
+from howl.bursts.admission import LeaveRequest
 from howl.outcomes import ChordCreated, encode
 
 LARGE = 30 << 20

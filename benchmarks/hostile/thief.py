@@ -19,7 +19,7 @@ from howl.config import Settings
 from howl.connections.nats import Connection
 from howl.connections.redis import redis_client
 from howl.outcomes import Outcome, encode
-from howl.provision.rights import worker_subjects
+from howl.provision.permissions import worker_subjects
 
 #: The thief's queue, and that of its neighbour, as whom a worker runs.
 MINE, THEIRS = "mine", "theirs"

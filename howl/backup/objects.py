@@ -15,13 +15,13 @@ from nats.js.api import ObjectInfo, ObjectMetaOptions, StorageType, StreamInfo
 from nats.js.errors import BucketNotFoundError, NotFoundError, ObjectNotFoundError
 from nats.js.object_store import ObjectStore
 
+from howl.artifacts.store import STREAM, Flight, digest_of, pieces, put
 from howl.backup.archive import Progress, Writer, members
 from howl.backup.manifest import Bucket, Objects, Stored
 from howl.config import Settings
 from howl.connections.explain import reason
 from howl.connections.nats import Connection
 from howl.errors import BackupFailed, RestoreRefused
-from howl.objects import STREAM, Flight, digest_of, pieces, put
 
 #: Seconds to wait for the list of a bucket's objects.
 LIST_TIMEOUT = 60.0

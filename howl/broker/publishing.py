@@ -4,7 +4,7 @@ from typing import Any
 
 from celery.app import amqp
 
-from howl.ids import check_ids, check_signatures
+from howl.task_ids import check_ids, check_signatures
 
 
 class AMQP(amqp.AMQP):

@@ -12,8 +12,8 @@ from howl.broker.parked_tasks import ANSWERS, add_parked
 from howl.broker.transport import is_for_a_worker
 from howl.celery import settings_of
 from howl.connections.explain import reason
-from howl.ids import texts
-from howl.nodes import node_name_of
+from howl.node_names import node_name_of
+from howl.task_ids import texts
 
 #: Ids of revoked tasks that workers who start later are told, about.
 REVOKED_KEPT = 50_000

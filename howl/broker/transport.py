@@ -3,8 +3,8 @@
 Publishing rings a doorbell, and can be told to push a task once. Purging a queue says how its tasks ended. A worker
 whose credential reaches a few queues needs no more than those: what it binds it knows itself, where it may not write
 it down. And in a booted worker a channel's task queues are consumed through a session (howl.worker.consumer.session)
-instead of BRPOP. All else is kombu's own: queues, message format, fanout, priorities, remote control, and the consuming of
-everybody who is not a booted worker.
+instead of BRPOP. All else is kombu's own: queues, message format, fanout, priorities, remote control, and the consuming
+of everybody who is not a booted worker.
 """
 
 import logging

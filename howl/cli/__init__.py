@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from howl import __version__
-from howl.cli.options import application
+from howl.cli.ui.options import application
 
 #: The variable that shows the traceback of what nobody foresaw; characters of its words, and what is left out of them.
 TRACEBACKS, QUOTED = "HOWL_TRACEBACK", 200

@@ -5,53 +5,53 @@ from typing import Any
 
 import click
 
-from howl.cli import words
-from howl.cli.options import as_json, since
-from howl.cli.output import Column, emit
+from howl.cli.ui import formats
+from howl.cli.ui.options import as_json, since
+from howl.cli.ui.output import Column, emit
 from howl.config import load_settings
 from howl.connections.postgres import session
 from howl.queries import statistics
 
 READ: dict[str, Callable[[Any], str]] = {
-    "tasks": words.counts,
-    "workers": words.counts,
-    "workers_by_origin": words.counts,
-    "success_rate": words.share,
-    "runtime_median": words.length,
-    "runtime_p95": words.length,
-    "runtime_max": words.length,
+    "tasks": formats.counts,
+    "workers": formats.counts,
+    "workers_by_origin": formats.counts,
+    "success_rate": formats.share,
+    "runtime_median": formats.length,
+    "runtime_p95": formats.length,
+    "runtime_max": formats.length,
 }
 
-ENDED = Column("tasks", "tasks", words.counts, folds=True)
+ENDED = Column("tasks", "tasks", formats.counts, folds=True)
 SPEED = (
-    Column("runtime_median", "median", words.length),
-    Column("runtime_p95", "p95", words.length),
+    Column("runtime_median", "median", formats.length),
+    Column("runtime_p95", "p95", formats.length),
 )
 COLUMNS = {
-    "overview": (Column("hour", "hour", words.hour), Column("ended", "tasks ended", str)),
+    "overview": (Column("hour", "hour", formats.hour), Column("ended", "tasks ended", str)),
     "worker": (
         Column("worker_id", "worker", folds=True),
         Column("status", "status"),
         ENDED,
         *SPEED,
-        Column("busy_seconds", "busy", words.length),
-        Column("last_seen", "seen", words.ago),
+        Column("busy_seconds", "busy", formats.length),
+        Column("last_seen", "seen", formats.ago),
     ),
     "task": (
         Column("name", "task", folds=True),
         ENDED,
-        Column("success_rate", "success", words.share),
+        Column("success_rate", "success", formats.share),
         *SPEED,
-        Column("runtime_max", "max", words.length),
-        Column("wait_median", "waited", words.length),
+        Column("runtime_max", "max", formats.length),
+        Column("wait_median", "waited", formats.length),
     ),
     "queue": (
         Column("queue", "queue", folds=True),
         Column("waiting", "waiting", str),
-        Column("oldest_waiting", "oldest", words.length),
+        Column("oldest_waiting", "oldest", formats.length),
         Column("running", "running", str),
         ENDED,
-        Column("wait_median", "waited", words.length),
+        Column("wait_median", "waited", formats.length),
     ),
     "burst": (
         Column("burst_id", "burst"),
@@ -59,8 +59,8 @@ COLUMNS = {
         Column("num_workers", "workers", str),
         Column("minutes_planned", "planned min", "{:.1f}".format, width_needed=100),
         Column("minutes_used", "used min", "{:.1f}".format, width_needed=100),
-        Column("started_at", "started", words.ago),
-        Column("ended_at", "ended", words.ago),
+        Column("started_at", "started", formats.ago),
+        Column("ended_at", "ended", formats.ago),
     ),
 }
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from howl import artifacts as kept
-from howl.cli import words
-from howl.cli.options import as_json, silence_asyncio
-from howl.cli.output import Column, emit
+from howl.artifacts import download as kept
+from howl.cli.ui import formats
+from howl.cli.ui.options import as_json, silence_asyncio
+from howl.cli.ui.output import Column, emit
 from howl.config import load_settings
 from howl.connections.postgres import session
 from howl.errors import InvalidRequest
@@ -17,11 +17,11 @@ from howl.queries import records
 
 OF_A_TASK = (
     Column("name", "file", folds=True),
-    Column("size", "size", words.size),
+    Column("size", "size", formats.size),
     Column("media_type", "type", folds=True, width_needed=100),
     Column("status", "status"),
-    Column("created_at", "left", words.ago),
-    Column("expires_at", "goes", words.ago, width_needed=120),
+    Column("created_at", "left", formats.ago),
+    Column("expires_at", "goes", formats.ago, width_needed=120),
 )
 COLUMNS = (Column("task_id", "task"), *OF_A_TASK)
 
@@ -93,7 +93,7 @@ def get(task_id: str, names: tuple[str, ...], folder: Path | None, force: bool, 
         return
     into = folder or (kept.own_folder(found) if rows else Path())
     saved = [{"path": str(kept.save(settings, row, into, overwrite=force)), **_facts(row)} for row in rows]
-    emit(saved, as_json, columns=(Column("path", "file", folds=True), Column("size", "size", words.size)),
+    emit(saved, as_json, columns=(Column("path", "file", folds=True), Column("size", "size", formats.size)),
          empty=f"Task {found} left no files.")  # fmt: skip
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from howl.backup import make
-from howl.cli import words
-from howl.cli.options import as_json, silence_asyncio
-from howl.cli.output import emit
-from howl.cli.progress import progress, undoing_when_told_to_stop
+from howl.cli.ui import formats
+from howl.cli.ui.long_commands import progress, undoing_when_told_to_stop
+from howl.cli.ui.options import as_json, silence_asyncio
+from howl.cli.ui.output import emit
 from howl.config import load_settings
 
 
@@ -40,10 +40,10 @@ def backup(file: Path, config: Path | None, as_json: bool) -> None:
         manifest = make.backup(load_settings(), file, config, told)
     if _is_news_to_git(file):
         click.echo(
-            words.visible(f"Git does not ignore {file}, which holds passwords and keys: keep it elsewhere."), err=True
+            formats.visible(f"Git does not ignore {file}, which holds passwords and keys: keep it elsewhere."), err=True
         )
     facts = {"file": str(file), "bytes": file.stat().st_size, "made_at": manifest.made_at, **manifest.counts()}
-    emit(facts, as_json, read={"made_at": words.stamp})
+    emit(facts, as_json, read={"made_at": formats.stamp})
 
 
 def _is_news_to_git(file: Path) -> bool:

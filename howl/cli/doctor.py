@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import click
 
-from howl.cli import words
-from howl.cli.options import as_json, silence_asyncio
+from howl.cli.ui import formats
+from howl.cli.ui.options import as_json, silence_asyncio
 from howl.config import load_settings
 from howl.doctor.examine import run
 from howl.doctor.finding import Finding, Verdict
@@ -41,7 +41,7 @@ def doctor(context: click.Context, role: str, as_json: bool) -> None:
     failed = any(finding.verdict is Verdict.FAILURE for finding in findings)
     if as_json:
         seconds = round(time.monotonic() - began, 3)
-        # Not howl.cli.output, which needs what a burst machine does not install.
+        # Not howl.cli.ui.output, which needs what a burst machine does not install.
         answer = {"well": not failed, "seconds": seconds, "findings": [asdict(each) for each in findings]}
         click.echo(json.dumps(answer, indent=2))
     else:
@@ -63,6 +63,6 @@ def _print(findings: list[Finding]) -> None:
     servers, checks = (max(len(getattr(each, name)) for each in findings) for name in ("server", "check"))
     for each in findings:
         mark, colour = MARKS[each.verdict]
-        told = words.visible(each.said + (f": {each.advice}" if each.advice else ""))
+        told = formats.visible(each.said + (f": {each.advice}" if each.advice else ""))
         head = click.style(f"{mark} {each.verdict:<8}", fg=colour)
         click.echo(f"{head} {each.server:<{servers}}  {each.check:<{checks}}  {told}")

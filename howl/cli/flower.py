@@ -6,7 +6,7 @@ from functools import partial
 import click
 
 import howl
-from howl.cli.options import application, configure_logging, verbose
+from howl.cli.ui.options import application, configure_logging, verbose
 from howl.config import LOOPBACK_HOSTS, Settings, load_settings
 from howl.embedded.files import write_private
 from howl.errors import NotConfigured

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from howl.cli.options import NAMES
+from howl.cli.ui.options import NAMES
 from howl.provision.folder import Folder, build
-from howl.provision.given import read_given
 from howl.provision.join import grant, join_string
-from howl.provision.live import tell
+from howl.provision.provided_certificate import read_given
+from howl.provision.reload import tell
 from howl.provision.rotate import rotate as rotated
 from howl.provision.state import State
 

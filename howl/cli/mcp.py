@@ -5,7 +5,7 @@ import signal
 
 import click
 
-from howl.cli.options import application, configure_logging, verbose
+from howl.cli.ui.options import application, configure_logging, verbose
 from howl.mcp_shim import tools
 
 

@@ -2,7 +2,7 @@
 
 import click
 
-from howl.cli.options import configure_logging, verbose
+from howl.cli.ui.options import configure_logging, verbose
 from howl.config import load_settings
 from howl.server import migrate as migrations
 

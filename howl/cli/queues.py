@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
-from howl.cli import words
-from howl.cli.options import as_json
-from howl.cli.output import Column, emit
+from howl.cli.ui import formats
+from howl.cli.ui.options import as_json
+from howl.cli.ui.output import Column, emit
 from howl.config import Settings, load_settings
 from howl.connections.postgres import session
 from howl.queries import overview
@@ -16,7 +16,7 @@ COLUMNS = (
     Column("queue", "queue", folds=True),
     Column("waiting", "waiting", str),
     Column("claimed", "claimed", str),
-    Column("oldest", "oldest", words.length),
+    Column("oldest", "oldest", formats.length),
     Column("owners", "by", lambda owners: ", ".join(owners), folds=True),
 )
 #: What is said below the table, in this order, when there is any of it.

@@ -8,10 +8,10 @@ import click
 from howl.backup.manifest import Manifest
 from howl.backup.restore import restore as restore_all
 from howl.backup.restore import restore_configuration
-from howl.cli import words
-from howl.cli.options import as_json, silence_asyncio
-from howl.cli.output import emit
-from howl.cli.progress import progress, undoing_when_told_to_stop
+from howl.cli.ui import formats
+from howl.cli.ui.long_commands import progress, undoing_when_told_to_stop
+from howl.cli.ui.options import as_json, silence_asyncio
+from howl.cli.ui.output import emit
 from howl.config import load_settings
 
 
@@ -44,7 +44,7 @@ def restore(file: Path, config: Path | None, only_configuration: bool, as_json: 
         else:
             restored = restore_all(load_settings(), file, config, told)
             facts = _facts(restored.manifest) | {"queued_again": restored.queued_again}
-    emit(facts, as_json, read={"made_at": words.stamp})
+    emit(facts, as_json, read={"made_at": formats.stamp})
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import click
 
-from howl.cli.options import application, configure_logging, verbose
+from howl.cli.ui.options import application, configure_logging, verbose
 from howl.config import load_settings
 from howl.server import service
 

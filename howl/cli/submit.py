@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 import howl
-from howl.cli import words
-from howl.cli.options import DURATION, application, as_json
-from howl.cli.output import Column, emit
-from howl.cli.person import person
-from howl.cli.waiting import wait_for
+from howl.cli.ui import formats
+from howl.cli.ui.options import DURATION, application, as_json
+from howl.cli.ui.output import Column, emit
+from howl.cli.ui.submitter import person
+from howl.cli.ui.wait import wait_for
 from howl.config import load_settings
 from howl.connections.postgres import session
 from howl.models import Task
@@ -119,7 +119,7 @@ def _submit(request: TaskRequest) -> str:
         task_id = put_on_queue(request, opened, howl.app)
         task = opened.get_one(Task, task_id)
     if task.rank < FINAL_RANK and task.worker_id is None and task.queue not in served:
-        click.echo(words.visible(_unserved(task.queue)), err=True)
+        click.echo(formats.visible(_unserved(task.queue)), err=True)
     return task_id
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 import howl
-from howl.cli import words
 from howl.cli.artifacts import OF_A_TASK
-from howl.cli.options import DURATION, as_json, since
-from howl.cli.output import Column, emit
-from howl.cli.waiting import watch
+from howl.cli.ui import formats
+from howl.cli.ui.options import DURATION, as_json, since
+from howl.cli.ui.output import Column, emit
+from howl.cli.ui.wait import watch
 from howl.config import load_settings
 from howl.connections.postgres import session
 from howl.models import TASK_STATUSES
@@ -25,21 +25,21 @@ COLUMNS = (
     Column("status", "status"),
     Column("name", "name", folds=True),
     Column("worker_id", "worker", folds=True, width_needed=100),
-    Column("queued_at", "queued", words.ago),
-    Column("runtime", "took", words.length, width_needed=100),
-    Column("error_message", "error", lambda text: words.clipped(text, 40), folds=True, width_needed=140),
+    Column("queued_at", "queued", formats.ago),
+    Column("runtime", "took", formats.length, width_needed=100),
+    Column("error_message", "error", lambda text: formats.clipped(text, 40), folds=True, width_needed=140),
 )
 EVENT_COLUMNS = (
-    Column("at", "when", words.ago),
+    Column("at", "when", formats.ago),
     Column("kind", "event"),
     Column("worker_id", "worker", folds=True),
-    Column("data", "details", lambda data: words.clipped(words.inline(data), 200) if data else "", folds=True),
+    Column("data", "details", lambda data: formats.clipped(formats.inline(data), 200) if data else "", folds=True),
 )
 #: What `show` prints below the rest.
 BLOCKS = ("result", "traceback")
 READ: dict[str, Callable[[Any], str]] = {
-    "runtime": words.length,
-    "time_limit": words.length,
+    "runtime": formats.length,
+    "time_limit": formats.length,
     "progress": in_words,
     "log": "\n".join,
 }
@@ -154,7 +154,7 @@ def cancel_(task_ids: tuple[str, ...], as_json: bool) -> None:
         emit(answers, as_json)
         return
     for answer in answers:
-        click.echo(words.visible(_cancelled(**answer)))
+        click.echo(formats.visible(_cancelled(**answer)))
 
 
 def _cancelled(task_id: str, status_before: str) -> str:
@@ -170,7 +170,7 @@ def _print_task(task: dict[str, Any]) -> None:
     emit(task, as_json=False, read=READ)
     for name, value in blocks.items():
         if value is not None:
-            click.echo(f"\n{name}:\n{indent(words.document(value), '  ')}")
+            click.echo(f"\n{name}:\n{indent(formats.document(value), '  ')}")
     if artifacts:
         click.echo()
         emit(artifacts, as_json=False, columns=OF_A_TASK)

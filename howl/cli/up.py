@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from howl.cli.options import application, configure_logging, verbose
+from howl.cli.ui.options import application, configure_logging, verbose
 from howl.config import load_settings
 from howl.embedded.stack import Stack
 from howl.embedded.up import run

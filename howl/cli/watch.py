@@ -13,11 +13,11 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from howl.cli.house import drawn
-from howl.cli.options import DURATION
-from howl.cli.output import plain, stdout_console
-from howl.cli.progress import undoing_when_told_to_stop
-from howl.cli.telling import can_move
+from howl.cli.ui.dashboard import drawn
+from howl.cli.ui.long_commands import undoing_when_told_to_stop
+from howl.cli.ui.options import DURATION
+from howl.cli.ui.output import plain, stdout_console
+from howl.cli.ui.task_progress import can_move
 from howl.config import Settings, load_settings
 from howl.connections.postgres import session
 from howl.errors import DatabaseUnavailable, QueueUnavailable

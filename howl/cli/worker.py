@@ -2,7 +2,7 @@
 
 import click
 
-from howl.cli.options import DURATION, NAMES, application, verbose
+from howl.cli.ui.options import DURATION, NAMES, application, verbose
 from howl.worker.lifecycle.run import WorkerOptions, run
 
 ORIGINS = ("server", "github-actions", "docker", "local")

@@ -2,15 +2,15 @@
 
 import click
 
-from howl.cli import words
-from howl.cli.dismissing import dismiss
-from howl.cli.options import DURATION, Decorator, as_json
-from howl.cli.output import Column, emit
+from howl.cli.ui import formats
+from howl.cli.ui.options import DURATION, Decorator, as_json
+from howl.cli.ui.output import Column, emit
+from howl.cli.ui.worker_shutdown import dismiss
 from howl.config import load_settings
 from howl.connections.postgres import session
-from howl.dismiss import present
 from howl.models import PRESENT
 from howl.queries import records
+from howl.remote_shutdown import present
 
 COLUMNS = (
     Column("worker_id", "worker", folds=True),
@@ -18,8 +18,8 @@ COLUMNS = (
     Column("origin", "origin"),
     Column("running", "runs", str),
     Column("concurrency", "of", str),
-    Column("last_heartbeat_at", "heard", words.ago),
-    Column("deadline_at", "leaves", words.ago),
+    Column("last_heartbeat_at", "heard", formats.ago),
+    Column("deadline_at", "leaves", formats.ago),
     Column("tags", "tags", folds=True, width_needed=100),
     Column("queues", "queues", folds=True, width_needed=100),
 )
@@ -75,7 +75,7 @@ def show(worker_id: str, as_json: bool) -> None:
     """
     with session(load_settings().database()) as opened:
         worker = records.show_worker(opened, worker_id)
-    emit(worker, as_json, read={"tasks": words.counts, "success_rate": words.share})
+    emit(worker, as_json, read={"tasks": formats.counts, "success_rate": formats.share})
 
 
 @workers.command()
@@ -104,7 +104,9 @@ def drain(worker_ids: tuple[str, ...], everyone: bool, yes: bool, wait: bool, ti
         with session(load_settings().database()) as opened:
             worker_ids = tuple(present(opened))
         if worker_ids and not yes:
-            click.confirm(f"Drain {len(worker_ids)} workers ({words.clipped(', '.join(worker_ids), 60)})?", abort=True)
+            click.confirm(
+                f"Drain {len(worker_ids)} workers ({formats.clipped(', '.join(worker_ids), 60)})?", abort=True
+            )
     dismiss(worker_ids, "drain", timeout if wait else None, as_json)
 
 

@@ -5,13 +5,13 @@ from collections.abc import Collection, Mapping
 from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy
 
-from howl import objects
+from howl.artifacts import store
 from howl.connections.nats import Connection, events_stream, user_token
 from howl.doctor.finding import Answer, beware, well, wrong
 from howl.doctor.network import WAY
 from howl.doctor.redis import judge_round_trip, round_trip
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
-from howl.questions import stream_name as questions_stream
+from howl.server_requests import stream_name as questions_stream
 
 DEFAULT_PORT = 4222
 #: Share of JetStream's space that should be free.
@@ -45,7 +45,7 @@ async def messages_may_be_large(visit: Visit) -> Answer:
 
 def judge_payload(most: int) -> Answer:
     """By bytes of the largest message that the server takes."""
-    said, needed = f"messages of up to {most:,} bytes", objects.PIECE + HEADERS
+    said, needed = f"messages of up to {most:,} bytes", store.PIECE + HEADERS
     if most >= needed:
         return well(said)
     return wrong(f"{said}; files need {needed:,}", "raise max_payload in nats.conf, where `howl init` writes 1MB")
@@ -129,7 +129,7 @@ async def streams_are_there(visit: Visit) -> Answer | None:
 
 def judge_streams(names: Collection[str], prefix: str) -> Answer | None:
     """By the names of the streams that there are."""
-    wanted = (events_stream(prefix), questions_stream(prefix), objects.stream_name(objects.bucket(prefix)))
+    wanted = (events_stream(prefix), questions_stream(prefix), store.stream_name(store.bucket(prefix)))
     missing = [name for name in wanted if name not in names]
     if len(missing) in (0, len(wanted)):
         return None

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from mcp.types import CallToolResult, ContentBlock, ImageContent, TextContent
 from pydantic import BaseModel
 
+from howl.artifacts.media_types import HEAD, by_content
 from howl.errors import InvalidRequest
 from howl.mcp_shim.bounds import ANSWER_LIMIT, PIECE, ROW_LIMIT, SHORT_TEXT, fitted, fitting, shallow, size, within
-from howl.media import HEAD, by_content
 from howl.outcomes import in_command
 
 Row = dict[str, Any]

@@ -1,9 +1,9 @@
 """Starting and ending workers for an MCP client."""
 
-from howl.burst import detached, github, record
-from howl.burst.api import is_configured
-from howl.burst.request import BurstRequest
-from howl.burst.stop import stop
+from howl.bursts import detached, github, records
+from howl.bursts.github_api import is_configured
+from howl.bursts.request import BurstRequest
+from howl.bursts.stop import stop
 from howl.config import Settings
 from howl.connections import postgres
 from howl.mcp_shim import answers
@@ -19,14 +19,14 @@ def spawn(request: BurstRequest, settings: Settings) -> BurstReport:
         detached.start(request, settings)
         note = "Its workers are there."
     with postgres.session(settings.database()) as session:
-        return answers.burst_report(record.summary(session, record.find(session, request.burst_id)), note)
+        return answers.burst_report(records.summary(session, records.find(session, request.burst_id)), note)
 
 
 def coming(request: BurstRequest, settings: Settings) -> str:
     """How far that is, for people."""
     if is_configured(settings):
         return "GitHub is asked to start them"
-    return f"{record.count(settings.database(), request.names)[0]} of {request.workers} workers are there"
+    return f"{records.count(settings.database(), request.names)[0]} of {request.workers} workers are there"
 
 
 def stopped(burst_id: str, settings: Settings) -> BurstReport:

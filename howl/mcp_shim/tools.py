@@ -13,8 +13,9 @@ from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from howl import __version__, artifacts
-from howl.burst.request import BurstRequest
+from howl import __version__
+from howl.artifacts import download
+from howl.bursts.request import BurstRequest
 from howl.celery import application
 from howl.config import Settings, load_settings
 from howl.connections import postgres
@@ -361,11 +362,11 @@ def _standing(report: TaskReport) -> str:
 
 def _artifact(task_id: str, name: str, offset: int, settings: Settings) -> CallToolResult:
     with postgres.session(settings.database()) as session:
-        row = artifacts.find(session, records.find_task_id(session, task_id), name)
+        row = download.find(session, records.find_task_id(session, task_id), name)
     if not answers.is_shown(row):
         return answers.artifact(row, None)
     content = io.BytesIO()
-    artifacts.fetch(settings, row, content)
+    download.fetch(settings, row, content)
     return answers.artifact(row, content.getvalue(), offset)
 
 

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from howl.provision import rights
+from howl.provision import permissions as rights
 from howl.provision.state import OPERATOR, SERVER, State
-from howl.questions import PIECE_TIME
+from howl.server_requests import PIECE_TIME
 
 CONFIGURATION = """\
 # Made by `howl init`, which from then on leaves this file as it is. Files are named relative to the folder that the

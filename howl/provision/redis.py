@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
-from howl.provision import rights
+from howl.provision import permissions
 from howl.provision.state import HEALTH, OPERATOR, SERVER, State
 
 #: Where the container sees the folder.
@@ -56,8 +56,8 @@ def users(state: State, prefix: str) -> str:
         "user default off resetpass ~* &* +@all",
         _user(state, HEALTH, ["+ping"]),
         _user(state, OPERATOR, ["+ping", "+acl|load"]),
-        _user(state, SERVER, rights.server_rules(prefix)),
-        *(_user(state, grant.name, rights.worker_rules(prefix, grant)) for grant in state.worker_grants),
+        _user(state, SERVER, permissions.server_rules(prefix)),
+        *(_user(state, grant.name, permissions.worker_rules(prefix, grant)) for grant in state.worker_grants),
     ]
     return "".join(f"{line}\n" for line in lines)
 

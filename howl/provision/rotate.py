@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from howl.errors import ProvisionFailed
 from howl.provision.folder import Folder, build
-from howl.provision.live import tell
+from howl.provision.reload import tell
 from howl.provision.state import FLOWER, HEALTH, OPERATOR, OWNER, PERMANENT, READER, SERVER, new_password
 
 UP = "run `docker compose up --detach`"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from howl.errors import ProvisionFailed
-from howl.provision.rights import Grant
+from howl.provision.permissions import Grant
 
 #: Who logs in to Redis or NATS beside the workers: `howl server` and people's commands; the container's health check;
 #: and `howl init` itself, to say that there are new credentials.

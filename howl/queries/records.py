@@ -9,7 +9,7 @@ from collections.abc import Collection
 from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
-from howl.artifacts import list_artifacts
+from howl.artifacts.download import list_artifacts
 from howl.errors import InvalidRequest, UnknownTask, UnknownWorker
 from howl.models import TASK_STATUSES, WORKER_STATUSES, Task, TaskEvent, Worker
 from howl.progress import log_lines

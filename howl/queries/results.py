@@ -7,7 +7,7 @@ from sqlalchemy import delete, select
 
 from howl.connections.postgres import session
 from howl.models import Artifact, Task, TaskEvent
-from howl.nodes import node_name_of
+from howl.node_names import node_name_of
 from howl.outcomes import STATES, unmarked
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from howl.burst import budget
+from howl.bursts import budget
 from howl.config import Settings
 from howl.connections import postgres_session
 from howl.connections.postgres import session

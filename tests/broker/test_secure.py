@@ -14,14 +14,14 @@ import pytest
 from celery import chord, group
 from sqlalchemy import select
 
-from howl import dismiss
+from howl import remote_shutdown
 from howl.config import load_settings
 from howl.connections import postgres
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
 from howl.models import Artifact
 from howl.outcomes import ChordCreated, encode, failure
-from howl.provision.rights import Grant
+from howl.provision.permissions import Grant
 from tests.secured import SERVER, Secured
 from tests.support import Process, eventually
 from tests.worker.crew import ROOT, TASKS, Crew
@@ -262,12 +262,12 @@ def test_a_worker_told_to_drain_says_so_also_while_it_drains(crew: SecuredCrew, 
 
 def present(crew: SecuredCrew, worker_id: str) -> bool:
     with postgres.session(crew.settings.database()) as opened:
-        return worker_id in dismiss.present(opened)
+        return worker_id in remote_shutdown.present(opened)
 
 
 def told(crew: SecuredCrew, worker_id: str) -> dict[str, Any]:
     with postgres.session(crew.settings.database()) as opened:
-        (row,) = dismiss.dismiss([worker_id], "drain", opened, crew.app)
+        (row,) = remote_shutdown.dismiss([worker_id], "drain", opened, crew.app)
     return {name: row[name] for name in ("answered", "running")}
 
 

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from howl.burst import budget, record
-from howl.burst.budget import Leave, Run
-from howl.burst.request import BurstRequest
+from howl.bursts import budget, records
+from howl.bursts.budget import Leave, Run
+from howl.bursts.request import BurstRequest
 from howl.config import Settings
 from howl.connections import postgres
 from howl.models import Burst, Worker
@@ -209,7 +209,7 @@ def test_a_job_that_is_run_again_adds_its_minutes_and_takes_none_from_the_attemp
     came(session, run(attempt="2"), 1, minutes=9)  # another job's
     came(session, run(attempt="2"), 2, minutes=6)
     assert (sums(told)["used"], sums(told)["planned"]) == (13, 0)
-    rows = {row["burst_id"]: row["registered"] for row in record.list_all(session, 3600)}
+    rows = {row["burst_id"]: row["registered"] for row in records.list_all(session, 3600)}
     assert rows == {first.burst_id: 2, again.burst_id: 1}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from howl.burst import watch
-from howl.burst.budget import Run, became
+from howl.bursts import watch
+from howl.bursts.budget import Run, became
 from howl.config import Settings
 from howl.connections import postgres
 from howl.errors import BurstFailed

@@ -8,9 +8,9 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 
-from howl.burst import api, budget, github, local
-from howl.burst.api import GitHub
-from howl.burst.request import BurstRequest
+from howl.bursts import budget, github, github_api, local
+from howl.bursts.github_api import GitHub
+from howl.bursts.request import BurstRequest
 from howl.config import Settings, load_settings
 from howl.connections import postgres
 from howl.errors import BurstRefused, GitHubFailed, NotConfigured, SettingsError
@@ -22,7 +22,7 @@ from tests.support import PATIENCE
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGitHub]:
     """GitHub, and clients whose patience is that of a test."""
-    monkeypatch.setattr(api, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(github_api, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(github, "FIND_TIMEOUT", 0.3)
     monkeypatch.setattr(github, "FIND_POLL", 0.05)
     with fake_github() as running:
@@ -218,7 +218,7 @@ def test_a_redirect_is_not_followed_with_the_token(told: Settings, fake: FakeGit
 def test_a_dispatch_that_happened_but_was_not_answered_is_not_made_again(
     told: Settings, fake: FakeGitHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "TIMEOUT", 1.0)
+    monkeypatch.setattr(github_api, "TIMEOUT", 1.0)
     monkeypatch.setattr(github, "FIND_TIMEOUT", PATIENCE)  # it is there, as soon as the fake has come to make it
     fake.dispatch_takes = 3.0
     started = github.start(wish(), told)
@@ -276,7 +276,7 @@ def test_repeating_has_an_end(told: Settings, fake: FakeGitHub) -> None:
     fake.fail(99, 503)
     with GitHub(told) as client, pytest.raises(GitHubFailed, match="try again"):
         client.runs()
-    assert len(fake.requests) == api.TRIES
+    assert len(fake.requests) == github_api.TRIES
 
 
 def test_an_address_nobody_listens_on_is_said(told: Settings) -> None:

@@ -9,10 +9,10 @@ import nats
 import pytest
 from sqlalchemy import func, select
 
-from howl.burst import budget, record
-from howl.burst.budget import Run
-from howl.burst.leave import LeaveAnswer, LeaveRequest, ask, this_run
-from howl.burst.request import BurstRequest
+from howl.bursts import budget, records
+from howl.bursts.admission import LeaveAnswer, LeaveRequest, ask, this_run
+from howl.bursts.budget import Run
+from howl.bursts.request import BurstRequest
 from howl.config import Settings
 from howl.connections import postgres
 from howl.errors import InvalidRequest, ServerUnavailable
@@ -186,7 +186,7 @@ def test_another_credentials_workers_are_none_of_a_bursts(settings: Settings) ->
             session.add(Worker(worker_id=f"of {credential}", run=run, credential=credential))
         session.flush()
         row = session.get_one(Burst, told.burst_id)
-        assert [worker.worker_id for worker in record.crew(session, row)] == ["of None", "of burst"]
+        assert [worker.worker_id for worker in records.crew(session, row)] == ["of None", "of burst"]
 
 
 def test_a_header_that_nobody_can_read_does_not_end_the_answers(server: Process, settings: Settings) -> None:

@@ -13,10 +13,10 @@ from celery import Celery
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from howl.burst import local
-from howl.burst.local import LocalBurst
-from howl.burst.request import BurstRequest
-from howl.burst.stop import stop
+from howl.bursts import local
+from howl.bursts.local import LocalBurst
+from howl.bursts.request import BurstRequest
+from howl.bursts.stop import stop
 from howl.config import Settings
 from howl.connections import postgres
 from howl.errors import BurstFailed, NotConfigured, WorkerSilent

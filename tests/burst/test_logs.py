@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from howl.burst import logs, record
+from howl.bursts import logs, records
 from howl.config import Settings
 
 
@@ -62,9 +62,9 @@ def test_what_is_none_of_howls_is_left_alone(folder: Path, tmp_path: Path, monke
 
 def test_bursts_that_have_not_ended_are_running(settings: Settings) -> None:
     for number, origin in enumerate(("local", "local", "github-actions")):
-        record.begin(
+        records.begin(
             settings.database(), burst_id=burst(number), origin=origin, num_workers=1, runtime_minutes=1.0,
             minutes_planned=1.0,
         )  # fmt: skip
-    record.end(settings.database(), burst(0), 1.0)
-    assert record.running_here(settings.database(), since=60) == {burst(1)}
+    records.end(settings.database(), burst(0), 1.0)
+    assert records.running_here(settings.database(), since=60) == {burst(1)}

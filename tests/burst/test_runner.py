@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import select
 
 from benchmarks.faults.ground import Account, Ground, children
-from howl.burst import budget, record
-from howl.burst.budget import Run
-from howl.burst.request import BurstRequest
+from howl.bursts import budget, records
+from howl.bursts.budget import Run
+from howl.bursts.request import BurstRequest
 from howl.config import Settings
 from howl.connections import postgres
 from howl.embedded.stack import Stack
@@ -117,7 +117,7 @@ def test_a_task_of_a_cancelled_job_says_with_which_worker_it_was_lost(
     finally:
         runner.vanish()
     with postgres.session(settings.database()) as session:
-        record.conclude(session, burst_id, "cancelled")  # as GitHub will tell
+        records.conclude(session, burst_id, "cancelled")  # as GitHub will tell
     gate.touch()
     ground.worker("other", "--concurrency", "1")
     ground.wait_for_ends(30.0)

@@ -17,8 +17,8 @@ import pytest
 from celery import Celery
 from sqlalchemy import select
 
-from howl.burst import budget, leave
-from howl.burst.request import BurstRequest
+from howl.bursts import admission, budget
+from howl.bursts.request import BurstRequest
 from howl.config import Settings
 from howl.connections import postgres
 from howl.errors import ServerUnavailable
@@ -220,7 +220,7 @@ def test_a_plan_that_nobody_answers_fails_and_grants_nothing(runner: Runner) -> 
 )
 def test_an_answer_of_which_a_job_would_make_something_else_is_not_read(told: dict[str, Any]) -> None:
     with pytest.raises(ServerUnavailable, match="cannot be read"):
-        leave._read(json.dumps(told).encode())
+        admission._read(json.dumps(told).encode())
 
 
 # --- working -----------------------------------------------------------------------------------------------------

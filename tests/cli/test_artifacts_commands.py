@@ -17,7 +17,7 @@ from nats.js.api import ObjectInfo
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from howl import artifacts, objects
+from howl.artifacts import download, store
 from howl.cli import main
 from howl.config import Settings
 from howl.models import Artifact, Task
@@ -39,7 +39,7 @@ def keep(settings: Settings, session: Session) -> Callable[..., str]:
         artifact_id = f"{next(numbers):032x}"
         asyncio.run(_put(settings, artifact_id, content))
         facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "media_type": "text/plain"}
-        location = f"{objects.bucket(settings.subject_prefix)}/{artifact_id}"
+        location = f"{store.bucket(settings.subject_prefix)}/{artifact_id}"
         session.add(Artifact(artifact_id=artifact_id, task_id=TASK_ID, name=name, location=location, **facts | told))
         session.commit()
         return artifact_id
@@ -51,8 +51,8 @@ async def _put(settings: Settings, artifact_id: str, content: bytes) -> None:
     client = await nats.connect(settings.nats(), connect_timeout=5)
     try:
         await Curator(settings).make_bucket(client.jetstream())
-        info = ObjectInfo(artifact_id, objects.bucket(settings.subject_prefix), f"howl.{artifact_id}")
-        await objects.put(objects.Flight(client), info, io.BytesIO(content).read)
+        info = ObjectInfo(artifact_id, store.bucket(settings.subject_prefix), f"howl.{artifact_id}")
+        await store.put(store.Flight(client), info, io.BytesIO(content).read)
     finally:
         await client.close()
 
@@ -130,8 +130,8 @@ def test_a_row_whose_name_leads_elsewhere_is_not_saved(
     answer = howl("get", "1f0c9a", "--to", str(tmp_path / "to"))
     assert answer.exit_code == 1
     row = {"name": name, "task_id": TASK_ID}
-    with pytest.raises(artifacts.ArtifactFailed, match="leads to another folder"):
-        artifacts.save(settings, row, tmp_path / "to")
+    with pytest.raises(download.ArtifactFailed, match="leads to another folder"):
+        download.save(settings, row, tmp_path / "to")
     assert [path.name for path in tmp_path.rglob("*")] == ["to"]
 
 
@@ -157,13 +157,13 @@ def test_a_task_whose_id_is_a_path_has_a_folder_of_its_own_all_the_same(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for task_id in ("../../x", "/etc", ".git", "-x", "CON", "a" * 255, "\n", TASK_ID):
-        folder = artifacts.own_folder(task_id)
+        folder = download.own_folder(task_id)
         assert folder.parent == Path("howl-artifacts")
         assert folder.name.replace("-", "").isalnum()
-    assert artifacts.own_folder(TASK_ID).name == TASK_ID
+    assert download.own_folder(TASK_ID).name == TASK_ID
     (tmp_path / "howl-artifacts").chmod(0o777)
-    with pytest.raises(artifacts.ArtifactFailed, match="you alone"):
-        artifacts.own_folder(TASK_ID)
+    with pytest.raises(download.ArtifactFailed, match="you alone"):
+        download.own_folder(TASK_ID)
 
 
 def test_content_that_is_not_what_was_recorded_is_not_saved(
@@ -191,7 +191,7 @@ def test_an_unknown_file_names_those_there_are(left: None, howl: Any) -> None:
 
 
 async def _remove(settings: Settings, artifact_id: str) -> None:
-    await _curate(settings, lambda stream: objects.remove(stream, objects.bucket(settings.subject_prefix), artifact_id))
+    await _curate(settings, lambda stream: store.remove(stream, store.bucket(settings.subject_prefix), artifact_id))
 
 
 async def _curate(settings: Settings, act: Callable[[Any], Any]) -> None:
@@ -221,14 +221,14 @@ def test_a_row_whose_object_is_not_as_told_is_noticed(
 def test_a_file_that_is_lost_is_no_longer_shown_as_kept_and_is_when_it_is_back(
     keep: Callable[..., str], settings: Settings, session: Session
 ) -> None:
-    lost = keep("lost", b"x" * objects.PIECE * 2)
+    lost = keep("lost", b"x" * store.PIECE * 2)
     keep("empty", b"")
     keep("whole", b"x")
     assert statuses(settings, session) == dict.fromkeys(("lost", "empty", "whole"), "kept")
     curator = Curator(settings)
     asyncio.run(_curate(settings, curator.have_all))
-    pieces = objects.pieces_subject(objects.bucket(settings.subject_prefix), f"*.{lost}")
-    name = objects.stream_name(objects.bucket(settings.subject_prefix))
+    pieces = store.pieces_subject(store.bucket(settings.subject_prefix), f"*.{lost}")
+    name = store.stream_name(store.bucket(settings.subject_prefix))
     asyncio.run(_curate(settings, lambda stream: stream.purge_stream(name, subject=pieces)))
     # A record that was put back, whole or row by row.
     session.execute(text("CREATE TEMPORARY TABLE old AS SELECT * FROM artifacts"))
@@ -238,7 +238,7 @@ def test_a_file_that_is_lost_is_no_longer_shown_as_kept_and_is_when_it_is_back(
     asyncio.run(_curate(settings, curator.have_all))
     assert statuses(settings, session) == {"lost": "missing", "empty": "kept", "whole": "kept"}
     asyncio.run(_remove(settings, lost))
-    asyncio.run(_put(settings, lost, b"x" * objects.PIECE * 2))
+    asyncio.run(_put(settings, lost, b"x" * store.PIECE * 2))
     asyncio.run(_curate(settings, curator.count))
     asyncio.run(_curate(settings, curator.have_all))
     assert statuses(settings, session)["lost"] == "kept"
@@ -253,11 +253,11 @@ def test_a_file_whose_time_is_over_goes_with_its_row_and_no_other_does(
     asyncio.run(_curate(settings, Curator(settings).let_go))
     assert howl("get", "1f0c9a", "--to", str(tmp_path)).exit_code == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"new": b"new"}
-    bucket = objects.bucket(settings.subject_prefix)
+    bucket = store.bucket(settings.subject_prefix)
     left: list[int] = []
 
     async def count(stream: Any) -> None:
-        left.append((await stream.stream_info(objects.stream_name(bucket))).state.messages)
+        left.append((await stream.stream_info(store.stream_name(bucket))).state.messages)
 
     asyncio.run(_curate(settings, count))
     assert left == [2]

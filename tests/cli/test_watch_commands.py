@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 from sqlalchemy import update
 
-from howl.cli.following import Feed, follow
-from howl.cli.house import drawn, shares
+from howl.cli.ui.dashboard import drawn, shares
+from howl.cli.ui.follow import Feed, follow
 from howl.cli.watch import _look
 from howl.connections import postgres
 from howl.connections.redis import redis_client

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from howl.cli import words
+from howl.cli.ui import formats
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,7 @@ from howl.cli import words
     [(0.2, "now"), (12.4, "12 s ago"), (61, "1 min ago"), (7300, "2 h ago"), (180_000, "2 d ago"), (-301, "in 5 min")],
 )
 def test_a_moment_reads_as_how_long_ago_it_was(seconds, text):
-    assert words.ago(datetime.now(UTC) - timedelta(seconds=seconds)) == text
+    assert formats.ago(datetime.now(UTC) - timedelta(seconds=seconds)) == text
 
 
 @pytest.mark.parametrize(
@@ -32,28 +32,28 @@ def test_a_moment_reads_as_how_long_ago_it_was(seconds, text):
     ],
 )
 def test_a_length_of_time_reads_as_precisely_as_one_wants_to_know(seconds, text):
-    assert words.length(seconds) == text
+    assert formats.length(seconds) == text
 
 
 def test_a_share_is_100_percent_only_when_nothing_is_missing():
-    assert [words.share(share) for share in (None, 0.29, 0.999, 1.0)] == ["-", "29 %", "99 %", "100 %"]
+    assert [formats.share(share) for share in (None, 0.29, 0.999, 1.0)] == ["-", "29 %", "99 %", "100 %"]
 
 
 def test_control_characters_are_written_out():
-    assert words.visible("a\x1b[31mb\nc\x9b\td\ud800") == "a\\x1b[31mb\nc\\x9b\td\\ud800"
+    assert formats.visible("a\x1b[31mb\nc\x9b\td\ud800") == "a\\x1b[31mb\nc\\x9b\td\\ud800"
 
 
 def test_an_object_reads_name_by_name_with_texts_of_several_lines_as_blocks():
     value = {"stdout": "one\ntwo\n", "status": 0, "stderr": "", "nested": {"tags": ["x"]}, "none": {}}
-    assert words.document(value) == ('stdout:\n  one\n  two\nstatus: 0\nstderr:\nnested:\n  tags: ["x"]\nnone: {}')
+    assert formats.document(value) == ('stdout:\n  one\n  two\nstatus: 0\nstderr:\nnested:\n  tags: ["x"]\nnone: {}')
 
 
 @pytest.mark.parametrize(("value", "text"), [("plain\n", "plain"), (None, "null"), ([1, "ü"], '[1, "ü"]'), ({}, "{}")])
 def test_other_values_read_as_json_and_a_text_as_itself(value, text):
-    assert words.document(value) == text
+    assert formats.document(value) == text
 
 
 def test_a_long_text_is_clipped_to_one_line():
-    assert words.clipped("one\ntwo", 10) == "one…"
-    assert words.clipped("x" * 20, 10) == "x" * 9 + "…"
-    assert words.clipped("short", 10) == "short"
+    assert formats.clipped("one\ntwo", 10) == "one…"
+    assert formats.clipped("x" * 20, 10) == "x" * 9 + "…"
+    assert formats.clipped("short", 10) == "short"

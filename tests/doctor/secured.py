@@ -21,7 +21,7 @@ from howl.config import Settings, load_settings
 from howl.embedded import binaries
 from howl.embedded.server import free_port
 from howl.provision import nats
-from howl.provision.rights import Grant, server_rules, worker_rules
+from howl.provision.permissions import Grant, server_rules, worker_rules
 from tests.support import listens
 
 #: Nobody's: these servers live on loopback for the length of a test.

@@ -18,7 +18,7 @@ from celery import Celery
 from nats.js.api import StreamConfig
 from sqlalchemy.orm import Session
 
-from howl import objects
+from howl.artifacts import store
 from howl.config import Settings
 from howl.connections.nats import Connection
 from howl.connections.redis import redis_client
@@ -345,7 +345,7 @@ def test_a_credential_of_before_there_were_files_is_told_how_to_get_the_right(tm
 
 
 def test_looking_whether_files_may_be_left_leaves_none(settings: Settings) -> None:
-    bucket = objects.bucket(settings.subject_prefix)
+    bucket = store.bucket(settings.subject_prefix)
     kept = asyncio.run(_kept_after(settings, bucket, lambda: run(settings, as_worker=True)))
     assert kept == 0
 
@@ -355,7 +355,7 @@ async def _kept_after(settings: Settings, bucket: str, look: Callable[[], object
     client = await Connection().open(settings, "test")
     try:
         stream = client.jetstream()
-        names = (objects.stream_name(bucket), f"{settings.subject_prefix}-events")
+        names = (store.stream_name(bucket), f"{settings.subject_prefix}-events")
         for name, subjects in zip(names, (f"$O.{bucket}.>", f"{settings.subject_prefix}.events.>"), strict=True):
             await stream.add_stream(StreamConfig(name=name, subjects=[subjects]))
         await asyncio.to_thread(look)

@@ -24,7 +24,7 @@ from howl.embedded.demo.examination import examine
 from howl.embedded.demo.screen import Screen
 from howl.embedded.demo.work import AGENT, LINTER, PAGES, SHARDS, TESTS, Work
 from tests.support import PATIENCE, eventually, optional_program
-from workers.browser_pool import NAMES
+from workers.chromium.pool import NAMES
 
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "howl.embedded.demo"]

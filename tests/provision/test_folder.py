@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.serialization import (
 
 from howl.connections import tls
 from howl.errors import ProvisionFailed
-from howl.provision import environment, given
+from howl.provision import environment, provided_certificate
 from howl.provision.authority import Pair, issue, make_authority
 from howl.provision.folder import Folder, build
-from howl.provision.given import read_given
+from howl.provision.provided_certificate import read_given
 from howl.provision.state import State
 from tests.provision.servers import COMPOSE
 
@@ -225,4 +225,4 @@ def test_an_encrypted_key_is_refused(tmp_path: Path, authority: Pair, ca: Path):
 def test_our_certificates_pass_the_strictest_check(authority: Pair):
     client = tls.context(authority.certificate)
     client.verify_flags |= ssl.VERIFY_X509_STRICT
-    given._shake_hands(given._server(issue(authority, [HOST])), client, HOST)
+    provided_certificate._shake_hands(provided_certificate._server(issue(authority, [HOST])), client, HOST)

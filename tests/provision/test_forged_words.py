@@ -1,7 +1,7 @@
 """What the words of a stolen credential are worth: it tells of tasks by their ids, and ids are no secret.
 
-Redis is real, with the rights of howl.provision.rights, and so is PostgreSQL. The credential `thief` was granted the
-queue `mine`, `victim` the queue `theirs`, and both the queue `shared`.
+Redis is real, with the rights of howl.provision.permissions, and so is PostgreSQL. The credential `thief` was granted
+the queue `mine`, `victim` the queue `theirs`, and both the queue `shared`.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from howl.config import Settings, load_settings
 from howl.connections import postgres
 from howl.models import Artifact, Chord, RecordUsage, Task
 from howl.outcomes import JOIN_ALL, ArtifactKept, ChordCreated, Entry, Outcome, PartsAdded, encode
-from howl.provision.rights import Grant
+from howl.provision.permissions import Grant
 from howl.server.chords import chords
 from howl.server.recorder.recorder import Recorder
 from howl.server.supervision import end

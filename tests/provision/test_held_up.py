@@ -20,7 +20,7 @@ import redis
 from howl.broker.namespaces import Namespace
 from howl.broker.scripts import PROGRESS, PURGE, TURN, load_all
 from howl.config import Settings, load_settings
-from howl.provision.rights import Grant
+from howl.provision.permissions import Grant
 from howl.server.maintenance import lease_reaper as keeping
 from howl.server.maintenance.script_watchdog import Watchdog
 from howl.worker.consumer import session

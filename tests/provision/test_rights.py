@@ -1,7 +1,7 @@
 """What a stolen worker credential cannot do, tried one by one, and that it can do what it may.
 
 Redis and NATS are real,
-    with the rules of howl.provision.rights. The credential `worker` was granted the queue `mine`;
+    with the rules of howl.provision.permissions. The credential `worker` was granted the queue `mine`;
 `neighbour` was granted `theirs`.
 """
 
@@ -22,15 +22,15 @@ from howl.broker.namespaces import Namespace, may_push
 from howl.broker.purge import purge
 from howl.broker.scripts import PUSH, RECLAIM, TURN, UNPARK, load_all
 from howl.broker.transport import publishing_for
-from howl.burst.leave import LeaveAnswer, LeaveRequest, ask
+from howl.bursts.admission import LeaveAnswer, LeaveRequest, ask
 from howl.celery import create_app
 from howl.config import Settings, load_settings
 from howl.connections import nats as messaging
 from howl.errors import NotGranted, ServerUnavailable, SettingsError
-from howl.provision.rights import Grant, server_rules, worker_rules, worker_subjects
+from howl.provision.permissions import Grant, server_rules, worker_rules, worker_subjects
 from howl.queue_names import ITS_OWN, fault_of
-from howl.server.artifacts.requests import Question, Questions
 from howl.server.maintenance import lease_reaper as keeping
+from howl.server.requests import Question, Questions
 from tests.secured import ADMIN, SERVER, Secured
 
 PREFIX, SUBJECTS = "t:", "t"

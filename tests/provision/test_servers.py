@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy import text
 
-from howl.burst import budget
+from howl.bursts import budget
 from howl.celery import create_app
 from howl.config import Settings, load_settings
 from howl.connections import explain, postgres, tls

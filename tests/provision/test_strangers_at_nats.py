@@ -17,14 +17,14 @@ import pytest
 from nats.errors import Error as NatsError
 from nats.js.api import StreamConfig
 
-from howl import objects
+from howl.artifacts import store as objects
+from howl.artifacts.store import PIECE, Flight
 from howl.config import Settings, load_settings
 from howl.connections.nats import Connection, inbox_prefix, receipt_fault
 from howl.errors import ArtifactFailed, ArtifactRefused
-from howl.objects import PIECE, Flight
-from howl.provision.rights import Grant
-from howl.questions import ANSWER_TO, MOST, Asker, Piece, TooManyQuestions, Whole, answer_in
+from howl.provision.permissions import Grant
 from howl.server.artifacts.retention import Curator
+from howl.server_requests import ANSWER_TO, MOST, Asker, Piece, TooManyQuestions, Whole, answer_in
 from howl.worker.task import uploads
 from tests.secured import SERVER, Secured
 from tests.support import eventually

@@ -12,7 +12,7 @@ from nats.js.api import StreamConfig
 from nats.js.errors import NotFoundError
 from sqlalchemy import select
 
-from howl import objects
+from howl.artifacts import store
 from howl.config import Settings
 from howl.connections import postgres
 from howl.connections.nats import Connection, events_stream
@@ -21,7 +21,7 @@ from howl.doctor.examine import run as examine
 from howl.doctor.finding import Finding, Verdict
 from howl.embedded.stack import Stack
 from howl.models import Artifact
-from howl.questions import stream_name
+from howl.server_requests import stream_name
 from tests.conftest import TEMPLATE, _dropped, _execute
 from tests.support import PATIENCE, Process, eventually, taken_away
 
@@ -43,7 +43,7 @@ def on_jetstream(settings: Settings, act: Callable[[JetStreamContext], Awaitable
 
 def streams(settings: Settings) -> tuple[str, ...]:
     prefix = settings.subject_prefix
-    return events_stream(prefix), stream_name(prefix), objects.stream_name(objects.bucket(prefix))
+    return events_stream(prefix), stream_name(prefix), store.stream_name(store.bucket(prefix))
 
 
 def doctor(settings: Settings, server: str, check: str) -> Finding | None:

@@ -12,8 +12,8 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from howl.burst import api
-from howl.burst.clock import Demand, Schedule
+from howl.bursts import github_api
+from howl.bursts.schedule import Demand, Schedule
 from howl.config import Settings, load_settings
 from howl.connections import postgres
 from howl.embedded.stack import Stack
@@ -41,7 +41,7 @@ class Clock:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGitHub]:
-    monkeypatch.setattr(api, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(github_api, "FIRST_WAIT", 0.01)
     with fake_github() as running:
         yield running
 

@@ -7,9 +7,9 @@ from typing import Self
 
 from howl.config import Settings
 from howl.connections.nats import TROUBLE, Connection
-from howl.server.artifacts.requests import Questions
 from howl.server.artifacts.retention import Curator
 from howl.server.artifacts.uploads import Uploads
+from howl.server.requests import Questions
 
 
 class Desk(threading.Thread):

@@ -10,7 +10,7 @@ import nats
 import pytest
 from sqlalchemy import select
 
-from howl import objects
+from howl.artifacts import store as objects
 from howl.connections import postgres
 from howl.models import Artifact
 from tests.support import eventually

@@ -16,7 +16,7 @@ import pytest
 from nats.js import JetStreamContext
 from sqlalchemy import func, select
 
-from howl import objects
+from howl.artifacts import store
 from howl.config import Settings
 from howl.connections import postgres
 from howl.embedded.stack import Stack
@@ -45,7 +45,7 @@ def on_jetstream(settings: Settings, work: Callable[[JetStreamContext], Awaitabl
 @pytest.fixture
 def bucket(settings: Settings) -> Iterator[Callable[[], dict[str, int]]]:
     """The bucket as `howl server` makes it, which gives files their places; its messages by subject."""
-    name = objects.stream_name(objects.bucket(settings.subject_prefix))
+    name = store.stream_name(store.bucket(settings.subject_prefix))
 
     def subjects() -> dict[str, int]:
         info = on_jetstream(settings, lambda stream: stream.stream_info(name, subjects_filter=">"))
@@ -103,7 +103,7 @@ def test_an_upload_that_nats_leaves_in_the_middle_begins_anew_and_is_whole(
         uploading.join(120)
     assert [info.size for info in stored] == [len(content)]
     described = on_jetstream(
-        settings, lambda stream: objects.describe(stream, objects.bucket(settings.subject_prefix), stored[0].name)
+        settings, lambda stream: store.describe(stream, store.bucket(settings.subject_prefix), stored[0].name)
     )
     assert described.digest == stored[0].digest
 
@@ -128,10 +128,10 @@ def test_a_full_bucket_refuses_what_is_new_and_keeps_what_is_there(
         with pytest.raises(ArtifactRefused, match="room for files is full: raise HOWL_ARTIFACT_ROOM"):
             uploader(os.urandom(3 * MEGABYTE))
     assert "is not stored yet" not in caplog.text  # it was tried once
-    bucket = objects.bucket(settings.subject_prefix)
+    bucket = store.bucket(settings.subject_prefix)
     assert on_jetstream(settings, lambda stream: _names(stream, bucket)) == [first.name]
     kept = on_jetstream(settings, lambda stream: _content(stream, bucket, first.name))
-    assert hashlib.sha256(kept).digest() == objects.sha256_of(first.digest)
+    assert hashlib.sha256(kept).digest() == store.sha256_of(first.digest)
 
 
 async def _names(stream: JetStreamContext, bucket: str) -> list[str]:
@@ -145,8 +145,8 @@ async def _content(stream: JetStreamContext, bucket: str, name: str) -> bytes:
 def test_a_silent_nats_is_given_up(
     settings: Settings, bucket: Any, uploader: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "SILENCE", 1.0)
-    monkeypatch.setattr(objects, "LOOK", 0.1)
+    monkeypatch.setattr(store, "SILENCE", 1.0)
+    monkeypatch.setattr(store, "LOOK", 0.1)
     monkeypatch.setattr(uploads, "TRIES", 1)
     with Gate(settings.nats(), limit=2 * MEGABYTE) as gate:
         with pytest.raises(ArtifactFailed, match="nothing was acknowledged for 1 s"):

@@ -14,7 +14,9 @@ import pytest
 from celery import Celery, current_app
 
 from howl.errors import ArtifactRefused
-from workers import collect, process, rights, web
+from workers import web
+from workers.checkout import collect, permissions
+from workers.process import process
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +34,11 @@ def owner_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, plain_app: Celer
     def say(**variables: str) -> None:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        rights.settings.cache_clear()
+        permissions.settings.cache_clear()
 
     say(HOWL_HOME=str(tmp_path))
     yield say
-    rights.settings.cache_clear()
+    permissions.settings.cache_clear()
     web._trusted.cache_clear()
     before.set_current()
 

@@ -21,8 +21,8 @@ from howl.errors import (
     NotConfigured,
     SettingsError,
 )
-from workers import collect, workfolder
 from workers.agent import run
+from workers.checkout import collect, workfolder
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = """\

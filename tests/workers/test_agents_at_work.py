@@ -16,7 +16,7 @@ import nats
 import pytest
 from sqlalchemy import select
 
-from howl import objects
+from howl.artifacts import store as objects
 from howl.connections import postgres
 from howl.embedded.stack import Stack
 from howl.models import Artifact, Task
@@ -24,7 +24,7 @@ from tests.support import eventually, optional_program
 from tests.worker.crew import Crew
 from tests.workers.conftest import Tree
 from tests.workers.git_server import commit
-from workers import workfolder
+from workers.checkout import workfolder
 
 pytestmark = pytest.mark.servers
 

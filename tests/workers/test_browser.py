@@ -18,8 +18,10 @@ from playwright.async_api import Error as PlaywrightError
 from howl.errors import AddressRefused, BrowserFailed, FetchFailed, InvalidRequest, NotConfigured
 from tests.support import eventually, optional_program
 from tests.workers.site import Site
-from workers import addresses, browser_host, browser_pool, gate
+from workers import addresses
 from workers.browser import capture, page, screenshot
+from workers.chromium import host as browser_host
+from workers.chromium import pool, socks_proxy
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SLOW = 60.0
@@ -28,8 +30,8 @@ SLOW = 60.0
 @pytest.fixture(scope="module", autouse=True)
 def program() -> Iterator[str]:
     """The browser; it is started once and serves most tests."""
-    yield optional_program(*browser_pool.NAMES)
-    browser_pool.close()
+    yield optional_program(*pool.NAMES)
+    pool.close()
 
 
 @pytest.fixture
@@ -44,9 +46,9 @@ def size(png: bytes) -> tuple[int, int]:
     return struct.unpack_from(">16x2I", png)
 
 
-def host() -> browser_pool.Host:
+def host() -> pool.Host:
     """The one browser that waits for the next page."""
-    (waiting,) = browser_pool._idle
+    (waiting,) = pool._idle
     return waiting
 
 
@@ -127,7 +129,7 @@ def test_a_page_that_hangs_ends_at_its_time_limit_and_the_next_has_a_browser(sit
     assert page(site.url("/page"), timeout=SLOW)  # a browser is there: starting one would take of the time
     with pytest.raises(FetchFailed, match="after 1 s, the time it was given"):
         page(site.url("/hanging"), timeout=1)
-    assert not browser_pool._idle
+    assert not pool._idle
     assert page(site.url("/page"), timeout=SLOW)["status"] == 200
 
 
@@ -229,25 +231,25 @@ def short_folder() -> Iterator[str]:
 def test_a_browser_that_was_killed_while_it_waited_is_replaced(
     site: Site, whom: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch, short_folder: str
 ):
-    browser_pool.close()
+    pool.close()
     monkeypatch.setenv("TMPDIR", short_folder)  # nobody is left to remove the browser's own
     page(site.url("/page"), timeout=SLOW)
     before = host()
-    whom(before._guard.pid, signal.SIGKILL)
+    whom(before._supervisor.pid, signal.SIGKILL)
     eventually(lambda: not before.is_alive())
     assert page(site.url("/page"), timeout=SLOW)["status"] == 200
     assert host() is not before
 
 
 def test_without_a_browser_the_error_says_what_to_do(owner_says: Callable[..., None]):
-    browser_pool.close()
+    pool.close()
     owner_says(HOWL_BROWSER="no-such-browser")
     with pytest.raises(NotConfigured, match="HOWL_BROWSER"):
         page("http://example.com/")
 
 
 def test_a_program_that_is_no_browser_is_a_clear_error(owner_says: Callable[..., None]):
-    browser_pool.close()
+    pool.close()
     owner_says(HOWL_BROWSER="false")
     with pytest.raises(BrowserFailed, match="false could not be started"):
         page("http://example.com/", timeout=SLOW)
@@ -256,13 +258,13 @@ def test_a_program_that_is_no_browser_is_a_clear_error(owner_says: Callable[...,
 def test_a_browser_starts_however_long_the_path_of_the_folder_for_temporary_files_is(
     site: Site, owner_says: Callable[..., None], tmp_path: Path
 ):
-    browser_pool.close()
+    pool.close()
     (deep := tmp_path / ("x" * 150)).mkdir()
     # A whole one, where there is one: it makes a socket there, and a headless shell does not.
-    owner_says(HOWL_BROWSER=optional_program(*reversed(browser_pool.NAMES)), TMPDIR=str(deep))
+    owner_says(HOWL_BROWSER=optional_program(*reversed(pool.NAMES)), TMPDIR=str(deep))
     assert page(site.url("/page"), timeout=SLOW)["status"] == 200
     assert list(deep.iterdir()) == []
-    browser_pool.close()
+    pool.close()
 
 
 NOISE = "[9:9:1128/080000.1:ERROR:dbus/bus.cc(408)] Failed to connect to the bus: no sandboxed bus"
@@ -272,7 +274,7 @@ FATAL = "[9:9:1128/080000.2:FATAL:chrome/browser/process_singleton_posix.cc:315]
 def test_of_a_browsers_words_the_line_is_shown_that_says_why_it_does_not_start(
     owner_says: Callable[..., None], tmp_path: Path
 ):
-    browser_pool.close()
+    pool.close()
     broken = tmp_path / "broken"
     broken.write_text(f"#!/bin/sh\nprintf '%s\\n' '{NOISE}' 'in a sandbox' '{FATAL}' '#0 0x55' >&2\nexit 1\n")
     broken.chmod(0o755)
@@ -303,7 +305,7 @@ def test_neither_noise_nor_the_command_line_is_taken_for_the_reason(words: tuple
 
 
 def test_without_playwright_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    browser_pool.close()
+    pool.close()
     monkeypatch.setitem(sys.modules, "playwright", None)
     with pytest.raises(NotConfigured, match=r"howl\[browser\]"):
         page("http://example.com/")
@@ -384,7 +386,7 @@ def test_nothing_that_a_page_asks_for_reaches_a_private_address(loop, visitor, p
 
 
 def test_an_endless_page_ends_at_the_limit_of_bytes(loop, visitor, public: Site, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gate, "PAGE_BYTES", 1_000_000)
+    monkeypatch.setattr(socks_proxy, "PAGE_BYTES", 1_000_000)
     with pytest.raises(FetchFailed, match="larger than"):
         visit(loop, visitor, public.url("/endless"))
 

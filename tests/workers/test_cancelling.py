@@ -17,7 +17,7 @@ from tests.support import Process, eventually, optional_program
 from tests.workers.conftest import is_running
 from tests.workers.plain_celery import configure
 from tests.workers.site import Site
-from workers import browser_pool
+from workers.chromium import pool as browser_pool
 
 pytestmark = pytest.mark.servers
 

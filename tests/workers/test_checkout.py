@@ -12,8 +12,8 @@ import pytest
 
 from howl.errors import AgentFailed, CheckoutFailed, CommandTimedOut, InvalidRequest, SettingsError
 from tests.workers.git_server import TIMEOUT, GitServer, commit, git
-from workers import checkout
 from workers.agent import run
+from workers.checkout import checkout
 
 FILES: dict[str, bytes | None] = {
     "README": b"one\ntwo\n",

@@ -15,7 +15,7 @@ from howl.errors import CommandFailed, CommandNotStarted, CommandsNotAllowed, Co
 from tests.support import eventually
 from tests.workers.conftest import is_running
 from workers.command import run
-from workers.output import OUTPUT_LIMIT, Output
+from workers.process.output import OUTPUT_LIMIT, Output
 
 PYTHON = sys.executable
 
@@ -140,16 +140,16 @@ def test_a_timeout_ends_the_whole_tree_even_a_daemon(tree, time_out):
 
 
 def test_a_command_that_ended_in_time_is_not_late_because_the_worker_slept(time_out, tmp_path: Path):
-    guard, go = tmp_path / "guard", tmp_path / "go"
+    supervisor, go = tmp_path / "supervisor", tmp_path / "go"
 
     def slept() -> bool:
-        """Until the guard is gone as well, which has said all by then."""
-        if not (guard.exists() and guard.read_text()):
+        """Until the supervisor is gone as well, which has said all by then."""
+        if not (supervisor.exists() and supervisor.read_text()):
             return False
         go.touch()
-        return bool(eventually(lambda: not is_running(int(guard.read_text()))))
+        return bool(eventually(lambda: not is_running(int(supervisor.read_text()))))
 
-    program = "echo $PPID > guard; until [ -e go ]; do sleep 0.05; done; seq 5000"
+    program = "echo $PPID > supervisor; until [ -e go ]; do sleep 0.05; done; seq 5000"
     result = run(["sh", "-c", program], cwd=str(tmp_path), timeout=time_out(slept))
     assert (result["exit_status"], result["stdout"][-5:]) == (0, "5000\n")
 
@@ -167,7 +167,7 @@ def test_a_program_that_heeds_sigterm_is_given_time_to_put_things_in_order(time_
 
 def test_a_guard_that_is_killed_takes_its_command_and_its_group_along(tree):
     kill = f"until [ -e {tree.notes} ]; do sleep 0.05; done; kill -9 $PPID"
-    with pytest.raises(CommandFailed, match="lost its guard"):
+    with pytest.raises(CommandFailed, match="lost its supervisor"):
         run(["sh", "-c", f"{' '.join(tree.argv())} & {kill}; sleep 60"], timeout=60)
     eventually(lambda: len(tree.pids) == 3 and not any(map(is_running, tree.pids[:2])))
 

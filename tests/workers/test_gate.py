@@ -10,7 +10,7 @@ import pytest
 from howl.errors import AddressRefused, FetchFailed
 from tests.workers.site import Site
 from workers import addresses
-from workers.gate import Gate
+from workers.chromium.socks_proxy import Gate
 
 HELLO = bytes([5, 1, 0])
 

@@ -14,7 +14,7 @@ from howl.worker.task import context, reporter
 from howl.worker.task.lines import split
 from workers import agent
 from workers.command import run
-from workers.output import LINE_LIMIT, Lines
+from workers.process.output import LINE_LIMIT, Lines
 
 
 class Shown:

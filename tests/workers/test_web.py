@@ -17,7 +17,8 @@ from howl.errors import AddressRefused, FetchFailed, InvalidRequest
 from howl.worker.task import time_limits
 from tests.support import PATIENCE
 from tests.workers.site import PAGE, Site
-from workers import addresses, page
+from workers import addresses
+from workers.chromium import page
 from workers.web import fetch
 
 SELF_SIGNED = (

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
-from howl.burst import budget as decided
-from howl.cli.options import as_json
-from howl.cli.output import emit
+from howl.bursts import budget as decided
+from howl.cli.ui.options import as_json
+from howl.cli.ui.output import emit
 from howl.config import load_settings
 from howl.connections.postgres import session
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from howl.burst import local
-from howl.burst.local import BurstState, LocalBurst
-from howl.burst.request import BurstRequest
-from howl.cli import words
+from howl.bursts import local
+from howl.bursts.local import BurstState, LocalBurst
+from howl.bursts.request import BurstRequest
+from howl.cli.ui import formats
 from howl.config import Settings
 from howl.errors import BurstFailed
 
@@ -72,11 +72,11 @@ def _counts(state: BurstState, running: LocalBurst) -> str:
 
 
 def _progress(state: BurstState, running: LocalBurst) -> str:
-    return f"{_counts(state, running)}; {words.length(state.seconds_left)} left (Ctrl-C ends it)"
+    return f"{_counts(state, running)}; {formats.length(state.seconds_left)} left (Ctrl-C ends it)"
 
 
 def _drain(running: LocalBurst) -> None:
-    patience = words.length(running.request.patience)
+    patience = formats.length(running.request.patience)
     click.echo(f"\nThe workers end what they run, for {patience} at most; Ctrl-C ends them now.", err=True)
     try:
         for _ in local.drain(running):

@@ -4,8 +4,8 @@ import json
 
 import click
 
-from howl.burst.leave import ask, this_run
-from howl.cli.options import DURATION, NAMES, as_json, silence_asyncio
+from howl.bursts.admission import ask, this_run
+from howl.cli.ui.options import DURATION, NAMES, as_json, silence_asyncio
 from howl.config import load_settings
 from howl.errors import BurstRefused
 

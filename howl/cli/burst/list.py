@@ -2,10 +2,10 @@
 
 import click
 
-from howl.burst import record
-from howl.cli import words
-from howl.cli.options import DURATION, as_json
-from howl.cli.output import Column, emit
+from howl.bursts import records
+from howl.cli.ui import formats
+from howl.cli.ui.options import DURATION, as_json
+from howl.cli.ui.output import Column, emit
 from howl.config import load_settings
 from howl.connections.postgres import session
 
@@ -15,7 +15,7 @@ COLUMNS = (
     Column("status", "status"),
     Column("registered", "came", str),
     Column("num_workers", "of", str),
-    Column("started_at", "started", words.ago),
+    Column("started_at", "started", formats.ago),
     Column("minutes_planned", "planned min", "{:.1f}".format, width_needed=100),
     Column("minutes_used", "used min", "{:.1f}".format, width_needed=100),
     Column("requested_by", "by", folds=True, width_needed=100),
@@ -37,5 +37,5 @@ def list_(since: float, as_json: bool) -> None:
         howl burst list --since 30d --json
     """
     with session(load_settings().database()) as opened:
-        found = record.list_all(opened, since)
+        found = records.list_all(opened, since)
     emit(found, as_json, columns=COLUMNS, empty="No bursts yet. `howl burst start` starts one.")

@@ -4,20 +4,20 @@ from typing import Any
 
 import click
 
-from howl.burst import api, budget, detached, github
-from howl.burst.request import BurstRequest
-from howl.cli import words
+from howl.bursts import budget, detached, github, github_api
+from howl.bursts.request import BurstRequest
 from howl.cli.burst import here
 from howl.cli.burst.watch import show_until_registered
-from howl.cli.options import DURATION, NAMES, as_json
-from howl.cli.output import Column, emit
-from howl.cli.person import person
+from howl.cli.ui import formats
+from howl.cli.ui.options import DURATION, NAMES, as_json
+from howl.cli.ui.output import Column, emit
+from howl.cli.ui.submitter import person
 from howl.config import Settings, load_settings
 
 SUMMARY = (
     Column("worker_id", "worker"),
-    Column("time", "ran for", words.length),
-    Column("tasks", "tasks", words.counts),
+    Column("time", "ran for", formats.length),
+    Column("tasks", "tasks", formats.counts),
 )
 
 
@@ -59,7 +59,7 @@ def start(
         howl burst start --local --workers 4 --concurrency 1 --tags linux,big --detach
     """
     settings = load_settings()
-    if not on_this_machine and not api.is_configured(settings):
+    if not on_this_machine and not github_api.is_configured(settings):
         raise click.UsageError(
             "Set HOWL_GITHUB_REPOSITORY and HOWL_GITHUB_TOKEN for workers on GitHub, or add --local for this machine."
         )
@@ -92,4 +92,4 @@ def _start_detached(request: BurstRequest, settings: Settings, as_json: bool) ->
         return
     click.echo(f"Burst {request.burst_id}: {', '.join(request.names)}")
     leave = f"`howl burst stop {request.burst_id[:12]}` or `kill {pid}`"
-    click.echo(f"They leave in {words.length(request.runtime)}; {leave} lets them go earlier.", err=True)
+    click.echo(f"They leave in {formats.length(request.runtime)}; {leave} lets them go earlier.", err=True)

@@ -2,9 +2,9 @@
 
 import click
 
-from howl.burst.stop import stop as stop_
-from howl.cli.options import as_json
-from howl.cli.output import emit
+from howl.bursts.stop import stop as stop_
+from howl.cli.ui.options import as_json
+from howl.cli.ui.output import emit
 from howl.config import load_settings
 
 

@@ -7,10 +7,10 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from howl.burst.watch import TIMEOUT, Arrivals
-from howl.burst.watch import watch as looks
-from howl.cli.options import DURATION, as_json
-from howl.cli.output import emit
+from howl.bursts.watch import TIMEOUT, Arrivals
+from howl.bursts.watch import watch as looks
+from howl.cli.ui.options import DURATION, as_json
+from howl.cli.ui.output import emit
 from howl.config import Settings, load_settings
 
 
@@ -36,7 +36,7 @@ def watch(burst_id: str, timeout: float, as_json: bool) -> None:
 
 
 def show_until_registered(burst_id: str, settings: Settings, timeout: float = TIMEOUT) -> Arrivals:
-    """A bar on a terminal's standard error, else a line a change; raises as howl.burst.watch does."""
+    """A bar on a terminal's standard error, else a line a change; raises as howl.bursts.watch does."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     shown = ""

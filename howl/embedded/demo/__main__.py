@@ -15,7 +15,7 @@ from howl.embedded.demo.screen import Screen
 from howl.embedded.demo.work import agent_command, require_checkout
 from howl.embedded.isolation import isolate
 from howl.errors import HowlError
-from workers import workfolder
+from workers.checkout import workfolder
 
 
 @click.command()

@@ -17,7 +17,7 @@ class Site:
 
     def __init__(self, root: Path, nonce: bytes) -> None:
         documents = [file for folder in FOLDERS for file in sorted((root / folder).glob("*.md"))]
-        documents += sorted((root / "workers").glob("[a-z]*.py"))
+        documents += sorted((root / "workers").rglob("[a-z]*.py"))
         self.documents = {f"/{file.relative_to(root)}": _page(file, nonce) for file in documents}
         self.pages = self.documents | {"/": _front(nonce, list(self.documents))}
         self.address = ""

@@ -18,7 +18,7 @@ from typing import Any
 
 from howl.embedded.demo import agent_stand_in, witness
 from howl.errors import DemoFailed
-from workers.browser_pool import NAMES
+from workers.chromium.pool import NAMES
 
 #: The checkout: the demo's input is the repository itself.
 ROOT = Path(__file__).parents[3]

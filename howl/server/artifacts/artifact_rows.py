@@ -9,11 +9,11 @@ from sqlalchemy import Text, any_, cast, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
-from howl import objects
+from howl.artifacts import store
 from howl.config import Settings
 from howl.models import Artifact
 from howl.outcomes import ArtifactKept
-from howl.questions import pieces_of
+from howl.server_requests import pieces_of
 
 
 def record(opened: Session, told: list[tuple[ArtifactKept, datetime]], settings: Settings) -> None:
@@ -52,7 +52,7 @@ def _row(artifact: ArtifactKept, at: datetime, settings: Settings) -> dict[str, 
         "media_type": artifact.media_type,
         "size": artifact.size,
         "sha256": artifact.sha256,
-        "location": f"{objects.bucket(settings.subject_prefix)}/{artifact.artifact_id}",
+        "location": f"{store.bucket(settings.subject_prefix)}/{artifact.artifact_id}",
         "worker_id": artifact.worker_id,
         "attempt": artifact.attempt,
         "created_at": created,

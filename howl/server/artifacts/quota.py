@@ -8,10 +8,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from howl.artifacts.store import PIECE
 from howl.config import Settings
 from howl.connections.nats import user_token
-from howl.objects import PIECE
-from howl.questions import PIECE_TIME, Refused, pieces_of
+from howl.server_requests import PIECE_TIME, Refused, pieces_of
 
 #: Seconds after its last place was given in which a file's last piece and its end may still come.
 LATEST = PIECE_TIME + 60.0

@@ -14,17 +14,17 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, ObjectInfo, RetentionPolicy, StreamConfig
 from nats.js.errors import BadRequestError, NotFoundError
 
-from howl import objects
+from howl.artifacts import store
 from howl.config import Settings
 from howl.connections.explain import reason
 from howl.connections.nats import Connection
 from howl.connections.postgres import session
 from howl.models import Artifact
-from howl.questions import pieces_of
 from howl.server.artifacts import artifact_rows
 from howl.server.artifacts.quota import LATEST, Held, Room
-from howl.server.artifacts.requests import REPETITION, Questions
 from howl.server.artifacts.uploads import Uploads
+from howl.server.requests import REPETITION, Questions
+from howl.server_requests import pieces_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Curator:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.bucket = objects.bucket(settings.subject_prefix)
+        self.bucket = store.bucket(settings.subject_prefix)
         self.room = Room(settings)
         #: What bucket and table were when they were last compared, and the rows that did not agree then.
         self.compared: tuple[Any, ...] | None = None
@@ -86,8 +86,8 @@ class Curator:
         When the bucket is full, what is new is refused, and what is there stays.
         """
         config = StreamConfig(
-            name=objects.stream_name(self.bucket),
-            subjects=[objects.pieces_subject(self.bucket, ">"), f"$O.{self.bucket}.M.>"],
+            name=store.stream_name(self.bucket),
+            subjects=[store.pieces_subject(self.bucket, ">"), f"$O.{self.bucket}.M.>"],
             retention=RetentionPolicy.LIMITS,
             discard=DiscardPolicy.NEW,
             max_bytes=self.settings.artifact_room,
@@ -116,7 +116,7 @@ class Curator:
 
         This is asked each second: what else may be lost, a sweep finds.
         """
-        name = objects.stream_name(self.bucket)
+        name = store.stream_name(self.bucket)
         try:
             info = await stream.stream_info(name)
         except NotFoundError:
@@ -149,22 +149,22 @@ class Curator:
                 logger.error("File %r of task %s is not there as its worker said.", row.name, row.task_id)
 
     async def _is_there(self, stream: JetStreamContext, row: Artifact | artifact_rows.Doubt) -> bool:
-        info = await objects.describe(stream, self.bucket, row.artifact_id)
-        if info is None or info.size != row.size or info.digest != objects.digest_of(bytes.fromhex(row.sha256)):
+        info = await store.describe(stream, self.bucket, row.artifact_id)
+        if info is None or info.size != row.size or info.digest != store.digest_of(bytes.fromhex(row.sha256)):
             return False
         return await self._pieces(stream, info) == info.chunks
 
     async def _pieces(self, stream: JetStreamContext, info: ObjectInfo) -> int:
-        subject = objects.pieces_subject(self.bucket, info.nuid)
+        subject = store.pieces_subject(self.bucket, info.nuid)
         return sum((await self._subjects(stream, subject)).values())
 
     async def _subjects(self, stream: JetStreamContext, subject: str) -> dict[str, int]:
         """How many messages there are, by subject; JetStream names so many at once."""
         found: dict[str, int] = {}
         for _ in range(PAGES):
-            page = await objects.subjects(stream, self.bucket, subject, len(found))
+            page = await store.subjects(stream, self.bucket, subject, len(found))
             found |= page
-            if len(page) < objects.PAGE:
+            if len(page) < store.PAGE:
                 break
         return found
 
@@ -214,19 +214,19 @@ class Curator:
                 return False
             deleted += 1
             if name in subjects:  # as another's tool left it
-                await stream.purge_stream(objects.stream_name(self.bucket), subject=name)
+                await stream.purge_stream(store.stream_name(self.bucket), subject=name)
             else:
                 await self._remove(stream, name)
         return True
 
     async def _remove(self, stream: JetStreamContext, artifact_id: str) -> None:
-        await objects.remove(stream, self.bucket, artifact_id)
+        await store.remove(stream, self.bucket, artifact_id)
         self.room.remove(artifact_id)
 
     async def _age(self, stream: JetStreamContext, subject: str) -> float:
         """Seconds since something was last written there; none for what is gone."""
         try:
-            last = await stream.get_last_msg(objects.stream_name(self.bucket), subject)
+            last = await stream.get_last_msg(store.stream_name(self.bucket), subject)
         except NotFoundError:
             return 0.0
         return (datetime.now(UTC) - last.time).total_seconds() if last.time else 0.0
@@ -250,7 +250,7 @@ def _part(subject: str, bucket: str) -> Part | None:
     is_description = kind == "M" and len(rest) == 1
     if not is_description and not (kind == "C" and 1 <= len(rest) <= 2):
         return None
-    name = objects.name_in_meta(rest[0]) if is_description else rest[-1]
+    name = store.name_in_meta(rest[0]) if is_description else rest[-1]
     user = rest[0] if len(rest) == 2 else ""
     return Part(name, user, is_description) if ARTIFACT_ID.fullmatch(name) else None
 
@@ -264,7 +264,7 @@ def _size(recorded: int | None, pieces: int) -> int:
     """Of a file as it counts: what its row says, if so many pieces can be no more."""
     if recorded is not None and pieces <= pieces_of(recorded):
         return recorded
-    return pieces * objects.PIECE
+    return pieces * store.PIECE
 
 
 async def _complain(error: Exception) -> None:

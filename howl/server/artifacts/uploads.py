@@ -13,16 +13,16 @@ from nats.js.api import ObjectInfo, ObjectMetaOptions
 from nats.js.errors import APIError
 from pydantic import ValidationError
 
-from howl import objects
+from howl.artifacts import store
 from howl.config import Settings
 from howl.errors import UnreadableQuestion
-from howl.questions import KEPT, Piece, Refused, Whole
 from howl.server.artifacts.quota import Room
-from howl.server.artifacts.requests import Question
+from howl.server.requests import Question
+from howl.server_requests import KEPT, Piece, Refused, Whole
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = ObjectMetaOptions(max_chunk_size=objects.PIECE)
+OPTIONS = ObjectMetaOptions(max_chunk_size=store.PIECE)
 INCOMPLETE = Refused(why="not all of the file came", is_final=False)
 #: What JetStream publishes only where nothing is.
 FIRST = {"Nats-Expected-Last-Subject-Sequence": "0"}
@@ -34,7 +34,7 @@ class Uploads:
     def __init__(self, client: Client, settings: Settings, room: Room) -> None:
         self.client = client
         self.stream: JetStreamContext = client.jetstream()
-        self.bucket = objects.bucket(settings.subject_prefix)
+        self.bucket = store.bucket(settings.subject_prefix)
         self.room = room
 
     async def answer(self, question: Question) -> None:
@@ -48,25 +48,25 @@ class Uploads:
         if refused is not None:
             await self.client.publish(question.address, _document(refused))
             return
-        place = objects.pieces_subject(self.bucket, f"{question.user}.{asked.artifact_id}")
+        place = store.pieces_subject(self.bucket, f"{question.user}.{asked.artifact_id}")
         for _ in range(asked.pieces):
             await self.client.publish(question.address, b"", place)
 
     async def _conclude(self, user: str, whole: Whole) -> Refused | None:
         """Describe a file of which all is there; doing it again changes nothing."""
         nuid = f"{user}.{whole.artifact_id}"
-        found = await objects.measure(self.stream, self.bucket, nuid, whole.pieces + 1)
+        found = await store.measure(self.stream, self.bucket, nuid, whole.pieces + 1)
         if found != (whole.pieces, whole.size):
             return INCOMPLETE
         info = ObjectInfo(
             name=whole.artifact_id, bucket=self.bucket, nuid=nuid, description=whole.name, options=OPTIONS,
             size=whole.size, chunks=whole.pieces, digest=whole.digest,
         )  # fmt: skip
-        subject = objects.meta_subject(self.bucket, whole.artifact_id)
+        subject = store.meta_subject(self.bucket, whole.artifact_id)
         try:
-            await self.stream.publish(subject, objects.description(info), headers=FIRST)
+            await self.stream.publish(subject, store.description(info), headers=FIRST)
         except APIError:  # it is described, or there is no room for that
-            known = await objects.describe(self.stream, self.bucket, whole.artifact_id)
+            known = await store.describe(self.stream, self.bucket, whole.artifact_id)
             if known is None or (known.nuid, known.digest) != (nuid, whole.digest):
                 return Refused(why="the file cannot be described", is_final=False)
         self.room.end(user, whole.artifact_id, whole.size, whole.pieces)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from howl.nodes import node_name_of, worker_id_of
+from howl.node_names import node_name_of, worker_id_of
 from howl.server.bridge.presence import Described, Sighting
 from howl.server.storable import storable
 

@@ -9,17 +9,17 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from howl.burst import budget, github
-from howl.burst.api import is_configured
-from howl.burst.budget import Run
-from howl.burst.leave import Job, LeaveAnswer, LeaveRequest
-from howl.burst.request import BurstRequest
+from howl.bursts import budget, github
+from howl.bursts.admission import Job, LeaveAnswer, LeaveRequest
+from howl.bursts.budget import Run
+from howl.bursts.github_api import is_configured
+from howl.bursts.request import BurstRequest
 from howl.config import Settings
 from howl.connections.explain import reason
 from howl.connections.nats import Connection, user_token
 from howl.connections.postgres import session
 from howl.errors import DatabaseUnavailable, GitHubFailed
-from howl.server.artifacts.requests import Question, Questions
+from howl.server.requests import Question, Questions
 
 logger = logging.getLogger(__name__)
 

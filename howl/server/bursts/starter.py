@@ -13,11 +13,11 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import func, select
 
-from howl.burst import github, record
-from howl.burst.api import is_configured
-from howl.burst.clock import Demand, Schedule
-from howl.burst.record import ON_GITHUB
-from howl.burst.request import BurstRequest
+from howl.bursts import github, records
+from howl.bursts.github_api import is_configured
+from howl.bursts.records import ON_GITHUB
+from howl.bursts.request import BurstRequest
+from howl.bursts.schedule import Demand, Schedule
 from howl.celery import worker_queue
 from howl.config import Settings
 from howl.connections.postgres import session
@@ -129,7 +129,7 @@ class Starter:
     def _id(self, *words: str) -> str:
         """The same for every server of this installation, and for no other's."""
         with session(self.settings.database()) as opened:
-            place = (record.installation(opened), str(self.settings.github_repository), self.settings.subject_prefix)
+            place = (records.installation(opened), str(self.settings.github_repository), self.settings.subject_prefix)
         return uuid.uuid5(uuid.NAMESPACE_URL, "\n".join((*place, *words))).hex
 
 

@@ -1,4 +1,4 @@
-"""A chord's body fails: its end is told, and its error callbacks are published for a worker to call (howl.errbacks)."""
+"""A chord's body fails: its end is told, and a worker is to call its error callbacks (howl.error_callbacks)."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from howl.broker import set_aside
 from howl.broker.transport import publishing_once
 from howl.celery import worker_queue
-from howl.errbacks import NAME, OF_THE_SIGNATURE, Call, ToldError, noting
+from howl.error_callbacks import NAME, OF_THE_SIGNATURE, Call, ToldError, noting
 from howl.errors import NotGranted
 from howl.models import Chord, Task
 from howl.outcomes import UUID, Outcome

@@ -22,7 +22,7 @@ from howl.broker.scripts import RECLAIM, UNPARK
 from howl.config import Settings
 from howl.connections.explain import takes_nothing_new
 from howl.errors import TaskDied, TaskSetAside
-from howl.nodes import worker_id_of
+from howl.node_names import worker_id_of
 from howl.outcomes import died, encode, failure, is_id, requeued
 from howl.queue_names import fault_of, queue_of
 

@@ -22,7 +22,7 @@ from kombu.utils.json import loads
 from howl.broker.message import NO_TASK, NOBODY, task_headers
 from howl.celery import settings_of, worker_queue
 from howl.errors import MessageRefused
-from howl.nodes import worker_id_of
+from howl.node_names import worker_id_of
 from howl.outcomes import Outcome, died, encode, failure, is_id, requeued
 from howl.worker.consumer.pool import make_resizable, most_in_hand, slots_to_fill, withdraw, write_whole_jobs
 from howl.worker.consumer.prefetch import PrefetchPolicy

@@ -11,7 +11,7 @@ from typing import Any
 from celery.signals import worker_shutdown
 
 from howl.config import Settings, keep, secret_variables
-from workers.order import PASSED_ON
+from workers.process.spec import PASSED_ON
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import howl
 from howl.broker.namespaces import DEFAULT_USER, user_of
 from howl.celery import settings_of, worker_queue
 from howl.config import Settings
-from howl.nodes import worker_id_of
+from howl.node_names import worker_id_of
 from howl.outcomes import is_id
 
 #: GitHub's variables, and the burst workflow's own, by the name under which a run is recorded.

@@ -10,7 +10,7 @@ from celery import bootsteps
 from celery.signals import worker_shutdown
 from celery.worker import state
 
-from howl.nodes import worker_id_of
+from howl.node_names import worker_id_of
 from howl.worker.lifecycle import environment
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from howl.config import Settings
 from howl.connections.redis import redis_client, require_redis
 from howl.env_file import require_chosen_servers
 from howl.errors import NotGranted, SettingsError
-from howl.nodes import worker_id_of
+from howl.node_names import worker_id_of
 from howl.queue_names import require_queue
 from howl.worker.lifecycle import environment, limit_commands
 

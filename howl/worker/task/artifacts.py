@@ -11,10 +11,10 @@ from typing import Any
 
 from celery import current_task
 
-from howl import media, objects
+from howl.artifacts import media_types, store
 from howl.config import Settings
 from howl.errors import ArtifactFailed, ArtifactRefused
-from howl.nodes import worker_id_of
+from howl.node_names import worker_id_of
 from howl.outcomes import MEDIA_TYPE, ArtifactKept, name_fault
 from howl.worker.task.uploads import Source, upload
 
@@ -34,7 +34,7 @@ def artifact(content: str | Path | bytes, name: str | None = None, media_type: s
     settings = _settings()
     named = _checked_name(content, name)
     source, size, head = _bytes(content) if isinstance(content, bytes) else _file(Path(content))
-    kind = _checked_kind(media_type) if media_type is not None else media.guess(named, head)
+    kind = _checked_kind(media_type) if media_type is not None else media_types.guess(named, head)
     _count(request, settings, named, size)
     stored = upload(settings, named, _limited(source, named, settings.artifact_limit), size)
     kept = ArtifactKept(
@@ -86,14 +86,14 @@ def _checked_kind(media_type: str) -> str:
 
 
 def _bytes(content: bytes) -> tuple[Source, int, bytes]:
-    return lambda: io.BytesIO(content).read, len(content), content[: media.HEAD]
+    return lambda: io.BytesIO(content).read, len(content), content[: media_types.HEAD]
 
 
 def _file(path: Path) -> tuple[Source, int, bytes]:
     """How to read it, its size, and its beginning."""
     try:
         with _opened(path) as file:
-            return partial(_reader, path), os.fstat(file.fileno()).st_size, file.read(media.HEAD)
+            return partial(_reader, path), os.fstat(file.fileno()).st_size, file.read(media_types.HEAD)
     except OSError as error:
         raise _unreadable(path, error) from None
 
@@ -179,4 +179,4 @@ def _limited(source: Source, name: str, limit: int) -> Source:
 
 
 def _hexadecimal(digest: str | None) -> str:
-    return objects.sha256_of(str(digest)).hex()
+    return store.sha256_of(str(digest)).hex()

@@ -16,12 +16,12 @@ from nats.js.api import ObjectInfo, ObjectMetaOptions
 from nats.js.errors import APIError, NoStreamResponseError
 from pydantic import ValidationError
 
-from howl import objects
+from howl.artifacts import store
 from howl.config import Settings
 from howl.connections import nats
 from howl.connections.explain import is_refused_login, reason
 from howl.errors import ArtifactFailed, ArtifactRefused, HowlError
-from howl.questions import KEPT, Answers, Asker, Piece, Refused, Whole, answer_in, pieces_of
+from howl.server_requests import KEPT, Answers, Asker, Piece, Refused, Whole, answer_in, pieces_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ LONGEST = 3600.0
 AT_ONCE, AHEAD = 16, 32
 #: JetStream's numbers for "no room": of the bucket, of the account, of the server's disk.
 NO_ROOM = (10077, 10023, 10047, 10002)
-OPTIONS = ObjectMetaOptions(max_chunk_size=objects.PIECE)
+OPTIONS = ObjectMetaOptions(max_chunk_size=store.PIECE)
 NO_RIGHT = (
     "This worker's credential may not leave files at NATS: run `howl init` on the server once more, and `howl server` "
     "of the same version."
@@ -121,11 +121,11 @@ class Uploader:
     async def _try(self, name: str, source: Source, size: int) -> ObjectInfo:
         """Under an id of its own: a try that fails leaves pieces, with which the next one's are not to be mixed."""
         connection, artifact_id = await self._connected(), secrets.token_hex(16)
-        bucket = objects.bucket(self.settings.subject_prefix)
+        bucket = store.bucket(self.settings.subject_prefix)
         info = ObjectInfo(name=artifact_id, bucket=bucket, nuid="", description=name, options=OPTIONS)
         try:
             async with aclosing(Places(connection, info, size)) as places:
-                await objects.put_pieces(connection.flight, info, source(), places.next)
+                await store.put_pieces(connection.flight, info, source(), places.next)
                 await places.conclude()
         except TimeoutError as error:
             connection.give_up(error)
@@ -232,7 +232,7 @@ class Connection(nats.Connection):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flight = objects.Flight(self)
+        self.flight = store.Flight(self)
         self.asker: Asker
 
     async def begin(self, settings: Settings) -> Self:

@@ -1,0 +1,1 @@
+"""What commands share: options, how values read, and what is shown of long work."""

@@ -1,0 +1,1 @@
+"""Copies of repositories for tasks, and what is collected of them."""

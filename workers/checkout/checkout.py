@@ -1,0 +1,235 @@
+"""A repository fetched for one task, and what became of its files, with no trust in either."""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypedDict
+
+from howl.errors import CheckoutFailed
+from workers.checkout import oversize
+from workers.checkout.repository import Source
+from workers.process import process
+from workers.process.output import last_lines
+from workers.process.process import ProcessResult
+
+#: The folder for what is kept as it is, below the one worked in, and no part of the changes; and the file of those.
+ARTIFACTS, DIFF = "artifacts", "changes.diff"
+#: Seconds that one step of git may take, and bytes of memory, beside what it maps of files.
+PATIENCE, MEMORY = 300.0, 2 << 30
+#: Files that a commit may have.
+MOST_FILES = 250_000
+#: Characters that are told of what was changed, of a single path, and beside each.
+TOLD, PATH, BESIDE = 8_000, 500, 40
+
+#: Nothing of this machine's configuration counts, no program but git runs, and nobody is asked.
+OPTIONS = {
+    "advice.addEmbeddedRepo": "false",
+    "core.bigFileThreshold": "32m",  # larger ones are neither packed as differences nor held in memory for it
+    "core.fsmonitor": "false",
+    "core.hooksPath": "/dev/null",
+    "core.quotePath": "false",
+    "credential.helper": "",
+    "fetch.unpackLimit": "1",  # always one file, whose size is limited
+    "gc.auto": "0",
+    "http.lowSpeedLimit": "1000",
+    "http.lowSpeedTime": "30",
+    "init.defaultBranch": "main",
+    "maintenance.auto": "false",
+    "submodule.recurse": "false",
+}
+VARIABLES = {
+    "GIT_ASKPASS": "false",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "LC_ALL": "C.UTF-8",
+}
+CHANGES = {"A": "added", "D": "deleted", "M": "modified", "T": "type changed"}
+#: What was changed, by files alone and by no program that somebody named.
+SINCE = ("diff", "--cached", "--no-ext-diff", "--no-textconv", "--no-color")
+
+
+class ChangedFile(TypedDict):
+    """A path in the repository, as git quotes it, and what was done to it."""
+
+    path: str
+    change: str
+
+
+class Changes(TypedDict):
+    """What became of a checkout: `files` are the first of them, `files_changed` counts all."""
+
+    repository: str
+    ref: str
+    commit: str
+    files_changed: int
+    files: list[ChangedFile]
+
+
+class Checkout:
+    """The files of one commit in `work`, and beside it a repository of which whoever works there knows nothing.
+
+    What was changed is told by that one, whatever was committed, configured or deleted in the other, `work/.git`.
+    """
+
+    def __init__(self, folder: Path, work: Path, source: Source, limit: int) -> None:
+        self.folder, self.work, self.source, self.limit = folder, work, source, limit
+        self.base = folder / "base.git"
+        self.commit = ""
+
+    def fetch(self) -> None:
+        """Bring the commit here, and its files into `work`; raises CheckoutFailed."""
+        self._git("init", "--quiet", "--template=")
+        self._fetch()
+        said = self._git("rev-parse", "--verify", "--end-of-options", "FETCH_HEAD^{commit}")
+        self.commit = said["stdout"].strip()
+        self._measure()
+        self._git("reset", "--quiet", "--hard", self.commit)
+        self._give_repository()
+
+    def changes(self, diff: Path, limit: int) -> tuple[Changes, dict[str, str]]:
+        """What was changed since, written to `diff` in git's form; and what is not in there, with the reason.
+
+        A diff of more bytes than `limit` even without the largest files is not there afterwards. Raises CheckoutFailed.
+        """
+        left_out = self._add()
+        told = _Told()
+        self._git(*SINCE, "--no-renames", "--name-status", self.commit, tell=told.add)
+        if told.count and not self._write(diff, limit):
+            write = partial(self._write, diff, limit)
+            large = oversize.leave_out(self._git, self.base / "index", self.commit, write)
+            why = f"it is left out of {diff.name}, which may have {limit:,} bytes (HOWL_ARTIFACT_LIMIT)"
+            left_out |= dict.fromkeys(large, why)
+        changes: Changes = {
+            "repository": self.source.address,
+            "ref": self.source.ref,
+            "commit": self.commit,
+            "files_changed": told.count,
+            "files": told.files,
+        }
+        return changes, left_out
+
+    def _add(self) -> dict[str, str]:
+        """Take in all files but ignored ones, as when somebody commits; what could not be taken in, with the reason."""
+        what = ("--", ":(top)", f":(top,exclude){ARTIFACTS}")
+        result = self._run("add", "--all", "--ignore-errors", *what)
+        if result["exit_status"] not in (0, 1):
+            raise _failed("git add failed in the agent's folder", result)
+        errors = [line for line in result["stderr"].splitlines() if line.startswith("error: ")]
+        why = f"git could not read all that is to be in it: {'; '.join(errors)}"
+        return {DIFF: why} if result["exit_status"] else {}
+
+    def _fetch(self) -> None:
+        address, ref = self.source.address, self.source.ref
+        quiet = ("--quiet", "--no-tags", "--no-recurse-submodules", "--no-auto-maintenance")
+        result = self._run("fetch", "--depth=1", *quiet, "--", address, ref, limits={"RLIMIT_FSIZE": self.limit})
+        if result["exit_status"] != 0:
+            hint = f" (a repository may have {self.limit:,} bytes, HOWL_CHECKOUT_LIMIT)" if self._is_full() else ""
+            raise _failed(f"{ref} of {address} could not be fetched{hint}", result)
+
+    def _is_full(self) -> bool:
+        """Whether what came is as large as a file may be, or was until git removed it."""
+        packs = (self.base / "objects" / "pack").glob("*")
+        return any(pack.stat().st_size >= self.limit for pack in packs)
+
+    def _measure(self) -> None:
+        """Few bytes can unfold to many files: they are counted before one is written."""
+        measure = _Measure(self.limit)
+        self._git("ls-tree", "-r", "-l", "--full-tree", self.commit, tell=measure.add)
+
+    def _give_repository(self) -> None:
+        """One to work with: `git log`, `git diff` and committing do what is expected."""
+        own = self.work / ".git"
+        self._git("init", "--quiet", "--template=", own=True)
+        (own / "objects" / "info").mkdir(exist_ok=True)
+        (own / "objects" / "info" / "alternates").write_text(f"{self.base / 'objects'}\n")
+        if (self.base / "shallow").exists():  # a commit without parents is whole
+            shutil.copy(self.base / "shallow", own / "shallow")
+        (own / "info").mkdir(exist_ok=True)
+        (own / "info" / "exclude").write_text(f"/{ARTIFACTS}/\n")
+        self._git("remote", "add", "origin", self.source.address, own=True)
+        self._git("reset", "--quiet", self.commit, own=True)
+
+    def _write(self, diff: Path, limit: int) -> bool:
+        """Whether the diff has no more bytes than that; if not, it is not there."""
+        how = ("--binary", "--full-index", f"--output={diff}")
+        result = self._run(*SINCE, *how, self.commit, limits={"RLIMIT_FSIZE": limit + 1})
+        if diff.exists() and diff.stat().st_size > limit:
+            diff.unlink()
+            return False
+        if result["exit_status"] != 0:
+            raise _failed("What the agent changed cannot be told", result)
+        return True
+
+    def _git(
+        self, *arguments: str, data: str = "", tell: Callable[[bytes], None] | None = None, own: bool = False
+    ) -> ProcessResult:
+        result = self._run(*arguments, data=data, tell=tell, own=own)
+        if result["exit_status"] != 0:
+            raise _failed(f"git {arguments[0]} failed in the agent's folder", result)
+        return result
+
+    def _run(
+        self,
+        *arguments: str,
+        data: str = "",
+        tell: Callable[[bytes], None] | None = None,
+        limits: dict[str, int] | None = None,
+        own: bool = False,
+    ) -> ProcessResult:
+        """Run git by the hidden repository, or with `own` by that in `work`."""
+        options = [word for name, value in OPTIONS.items() for word in ("-c", f"{name}={value}")]
+        where = [f"--git-dir={self.work / '.git' if own else self.base}", f"--work-tree={self.work}"]
+        return process.run(
+            ["git", *options, *where, *arguments],
+            # No ~/.netrc, no ~/.config; and git's own list of kinds of address, which redirects are held to as well.
+            env=VARIABLES | {"HOME": str(self.folder), "GIT_ALLOW_PROTOCOL": ":".join(self.source.schemes)},
+            cwd=str(self.folder),
+            data=data,
+            timeout=PATIENCE,
+            tell=tell or _untold,
+            limits={"RLIMIT_DATA": MEMORY, **(limits or {})},
+        )
+
+
+class _Measure:
+    """Adds up what `git ls-tree -l` says; raises CheckoutFailed when it is too much."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes, self.files = limit, 0, 0
+
+    def add(self, lines: bytes) -> None:
+        for line in lines.splitlines():
+            size = line.split(b"\t", 1)[0].split()[-1]
+            self.files += 1
+            self.bytes += int(size) if size.isdigit() else 0
+        if self.bytes > self.limit or self.files > MOST_FILES:
+            raise CheckoutFailed(
+                f"The repository is too large: its files may have {self.limit:,} bytes together (HOWL_CHECKOUT_LIMIT), "
+                f"and be {MOST_FILES:,}."
+            )
+
+
+class _Told:
+    """Counts what `git diff --name-status` says, and keeps the first."""
+
+    def __init__(self) -> None:
+        self.count, self.files, self._room = 0, list[ChangedFile](), TOLD
+
+    def add(self, lines: bytes) -> None:
+        for line in lines.splitlines():
+            letter, _, path = line.decode("utf-8", "replace").partition("\t")
+            self.count += 1
+            self._room -= min(len(path), PATH) + BESIDE
+            if self._room >= 0:
+                self.files.append({"path": path[:PATH], "change": CHANGES.get(letter[:1], letter)})
+
+
+def _untold(lines: bytes) -> None:
+    """What git says is kept for errors alone."""
+
+
+def _failed(what: str, result: ProcessResult) -> CheckoutFailed:
+    return CheckoutFailed(f"{what}: {last_lines(result['stdout'], result['stderr'])}")

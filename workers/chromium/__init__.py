@@ -1,0 +1,1 @@
+"""Web browsers that tasks drive."""
