@@ -28,7 +28,7 @@ install: .venv/installed ## Make .venv, or bring it up to date; every target tha
 
 .PHONY: demo
 demo: .venv/installed ## See the whole system do its job on this machine, checked, in under two minutes
-	@$(BIN)/python -m howl.embedded.demo
+	@$(BIN)/python -m demo
 
 .PHONY: test
 test: .venv/installed ## Run the tests; choose some with ARGS, as in make test ARGS="-k journey"
@@ -46,7 +46,7 @@ check-arrows: .venv/installed
 	@$(BIN)/lint-imports --no-logo
 
 check-migrations: .venv/installed
-	@$(BIN)/python -m howl.embedded.check_migrations
+	@$(BIN)/python .ci/check_migrations.py
 
 check-workflows: .venv/installed
 	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml

@@ -21,8 +21,8 @@ from howl.config import Settings, load_settings
 from howl.connections import postgres
 from howl.connections.redis import redis_client
 from howl.embedded.cluster import SUPERUSER
-from howl.embedded.files import Passwords
 from howl.embedded.postgres import DATABASE, Postgres
+from howl.files import Passwords
 from howl.provision.redis import CONFIGURATION
 from howl.provision.state import OWNER
 from howl.server import migrate

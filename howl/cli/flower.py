@@ -8,8 +8,8 @@ import click
 import howl
 from howl.cli.ui.options import application, configure_logging, verbose
 from howl.config import LOOPBACK_HOSTS, Settings, load_settings
-from howl.embedded.files import write_private
 from howl.errors import NotConfigured
+from howl.files import write_private
 from howl.local_stack import running_stack
 from howl.provision.state import new_password
 from howl.server.flower import House, run

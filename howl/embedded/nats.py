@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from howl.embedded import binaries
-from howl.embedded.files import Passwords, write_private
 from howl.embedded.server import Server
+from howl.files import Passwords, write_private
 from howl.local_stack import HOST
 
 USER = "howl"

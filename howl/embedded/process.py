@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from howl.embedded.account import Account
-from howl.embedded.files import take_lock
 from howl.errors import EmbeddedServerError
+from howl.files import take_lock
 
 # macOS has no prctl: there a SIGKILLed parent leaves its children, and the next start names the lock they still hold.
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from howl.embedded.account import Account
-from howl.embedded.files import Passwords
 from howl.embedded.process import Child
 from howl.errors import EmbeddedServerError
+from howl.files import Passwords
 from howl.local_stack import HOST
 
 #: Below the range that kernels hand out for outgoing connections: a client that keeps trying to reach a stopped

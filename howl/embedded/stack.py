@@ -11,12 +11,12 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from howl.embedded.account import ACCOUNT_NAME, closed_folder
-from howl.embedded.files import Passwords, take_lock, write_private
 from howl.embedded.nats import Nats
 from howl.embedded.postgres import Postgres
 from howl.embedded.server import PORTS
 from howl.embedded.valkey import Valkey
 from howl.errors import EmbeddedServerError
+from howl.files import Passwords, take_lock, write_private
 from howl.local_stack import last_ports
 
 #: Seconds to insist on the lock: a command that only looks whether a stack runs holds it for a moment.

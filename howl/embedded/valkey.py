@@ -8,8 +8,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from howl.embedded import binaries
-from howl.embedded.files import write_private
 from howl.embedded.server import Server
+from howl.files import write_private
 from howl.local_stack import HOST
 
 # A relative folder: the server is started inside it, so no path needs quoting. An append-only file synced each second

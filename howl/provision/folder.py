@@ -7,8 +7,8 @@ there run as users of their own; folders are mounted, not files, so that a file 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from howl.embedded.files import write_private
 from howl.errors import ProvisionFailed
+from howl.files import write_private
 from howl.provision import environment, nats, postgres, redis
 from howl.provision.authority import Pair, is_good_for, issue, make_authority
 from howl.provision.state import HEALTH, SUPERUSER, State

@@ -11,10 +11,10 @@ from psycopg import sql
 
 from howl.config import Settings
 from howl.connections import postgres
-from howl.embedded.files import Passwords
 from howl.embedded.nats import Nats
 from howl.embedded.stack import Stack
 from howl.embedded.valkey import Valkey
+from howl.files import Passwords
 from tests.support import eventually
 
 

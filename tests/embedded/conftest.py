@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from howl.embedded.files import take_lock
 from howl.embedded.stack import Stack
+from howl.files import take_lock
 from tests.support import servers_folder
 
 

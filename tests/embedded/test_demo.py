@@ -19,15 +19,15 @@ from typing import Any
 
 import pytest
 
-from howl.embedded.demo import witness
-from howl.embedded.demo.examination import examine
-from howl.embedded.demo.screen import Screen
-from howl.embedded.demo.work import AGENT, LINTER, PAGES, SHARDS, TESTS, Work
+from demo import witness
+from demo.examination import examine
+from demo.screen import Screen
+from demo.work import AGENT, LINTER, PAGES, SHARDS, TESTS, Work
 from tests.support import PATIENCE, eventually, optional_program
 from workers.chromium.pool import NAMES
 
 ROOT = Path(__file__).parents[2]
-DEMO = [sys.executable, "-m", "howl.embedded.demo"]
+DEMO = [sys.executable, "-m", "demo"]
 #: Seconds until a demo is at work: it makes its servers' data on the disk, then starts one process after another.
 START_PATIENCE = 2 * PATIENCE
 #: Seconds that a demo may take on a machine so busy that it needs all of its bursts.
@@ -274,7 +274,7 @@ def test_a_witness_becomes_its_program_in_the_same_process_with_its_exit_status(
 
 ORPHAN = """
 import subprocess, time
-from howl.embedded.demo import processes
+from demo import processes
 processes.adopt_orphans()
 processes.LAST_PATIENCE = 1.0
 subprocess.run(["sh", "-c", "setsid sleep 54321 & true"], check=True)

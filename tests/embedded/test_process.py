@@ -15,10 +15,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from howl.embedded.files import take_lock
 from howl.embedded.process import Child
 from howl.embedded.stack import Stack
 from howl.errors import EmbeddedServerError
+from howl.files import take_lock
 from tests.embedded import clients, parent
 from tests.support import PATIENCE
 

@@ -16,9 +16,9 @@ import redis
 
 from howl.embedded import server
 from howl.embedded.account import postgres_account
-from howl.embedded.files import take_lock
 from howl.embedded.stack import Stack
 from howl.errors import EmbeddedServerError
+from howl.files import take_lock
 from howl.local_stack import running_stack
 from tests.embedded import clients
 

@@ -16,9 +16,9 @@ from sqlalchemy import select
 
 from howl.connections import postgres as db
 from howl.embedded.cluster import SUPERUSER
-from howl.embedded.files import Passwords
 from howl.embedded.postgres import DATABASE, Postgres
 from howl.errors import DatabaseUnavailable, EmbeddedServerError, QueueUnavailable
+from howl.files import Passwords
 from howl.models import Task
 from howl.provision.state import OWNER
 from howl.server import migrate

@@ -1,9 +1,9 @@
 """The browser host: a process that runs one browser behind its gate, and looks at one page after the other.
 
 `python -m workers.chromium.host EXECUTABLE SANDBOX` reads a visit from each line of its standard input (JSON), and
-answers with a line of JSON and as many bytes of a PNG as that line says. It runs under a supervisor (supervisor.py) with
-all that the browser starts: a worker ends the whole of it by closing a socket or by dying, and neither Playwright nor a page
-that hangs is ever in a worker's own process.
+answers with a line of JSON and as many bytes of a PNG as that line says. It runs under a supervisor (supervisor.py)
+with all that the browser starts: a worker ends the whole of it by closing a socket or by dying, and neither Playwright
+nor a page that hangs is ever in a worker's own process.
 """
 
 import asyncio

@@ -1,10 +1,11 @@
 """The supervisor: a small process between a worker and one command, which sees to it that the whole tree ends.
 
 `python -I -S supervisor.py DESCRIPTOR` reads its order from that socket (one line of JSON: argv, env, cwd, limits),
-answers with the command's pid and later its exit status, and ends the tree when the command ends or the socket closes. A worker
-that is killed outright closes it too, which nothing inside the worker could do in time: Celery's hard time limit leaves
-0.1 s between SIGTERM and SIGKILL. A process of its own can also be a subreaper without taking over anyone's children,
-so a descendant that forked twice into a session of its own comes back here. It imports the standard library alone.
+answers with the command's pid and later its exit status, and ends the tree when the command ends or the socket closes.
+A worker that is killed outright closes it too, which nothing inside the worker could do in time: Celery's hard time
+limit leaves 0.1 s between SIGTERM and SIGKILL. A process of its own can also be a subreaper without taking over
+anyone's children, so a descendant that forked twice into a session of its own comes back here. It imports the standard
+library alone.
 
 Limits: a descendant running as another user (sudo) cannot be signalled and is reported; without /proc (macOS) only the
 command's process group is ended.

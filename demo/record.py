@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+from demo.processes import output_of
 from howl.embedded import binaries
-from howl.embedded.demo.processes import output_of
 
 TASKS = """
 SELECT name AS task, status, count(*) AS tasks, count(DISTINCT worker_id) AS workers,

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from howl.embedded.demo import agent_stand_in, witness
+from demo import agent_stand_in, witness
 from howl.errors import DemoFailed
 from workers.chromium.pool import NAMES
 
 #: The checkout: the demo's input is the repository itself.
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[1]
 
 #: Parts of the tests that start no servers (tests/embedded/test_demo.py sees to it), quick ones.
 SHARDS = (

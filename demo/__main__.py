@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from howl.embedded.demo.acts import Demo
-from howl.embedded.demo.processes import adopt_orphans, end_leftovers, interruptible
-from howl.embedded.demo.screen import Screen
-from howl.embedded.demo.work import agent_command, require_checkout
+from demo.acts import Demo
+from demo.processes import adopt_orphans, end_leftovers, interruptible
+from demo.screen import Screen
+from demo.work import agent_command, require_checkout
 from howl.embedded.isolation import isolate
 from howl.errors import HowlError
 from workers.checkout import workfolder

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from howl.embedded.demo import record
-from howl.embedded.demo.assistant import Assistant, assistant
-from howl.embedded.demo.bursts import WORKERS, Bursts
-from howl.embedded.demo.examination import examine
-from howl.embedded.demo.pages import Site
-from howl.embedded.demo.processes import HOWL, Command, command, environment_of, output_of
-from howl.embedded.demo.screen import Screen
-from howl.embedded.demo.work import PICTURE, ROOT, Work, planned
+from demo import record
+from demo.assistant import Assistant, assistant
+from demo.bursts import WORKERS, Bursts
+from demo.examination import examine
+from demo.pages import Site
+from demo.processes import HOWL, Command, command, environment_of, output_of
+from demo.screen import Screen
+from demo.work import PICTURE, ROOT, Work, planned
 from howl.embedded.stack import Stack
 from howl.errors import DemoFailed
 from howl.outcomes import FINAL_STATUSES

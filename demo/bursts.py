@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from howl.embedded.demo.processes import Command
+from demo.processes import Command
 from howl.errors import DemoFailed
 
 WORKERS = 2

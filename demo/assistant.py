@@ -10,8 +10,8 @@ from typing import Any
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.types import Implementation, TextContent
 
+from demo.processes import HOWL
 from howl import __version__
-from howl.embedded.demo.processes import HOWL
 from howl.errors import DemoFailed
 
 #: Seconds for one answer.

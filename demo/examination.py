@@ -3,8 +3,8 @@
 import os
 from typing import Any
 
-from howl.embedded.demo.screen import Screen
-from howl.embedded.demo.work import Evidence, Work, evidence
+from demo.screen import Screen
+from demo.work import Evidence, Work, evidence
 
 
 def examine(work: dict[str, Work], reports: dict[str, dict[str, Any]], screen: Screen) -> None:

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from howl.embedded.demo.work import Work
+from demo.work import Work
 
 #: Seconds between two lines of progress where there is no terminal.
 PLAIN_PAUSE = 3.0
@@ -61,7 +61,7 @@ class Screen:
         took = f"{time.monotonic() - self.began:.0f} s"
         if failed:
             self._print(f"\n[red bold]{failed} of {len(self.checks)} checks FAILED[/red bold] in {took}.")
-            self._print("To see every log: python -m howl.embedded.demo --keep")
+            self._print("To see every log: python -m demo --keep")
         else:
             self._print(f"\n[bold green]All {len(self.checks)} checks are ok[/bold green], in {took}.")
         return not failed
