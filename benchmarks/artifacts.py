@@ -28,7 +28,7 @@ from howl.embedded.isolation import isolate
 from howl.embedded.stack import Stack
 from howl.worker.task import uploads
 from howl.worker.task.artifacts import _file
-from tests.worker.desk import Desk
+from tests.helpers.desk import Desk
 
 PREFIX = "bench"
 CHUNK = 1 << 20

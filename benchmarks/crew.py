@@ -31,7 +31,7 @@ from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
 from howl.server import migrate
 from howl.submit import TaskRequest, submit
-from tests.support import Process, eventually
+from tests.helpers.support import Process, eventually
 
 ROOT = Path(__file__).parents[1]
 #: Workers that are started at once: a worker's start takes a second of a processor.

@@ -23,13 +23,13 @@ from workers.chromium.pool import NAMES
 #: The checkout: the demo's input is the repository itself.
 ROOT = Path(__file__).parents[1]
 
-#: Parts of the tests that start no servers (tests/embedded/test_demo.py sees to it), quick ones.
+#: Parts of the tests that start no servers (tests/demo/test_demo.py sees to it), quick ones.
 SHARDS = (
     "tests/test_durations.py",
-    "tests/cli/test_words.py",
+    "tests/cli/test_formats.py",
     "tests/embedded/test_binaries.py",
     "tests/embedded/test_isolation.py",
-    "tests/workers/test_gate.py",
+    "tests/workers/test_socks_proxy.py",
     "tests/workers/test_junit.py",
 )
 

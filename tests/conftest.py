@@ -26,7 +26,7 @@ from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
 from howl.models import Task, Worker
 from howl.server import migrate
-from tests.support import PATIENCE, Process, eventually, servers_folder
+from tests.helpers.support import PATIENCE, Process, eventually, servers_folder
 
 # Before anything reads a setting: no test may reach a server that somebody's environment names.
 isolate()
@@ -38,9 +38,9 @@ PROCESSES = 4
 #: Files that take longest, the longest first: one begun at the end would keep a process busy while the others idle.
 LONG = ("test_runner", "test_faults", "test_hostile_benchmark", "test_floods", "test_forged_words",
         "test_strangers_at_nats", "test_strange_folder", "test_held_up", "test_rights", "test_signals",
-        "test_demo", "test_orders", "test_endings", "test_cancelling", "test_sight", "test_full_disks",
-        "test_submit_command", "test_room", "test_agents_at_work", "test_celery_commands", "test_submit",
-        "test_shards", "test_local", "test_secure", "test_presence", "test_mcp_shim", "test_beacon",
+        "test_demo", "test_remote_shutdown", "test_endings", "test_cancelling", "test_task_events", "test_full_disks",
+        "test_submit_command", "test_holding", "test_agents_at_work", "test_celery_commands", "test_submit",
+        "test_shards", "test_local", "test_secure", "test_presence", "test_tools", "test_events_step",
         "test_up_command", "test_remote_control", "test_workflow")  # fmt: skip
 _numbers = count(1)
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from celery import Celery
 
-from tests.support import PATIENCE, eventually
+from tests.helpers.support import PATIENCE, eventually
 
 CELERY = str(Path(sys.executable).with_name("celery"))
 

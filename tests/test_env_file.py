@@ -11,7 +11,7 @@ import pytest
 from howl import env_file
 from howl.config import Settings, load_settings
 from howl.errors import NotConfigured
-from tests.support import Process
+from tests.helpers.support import Process
 
 #: What a file that was only found may say besides where servers are; a new setting is put here or into POWERS.
 HARMLESS = {

@@ -19,8 +19,8 @@ from benchmarks.hostile.loops import Tally
 from benchmarks.hostile.measure import MOST_MEMORY, Row, measure
 from benchmarks.hostile.thief import MINE, THEIRS, THIEF, Thief
 from howl.config import load_settings
-from tests.provision.servers import redis_server
-from tests.support import eventually, servers_folder
+from tests.helpers.servers import redis_server
+from tests.helpers.support import eventually, servers_folder
 
 pytestmark = pytest.mark.servers
 

@@ -15,7 +15,7 @@ from howl.celery import application, settings_of
 from howl.celery_settings import FIXED, overruled
 from howl.cli import main
 from howl.errors import NotConfigured, SettingsError
-from tests.support import eventually
+from tests.helpers.support import eventually
 
 PLAIN = "tests.projects.plain"
 ELSEWHERE = "amqp://guest:only-for-tests@nowhere.invalid//"

@@ -12,8 +12,8 @@ from mcp import Client, StdioServerParameters
 
 from howl.config import Settings
 from howl.embedded import binaries
-from tests.support import PATIENCE, Process, eventually
-from tests.test_mcp_shim import HOWL, answer
+from tests.helpers.support import PATIENCE, Process, eventually
+from tests.mcp_shim.test_tools import HOWL, answer
 
 TASKS = 20
 

@@ -10,7 +10,7 @@ from celery.exceptions import ChordError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from tests import tasks
-from tests.support import PATIENCE, eventually
+from tests.helpers.support import PATIENCE, eventually
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 from howl.config import load_settings
 from howl.connections import postgres
 from howl.errors import SettingsError
-from tests.support import PATIENCE
+from tests.helpers.support import PATIENCE
 
 CELERY = str(Path(sys.executable).with_name("celery"))
 

@@ -13,7 +13,7 @@ from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWo
 from howl.models import Task, Worker
 from howl.server.maintenance.keeper import Keeper
 from howl.submit import TaskRequest, cancel, push, retry, submit
-from tests.support import eventually, taken_away
+from tests.helpers.support import eventually, taken_away
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import optional_program
+from tests.helpers.support import optional_program
 
 
 def test_a_program_that_is_there_is_found() -> None:

@@ -6,7 +6,7 @@ from sqlalchemy import func, select
 from howl.connections import postgres
 from howl.models import TaskEvent
 from tests import tasks
-from tests.support import PATIENCE, eventually
+from tests.helpers.support import PATIENCE, eventually
 
 
 def _row_at_its_end(task_row, task_id):

@@ -24,7 +24,7 @@ from howl.config import Settings
 from howl.connections.redis import redis_client
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
-from tests.support import PATIENCE, Process, eventually
+from tests.helpers.support import PATIENCE, Process, eventually
 
 ROOT = Path(__file__).parents[2]
 #: Settings that processes are told; a worker is not told the database.

@@ -21,7 +21,7 @@ from howl.connections import postgres
 from howl.embedded.nats import Nats
 from howl.embedded.valkey import Valkey
 from howl.submit import TaskRequest, submit
-from tests.support import PATIENCE, Process, eventually
+from tests.helpers.support import PATIENCE, Process, eventually
 
 
 @dataclass(frozen=True)

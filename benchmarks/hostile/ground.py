@@ -26,8 +26,8 @@ from howl.files import Passwords
 from howl.provision.redis import CONFIGURATION
 from howl.provision.state import OWNER
 from howl.server import migrate
-from tests.provision.servers import HOST, ROOT, Server, howl, psql
-from tests.support import Process, eventually
+from tests.helpers.servers import HOST, ROOT, Server, howl, psql
+from tests.helpers.support import Process, eventually
 
 #: The neighbour's worker.
 NEIGHBOUR = f"{VICTIM}-1"

@@ -15,7 +15,7 @@ from howl.embedded.nats import Nats
 from howl.embedded.stack import Stack
 from howl.embedded.valkey import Valkey
 from howl.files import Passwords
-from tests.support import eventually
+from tests.helpers.support import eventually
 
 
 @pytest.fixture(scope="session")

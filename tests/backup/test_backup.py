@@ -26,8 +26,8 @@ from howl.connections.postgres import session
 from howl.errors import ArchiveRefused, BackupFailed, DatabaseUnavailable, RestoreRefused
 from howl.models import Task
 from howl.server import migrate
-from tests.backup import content
-from tests.support import Process, eventually
+from tests.helpers import backup_content
+from tests.helpers.support import Process, eventually
 
 pytestmark = pytest.mark.servers
 
@@ -39,17 +39,17 @@ def quietly(step: str, done: int, total: int | None) -> None:
 @pytest.fixture
 def full(settings: Settings, empty: Settings) -> Iterator[Settings]:
     """Servers with something of everything."""
-    content.fill_database(settings)
-    content.fill_buckets(settings)
+    backup_content.fill_database(settings)
+    backup_content.fill_buckets(settings)
     yield settings
     for used in (settings, empty):
-        content.drop_buckets(used)
+        backup_content.drop_buckets(used)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A configuration."""
-    content.fill_folder(tmp_path / "old" / "howl-server")
+    backup_content.fill_folder(tmp_path / "old" / "howl-server")
     return tmp_path / "old" / "howl-server"
 
 
@@ -65,26 +65,29 @@ def test_a_backup_restored_into_empty_servers_is_row_by_row_and_object_by_object
     made: Path, full: Settings, empty: Settings, folder: Path, tmp_path: Path
 ) -> None:
     restore(empty, made, tmp_path / "new" / "howl-server", quietly)
-    assert content.all_rows(empty) == content.all_rows(full)
-    assert content.all_objects(empty) == content.all_objects(full)
-    assert content.all_files(tmp_path / "new" / "howl-server") == content.all_files(folder)
-    assert all(content.all_rows(full).values())
-    assert [len(objects) for _, objects in content.all_objects(full).values()] == [0, len(content.CONTENTS)]
+    assert backup_content.all_rows(empty) == backup_content.all_rows(full)
+    assert backup_content.all_objects(empty) == backup_content.all_objects(full)
+    assert backup_content.all_files(tmp_path / "new" / "howl-server") == backup_content.all_files(folder)
+    assert all(backup_content.all_rows(full).values())
+    assert [len(objects) for _, objects in backup_content.all_objects(full).values()] == [
+        0,
+        len(backup_content.CONTENTS),
+    ]
 
 
 def test_a_backup_is_for_its_owner_alone_and_says_what_it_holds(made: Path, full: Settings) -> None:
     assert stat.S_IMODE(made.stat().st_mode) == 0o600
     manifest = archive.verify(made, quietly)
     rows = {table.name: table.rows for table in manifest.record.tables}
-    assert rows == {name: len(rows) for name, rows in content.all_rows(full).items()}
-    assert manifest.counts()["objects"] == len(content.CONTENTS)
-    assert content.OTHER_BUCKET not in [bucket.name for bucket in manifest.objects.buckets]
+    assert rows == {name: len(rows) for name, rows in backup_content.all_rows(full).items()}
+    assert manifest.counts()["objects"] == len(backup_content.CONTENTS)
+    assert backup_content.OTHER_BUCKET not in [bucket.name for bucket in manifest.objects.buckets]
 
 
 def test_a_backup_holds_one_moment_although_rows_are_written_meanwhile(
     full: Settings, empty: Settings, tmp_path: Path
 ) -> None:
-    before = content.all_rows(full)
+    before = backup_content.all_rows(full)
 
     def write_more(step: str, done: int, total: int | None) -> None:
         if step.startswith("table") and done == 0:
@@ -93,8 +96,8 @@ def test_a_backup_holds_one_moment_although_rows_are_written_meanwhile(
 
     make.backup(full, tmp_path / "b.tar.gz", None, write_more)
     restore(empty, tmp_path / "b.tar.gz", tmp_path / "new" / "howl-server", quietly)
-    assert content.all_rows(empty) == before
-    assert len(content.all_rows(full)["tasks"]) > len(before["tasks"])
+    assert backup_content.all_rows(empty) == before
+    assert len(backup_content.all_rows(full)["tasks"]) > len(before["tasks"])
 
 
 def test_new_rows_are_numbered_above_those_that_came_back(made: Path, empty: Settings, tmp_path: Path) -> None:
@@ -114,7 +117,7 @@ def test_a_backup_of_older_tables_is_brought_up_to_date(
     migrate.require_current(empty.database())
     with psycopg.connect(empty.database()) as connection:
         later = connection.execute("SELECT count(*) FROM tasks WHERE later = 7").fetchone()
-    assert later == (len(content.all_rows(full)["tasks"]),)
+    assert later == (len(backup_content.all_rows(full)["tasks"]),)
 
 
 @pytest.fixture
@@ -142,7 +145,7 @@ def test_servers_with_nothing_in_them_are_backed_up_and_restored_too(
     manifest = make.backup(settings, tmp_path / "b.tar.gz", None, quietly)
     assert set(manifest.counts().values()) == {0}
     assert restore(empty, tmp_path / "b.tar.gz", None, quietly).queued_again == 0
-    assert not any(content.all_rows(empty).values())
+    assert not any(backup_content.all_rows(empty).values())
 
 
 # --- tasks under way -----------------------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ def test_tasks_that_were_open_run_after_a_restore_although_redis_is_empty(
     full: Settings, empty: Settings, env: dict[str, str], start: Callable[..., Process], tmp_path: Path
 ) -> None:
     with session(full.database()) as opened:
-        opened.add(content.running_task(pushed_at=content.NOW))
+        opened.add(backup_content.running_task(pushed_at=backup_content.NOW))
     make.backup(full, tmp_path / "b.tar.gz", None, quietly)
     assert restore(empty, tmp_path / "b.tar.gz", None, quietly).queued_again == 1
     addresses = {"HOWL_REDIS_URL": empty.redis(), "HOWL_NATS_URL": empty.nats(), "HOWL_DATABASE_URL": empty.database()}
@@ -163,10 +166,10 @@ def test_tasks_that_were_open_run_after_a_restore_although_redis_is_empty(
 
 def test_a_task_that_nobody_submitted_stays_as_it_was_recorded(full: Settings, empty: Settings, tmp_path: Path) -> None:
     with session(full.database()) as opened:
-        opened.add(content.running_task(pushed_at=None))
+        opened.add(backup_content.running_task(pushed_at=None))
     make.backup(full, tmp_path / "b.tar.gz", None, quietly)
     assert restore(empty, tmp_path / "b.tar.gz", None, quietly).queued_again == 0
-    assert content.all_rows(empty) == content.all_rows(full)
+    assert backup_content.all_rows(empty) == backup_content.all_rows(full)
 
 
 def results(settings: Settings, *task_ids: str) -> dict[str, Any] | None:
@@ -378,7 +381,7 @@ def assert_untouched(empty: Settings, tmp_path: Path) -> None:
     with psycopg.connect(empty.database()) as connection:
         tables = connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone()
     assert tables == (0,)
-    assert not content.buckets(empty)
+    assert not backup_content.buckets(empty)
     assert not (tmp_path / "new").exists()
 
 
@@ -386,10 +389,10 @@ def assert_untouched(empty: Settings, tmp_path: Path) -> None:
 
 
 def test_a_database_with_rows_is_refused_and_stays_as_it_is(made: Path, full: Settings, empty: Settings) -> None:
-    before = content.all_rows(full)
+    before = backup_content.all_rows(full)
     with pytest.raises(RestoreRefused, match=r"has rows already .*tasks.*make an empty database"):
         restore(empty.model_copy(update={"database_url": full.database_url}), made, None, quietly)
-    assert content.all_rows(full) == before
+    assert backup_content.all_rows(full) == before
 
 
 def test_a_database_that_was_migrated_and_not_used_is_empty(
@@ -397,7 +400,7 @@ def test_a_database_that_was_migrated_and_not_used_is_empty(
 ) -> None:
     migrate.upgrade(empty.database())
     restore(empty, made, tmp_path / "new" / "howl-server", quietly)
-    assert content.all_rows(empty) == content.all_rows(full)
+    assert backup_content.all_rows(empty) == backup_content.all_rows(full)
 
 
 def test_a_database_with_tables_of_somebody_elses_is_refused(made: Path, empty: Settings) -> None:
@@ -414,7 +417,7 @@ def test_a_bucket_with_something_else_is_refused_before_anything_is_restored(
         store = await stream.create_object_store(f"{empty.subject_prefix}-artifacts", max_bytes=1 << 20)
         await store.put("pieces.bin", b"other pieces")
 
-    content.on_jetstream(empty, put)
+    backup_content.on_jetstream(empty, put)
     with pytest.raises(RestoreRefused, match="holds something else already"):
         restore(empty, made, tmp_path / "new" / "howl-server", quietly)
     assert not (tmp_path / "new").exists()
@@ -436,7 +439,7 @@ def test_another_env_file_is_not_written_over(made: Path, empty: Settings, tmp_p
 
 def test_the_configuration_alone_is_restored_without_servers(made: Path, folder: Path, tmp_path: Path) -> None:
     restore_configuration(made, tmp_path / "new" / "howl-server", quietly)
-    assert content.all_files(tmp_path / "new" / "howl-server") == content.all_files(folder)
+    assert backup_content.all_files(tmp_path / "new" / "howl-server") == backup_content.all_files(folder)
 
 
 def test_an_interrupted_restore_is_repeated_to_its_end(
@@ -454,8 +457,8 @@ def test_an_interrupted_restore_is_repeated_to_its_end(
         with pytest.raises(KeyboardInterrupt):
             restore(empty, made, tmp_path / "new" / "howl-server", interruption)
     restore(empty, made, tmp_path / "new" / "howl-server", quietly)
-    assert content.all_rows(empty) == content.all_rows(full)
-    assert content.all_objects(empty) == content.all_objects(full)
+    assert backup_content.all_rows(empty) == backup_content.all_rows(full)
+    assert backup_content.all_objects(empty) == backup_content.all_objects(full)
 
 
 # --- the commands --------------------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ from howl.config import Settings
 from howl.connections.redis import redis_client
 from howl.outcomes import ChordCreated
 from tests import tasks
-from tests.broker import eavesdropper
-from tests.support import PATIENCE, eventually
+from tests.helpers import eavesdropper
+from tests.helpers.support import PATIENCE, eventually
 
 QUEUE = Queue("q", Exchange(""), routing_key="q")
 #: Seconds in which a message that is there would have come.

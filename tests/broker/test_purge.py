@@ -19,7 +19,7 @@ from howl.broker.scripts import PURGE
 from howl.config import Settings
 from howl.connections.redis import redis_client
 from howl.submit import PRIORITY_SUFFIXES, TaskRequest, submit
-from tests.support import PATIENCE, eventually
+from tests.helpers.support import PATIENCE, eventually
 
 CELERY = str(Path(sys.executable).with_name("celery"))
 AHEAD = timedelta(hours=1)

@@ -22,9 +22,9 @@ from howl.embedded.stack import Stack
 from howl.models import Artifact
 from howl.outcomes import ChordCreated, encode, failure
 from howl.provision.permissions import Grant
-from tests.secured import SERVER, Secured
-from tests.support import Process, eventually
-from tests.worker.crew import ROOT, TASKS, Crew
+from tests.helpers.crew import ROOT, TASKS, Crew
+from tests.helpers.secured import SERVER, Secured
+from tests.helpers.support import Process, eventually
 
 WORKER = "worker"
 _numbers = count(1)

@@ -12,7 +12,7 @@ from howl.broker.scripts import RECLAIM, TURN, UNPARK
 from howl.config import Settings
 from howl.connections.redis import redis_client
 from howl.server.maintenance import lease_reaper as keeping
-from tests.support import eventually
+from tests.helpers.support import eventually
 
 LEASE = 30_000
 OUTCOME = b'{"kind": "outcome"}'

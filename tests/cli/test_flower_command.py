@@ -22,9 +22,9 @@ from howl.cli import main
 from howl.config import load_settings
 from howl.embedded.isolation import clean_environment
 from howl.server.flower import Guarded
-from tests.support import PATIENCE, Process, eventually
-from tests.visits import LOGIN, Flower
-from tests.worker.crew import HOWL
+from tests.helpers.crew import HOWL
+from tests.helpers.support import PATIENCE, Process, eventually
+from tests.helpers.visits import LOGIN, Flower
 
 PAGES = ("/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks", "/metrics", "/static/js/flower.js")
 #: Every path that takes a POST and changes something: all of the API's but those that read.

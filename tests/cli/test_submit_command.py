@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from howl.cli.submit import _exit_status
 from howl.connections import postgres
 from howl.models import Task, Worker
-from tests.support import PATIENCE, eventually
+from tests.helpers.support import PATIENCE, eventually
 
 HOWL = str(Path(sys.executable).with_name("howl"))
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from howl.embedded.isolation import clean_environment
-from tests.support import eventually, servers_folder
+from tests.helpers.support import eventually, servers_folder
 
 PROGRAMS = ("valkey-server", "nats-server", "postgres", "howl.cli")
 

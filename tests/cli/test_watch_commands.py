@@ -22,8 +22,8 @@ from howl.connections.redis import redis_client
 from howl.models import Task, TaskEvent, Worker
 from howl.queries import overview
 from howl.queries.live_state import Gauge
-from tests.cli.terminal import Terminal
-from tests.support import PATIENCE, eventually
+from tests.helpers.support import PATIENCE, eventually
+from tests.helpers.terminal import Terminal
 
 HOWL = str(Path(sys.executable).with_name("howl"))
 TASK_ID = "1f0c9a00-0000-4000-8000-000000000001"

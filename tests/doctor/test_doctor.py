@@ -33,8 +33,8 @@ from howl.models import Worker
 from howl.server import migrate
 from howl.submit import TaskRequest, submit
 from tests.cli.test_cli import modules_after
-from tests.doctor import secured
-from tests.support import Process
+from tests.helpers import secured_anyhow
+from tests.helpers.support import Process
 
 pytestmark = pytest.mark.servers
 
@@ -100,10 +100,11 @@ def test_queues_that_nobody_serves_are_told_whoever_published(
 
 
 def test_a_burst_machine_with_one_secret_is_well(tmp_path: Path, start: Callable[..., Process]) -> None:
-    with secured.serve(tmp_path) as made:
+    with secured_anyhow.serve(tmp_path) as made:
         join = Join(
             host="localhost", redis_port=made.redis_port, nats_port=made.nats_port, user="worker",
-            password=secured.PASSWORD, key_prefix="howl:", subject_prefix="howl", ca=(tmp_path / "ca.crt").read_text(),
+            password=secured_anyhow.PASSWORD, key_prefix="howl:", subject_prefix="howl",
+            ca=(tmp_path / "ca.crt").read_text(),
         )  # fmt: skip
         process = start("doctor", "--as", "worker", "--json", env=clean_environment(HOWL_JOIN=encode(join)))
         assert process.wait() == 0, process.output
@@ -117,7 +118,7 @@ def test_a_burst_machine_with_one_secret_is_well(tmp_path: Path, start: Callable
 
 
 def test_the_server_s_own_credential_over_tls_is_well(tmp_path: Path) -> None:
-    with secured.serve(tmp_path) as made:
+    with secured_anyhow.serve(tmp_path) as made:
         findings = run(made.settings("server"))
     assert [finding.check for finding in findings if finding.verdict is not OK] == ["server"], "nobody runs it here"
 
@@ -248,7 +249,7 @@ def test_a_server_that_never_answers_holds_a_burst_machine_up_for_less_than_five
 def test_a_bad_certificate_is_told_and_no_password_sent(
     names: tuple[str, ...], days: float, ca: str, told: str, tmp_path: Path
 ) -> None:
-    with secured.serve(tmp_path, *names, days=days) as made:
+    with secured_anyhow.serve(tmp_path, *names, days=days) as made:
         findings = run(made.settings("worker", ca=ca), as_worker=True)
     for server in ("redis", "nats"):
         check, text = only_failure(findings, server)
@@ -258,7 +259,7 @@ def test_a_bad_certificate_is_told_and_no_password_sent(
 
 
 def test_a_certificate_that_expires_soon_is_a_warning(tmp_path: Path) -> None:
-    with secured.serve(tmp_path, days=10) as made:
+    with secured_anyhow.serve(tmp_path, days=10) as made:
         findings = run(made.settings("worker"), as_worker=True)
     for server in ("redis", "nats"):
         assert verdicts(findings, server)["tls"] is WARNING
@@ -269,7 +270,7 @@ def test_a_certificate_that_expires_soon_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_a_wrong_password_is_told_and_not_shown(tmp_path: Path) -> None:
-    with secured.serve(tmp_path) as made:
+    with secured_anyhow.serve(tmp_path) as made:
         findings = run(made.settings("worker", "wrong-password"), as_worker=True)
     for server in ("redis", "nats"):
         check, told = only_failure(findings, server)
@@ -286,7 +287,7 @@ def test_a_wrong_password_of_postgresql_is_told(wrong: str, settings: Settings) 
 
 
 def test_a_burst_machine_that_could_command_the_server_fails(tmp_path: Path) -> None:
-    with secured.serve(tmp_path, host=secured.ELSEWHERE) as made:
+    with secured_anyhow.serve(tmp_path, host=secured_anyhow.ELSEWHERE) as made:
         findings = run(made.settings("server"), as_worker=True)
     assert only_failure(findings, "nats") == (
         "limits",
@@ -296,7 +297,7 @@ def test_a_burst_machine_that_could_command_the_server_fails(tmp_path: Path) -> 
 
 
 def test_a_credential_that_may_everything_fails_elsewhere(tmp_path: Path) -> None:
-    with secured.serve(tmp_path, host=secured.ELSEWHERE) as made:
+    with secured_anyhow.serve(tmp_path, host=secured_anyhow.ELSEWHERE) as made:
         findings = run(made.settings("admin"), as_worker=True)
     check, told = only_failure(findings, "redis")
     assert check == "limits"
@@ -317,7 +318,7 @@ def test_a_worker_that_is_told_where_postgresql_is_fails(settings: Settings) -> 
 
 
 def test_a_queue_that_is_not_granted_is_told(tmp_path: Path) -> None:
-    with secured.serve(tmp_path) as made:
+    with secured_anyhow.serve(tmp_path) as made:
         strange = made.settings("worker").model_copy(update={"key_prefix": "other:", "subject_prefix": "other"})
         findings = run(strange, as_worker=True)
     assert only_failure(findings, "redis")[1].startswith("the queue celery is not granted")
@@ -325,7 +326,7 @@ def test_a_queue_that_is_not_granted_is_told(tmp_path: Path) -> None:
 
 
 def test_a_credential_of_before_the_scripts_asked_for_sizes_is_told_how_to_get_the_right(tmp_path: Path) -> None:
-    with secured.serve(tmp_path) as made:
+    with secured_anyhow.serve(tmp_path) as made:
         with redis_client(made.settings("admin")) as admin:
             admin.execute_command("ACL", "SETUSER", "worker", "-getrange")
         findings = run(made.settings("worker"), as_worker=True)
@@ -336,7 +337,7 @@ def test_a_credential_of_before_the_scripts_asked_for_sizes_is_told_how_to_get_t
 
 
 def test_a_credential_of_before_there_were_files_is_told_how_to_get_the_right(tmp_path: Path) -> None:
-    with secured.serve(tmp_path) as made:
+    with secured_anyhow.serve(tmp_path) as made:
         findings = run(made.settings("older"), as_worker=True)
     assert only_failure(findings, "nats") == (
         "rights",
@@ -370,7 +371,7 @@ async def _kept_after(settings: Settings, bucket: str, look: Callable[[], object
 
 
 def test_nats_without_jetstream_is_told(tmp_path: Path) -> None:
-    with secured.serve(tmp_path, jetstream=False) as made:
+    with secured_anyhow.serve(tmp_path, jetstream=False) as made:
         findings = run(made.settings("server"))
     assert only_failure(findings, "nats")[0] == "jetstream"
 

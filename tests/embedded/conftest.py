@@ -10,7 +10,7 @@ import pytest
 
 from howl.embedded.stack import Stack
 from howl.files import take_lock
-from tests.support import servers_folder
+from tests.helpers.support import servers_folder
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from howl.embedded import binaries
 from howl.embedded.account import closed_folder
 from howl.embedded.stack import Stack, StackUrls
 from howl.errors import EmbeddedServerError
-from tests.embedded import clients, parent
+from tests.helpers import clients, parent
 
 pytestmark = pytest.mark.servers
 

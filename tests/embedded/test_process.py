@@ -19,8 +19,8 @@ from howl.embedded.process import Child
 from howl.embedded.stack import Stack
 from howl.errors import EmbeddedServerError
 from howl.files import take_lock
-from tests.embedded import clients, parent
-from tests.support import PATIENCE
+from tests.helpers import clients, parent
+from tests.helpers.support import PATIENCE
 
 pytestmark = [
     pytest.mark.servers,

@@ -20,7 +20,7 @@ from howl.embedded.stack import Stack
 from howl.errors import EmbeddedServerError
 from howl.files import take_lock
 from howl.local_stack import running_stack
-from tests.embedded import clients
+from tests.helpers import clients
 
 pytestmark = pytest.mark.servers
 

@@ -12,9 +12,9 @@ from howl.connections import postgres
 from howl.embedded.stack import Stack
 from howl.provision.state import OWNER
 from howl.server import migrate
-from tests.provision.person import Person
-from tests.provision.servers import HOST, Server, psql, serving
-from tests.support import Process
+from tests.helpers.person import Person
+from tests.helpers.servers import HOST, Server, psql, serving
+from tests.helpers.support import Process
 
 DATABASE = "mcp_provisioned"
 

@@ -23,9 +23,9 @@ from howl.connections.redis import redis_client
 from howl.models import Task
 from howl.outcomes import Outcome, encode
 from howl.queries.queues import survey
-from tests.provision.person import Person
-from tests.provision.servers import Server, howl
-from tests.support import Process, eventually
+from tests.helpers.person import Person
+from tests.helpers.servers import Server, howl
+from tests.helpers.support import Process, eventually
 
 pytestmark = pytest.mark.servers
 

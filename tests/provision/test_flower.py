@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.provision.person import Person
-from tests.provision.servers import COMPOSE, Server, ready
-from tests.support import Process, eventually, optional_program
-from tests.visits import Flower
+from tests.helpers.person import Person
+from tests.helpers.servers import COMPOSE, Server, ready
+from tests.helpers.support import Process, eventually, optional_program
+from tests.helpers.visits import Flower
 
 Start = Callable[..., Process]
 #: A page as it looks some seconds after it was opened, by a browser that talks to nobody else.

@@ -20,7 +20,7 @@ from howl.provision.authority import Pair, issue, make_authority
 from howl.provision.folder import Folder, build
 from howl.provision.provided_certificate import read_given
 from howl.provision.state import State
-from tests.provision.servers import COMPOSE
+from tests.helpers.servers import COMPOSE
 
 HOST = "my.server"
 PRIVATE = ("authority/ca.key", "server.json", "../.env")

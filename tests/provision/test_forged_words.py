@@ -29,8 +29,8 @@ from howl.server.chords import chords
 from howl.server.recorder.recorder import Recorder
 from howl.server.supervision import end
 from howl.submit import TaskRequest, cancel, submit
-from tests.secured import ADMIN, SERVER, Secured
-from tests.support import eventually
+from tests.helpers.secured import ADMIN, SERVER, Secured
+from tests.helpers.support import eventually
 
 PREFIX = "w:"
 AT = datetime.now(UTC).isoformat()

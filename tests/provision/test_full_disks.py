@@ -22,9 +22,9 @@ from howl.files import Passwords
 from howl.models import Task
 from howl.provision.state import OWNER
 from howl.server import migrate
-from tests.provision.person import Person
-from tests.provision.servers import HOST, Server, psql, ready, serving
-from tests.support import Process, eventually
+from tests.helpers.person import Person
+from tests.helpers.servers import HOST, Server, psql, ready, serving
+from tests.helpers.support import Process, eventually
 
 pytestmark = pytest.mark.servers
 

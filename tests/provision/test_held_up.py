@@ -24,8 +24,8 @@ from howl.provision.permissions import Grant
 from howl.server.maintenance import lease_reaper as keeping
 from howl.server.maintenance.script_watchdog import Watchdog
 from howl.worker.consumer import session
-from tests.secured import ADMIN, SERVER, Secured
-from tests.support import eventually
+from tests.helpers.secured import ADMIN, SERVER, Secured
+from tests.helpers.support import eventually
 
 PREFIX = "t:"
 MINE = Namespace(PREFIX, "thief")

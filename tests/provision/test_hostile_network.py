@@ -20,9 +20,9 @@ from howl.connections import tls
 from howl.connections.redis import redis_client
 from howl.embedded.server import free_port
 from howl.embedded.stack import Stack
-from tests.provision.person import Person
-from tests.provision.servers import HOST, Server, ready, serving
-from tests.support import Process, eventually
+from tests.helpers.person import Person
+from tests.helpers.servers import HOST, Server, ready, serving
+from tests.helpers.support import Process, eventually
 
 pytestmark = pytest.mark.servers
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from howl.join import decode
-from tests.provision.person import Person
-from tests.provision.servers import Listener, Server, ready
-from tests.support import Process, as_an_ordinary_user, eventually
+from tests.helpers.person import Person
+from tests.helpers.servers import Listener, Server, ready
+from tests.helpers.support import Process, as_an_ordinary_user, eventually
 
-THIEF = Path(__file__).parents[1] / "worker" / "thief.py"
+THIEF = Path(__file__).parents[1] / "helpers" / "thief.py"
 
 
 @pytest.fixture

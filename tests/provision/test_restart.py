@@ -20,7 +20,7 @@ from howl.embedded import binaries
 from howl.embedded.server import free_port
 from howl.provision.redis import CONFIGURATION
 from howl.provision.state import SERVER
-from tests.provision.servers import HOST, Program, Server, redis_server
+from tests.helpers.servers import HOST, Program, Server, redis_server
 
 pytestmark = [pytest.mark.servers, pytest.mark.usefixtures("patient_doctor")]
 

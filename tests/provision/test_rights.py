@@ -31,7 +31,7 @@ from howl.provision.permissions import Grant, server_rules, worker_rules, worker
 from howl.queue_names import ITS_OWN, fault_of
 from howl.server.maintenance import lease_reaper as keeping
 from howl.server.requests import Question, Questions
-from tests.secured import ADMIN, SERVER, Secured
+from tests.helpers.secured import ADMIN, SERVER, Secured
 
 PREFIX, SUBJECTS = "t:", "t"
 MINE, THEIRS = Namespace(PREFIX, "worker"), Namespace(PREFIX, "neighbour")

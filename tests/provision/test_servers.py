@@ -35,9 +35,9 @@ from howl.join import decode, encode
 from howl.provision.authority import Pair, issue, make_authority
 from howl.provision.state import OWNER, READER, SERVER
 from howl.server.recorder.outcome_streams import OutcomeStream
+from tests.helpers.servers import COMPOSE, HOST, Listener, Server, howl, psql, ready, scalar
+from tests.helpers.support import Process, eventually
 from tests.provision.conftest import DATABASE, database_url, superuser_url
-from tests.provision.servers import COMPOSE, HOST, Listener, Server, howl, psql, ready, scalar
-from tests.support import Process, eventually
 
 pytestmark = pytest.mark.servers
 

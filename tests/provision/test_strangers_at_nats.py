@@ -26,9 +26,9 @@ from howl.provision.permissions import Grant
 from howl.server.artifacts.retention import Curator
 from howl.server_requests import ANSWER_TO, MOST, Asker, Piece, TooManyQuestions, Whole, answer_in
 from howl.worker.task import uploads
-from tests.secured import SERVER, Secured
-from tests.support import eventually
-from tests.worker.desk import Desk
+from tests.helpers.desk import Desk
+from tests.helpers.secured import SERVER, Secured
+from tests.helpers.support import eventually
 
 BUCKET, NAME, DIGEST = "t-artifacts", "a" * 32, objects.digest_of(bytes(32))
 MEGABYTE = 1 << 20

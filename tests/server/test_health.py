@@ -6,7 +6,7 @@ import sys
 
 from howl.config import Settings
 from howl.server.health import recorder_silence
-from tests.support import Process, eventually
+from tests.helpers.support import Process, eventually
 
 
 def test_the_check_passes_while_the_server_runs(server: Process, env: dict[str, str]) -> None:

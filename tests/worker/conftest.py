@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from howl.embedded.stack import Stack
-from tests.worker.crew import Crew
+from tests.helpers.crew import Crew
 
 _numbers = count(1)
 

@@ -108,7 +108,7 @@ class Tree:
         self.notes = notes
 
     def argv(self, *more: str) -> list[str]:
-        return [sys.executable, str(Path(__file__).with_name("stubborn.py")), str(self.notes), *more]
+        return [sys.executable, str(Path(__file__).parents[1] / "helpers" / "stubborn.py"), str(self.notes), *more]
 
     @property
     def pids(self) -> list[int]:

@@ -20,10 +20,10 @@ from howl.artifacts import store as objects
 from howl.connections import postgres
 from howl.embedded.stack import Stack
 from howl.models import Artifact, Task
-from tests.support import eventually, optional_program
-from tests.worker.crew import Crew
+from tests.helpers.crew import Crew
+from tests.helpers.git_server import commit
+from tests.helpers.support import eventually, optional_program
 from tests.workers.conftest import Tree
-from tests.workers.git_server import commit
 from workers.checkout import workfolder
 
 pytestmark = pytest.mark.servers

@@ -16,8 +16,8 @@ import pytest
 from playwright.async_api import Error as PlaywrightError
 
 from howl.errors import AddressRefused, BrowserFailed, FetchFailed, InvalidRequest, NotConfigured
-from tests.support import eventually, optional_program
-from tests.workers.site import Site
+from tests.helpers.site import Site
+from tests.helpers.support import eventually, optional_program
 from workers import addresses
 from workers.browser import capture, page, screenshot
 from workers.chromium import host as browser_host

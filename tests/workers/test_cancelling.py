@@ -13,10 +13,10 @@ from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimit
 
 from howl.embedded.isolation import clean_environment
 from howl.embedded.stack import Stack
-from tests.support import Process, eventually, optional_program
+from tests.helpers.site import Site
+from tests.helpers.support import Process, eventually, optional_program
 from tests.workers.conftest import is_running
 from tests.workers.plain_celery import configure
-from tests.workers.site import Site
 from workers.chromium import pool as browser_pool
 
 pytestmark = pytest.mark.servers

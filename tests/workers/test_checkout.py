@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from howl.errors import AgentFailed, CheckoutFailed, CommandTimedOut, InvalidRequest, SettingsError
-from tests.workers.git_server import TIMEOUT, GitServer, commit, git
+from tests.helpers.git_server import TIMEOUT, GitServer, commit, git
 from workers.agent import run
 from workers.checkout import checkout
 

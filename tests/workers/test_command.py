@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from howl.errors import CommandFailed, CommandNotStarted, CommandsNotAllowed, CommandTimedOut, InvalidRequest
-from tests.support import eventually
+from tests.helpers.support import eventually
 from tests.workers.conftest import is_running
 from workers.command import run
 from workers.process.output import OUTPUT_LIMIT, Output

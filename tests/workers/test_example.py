@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from howl.models import Task
 from howl.submit import TaskRequest, submit
-from tests.support import Process, eventually
+from tests.helpers.support import Process, eventually
 from workers import TASK_MODULES, example
 from workers.example import count_words
 

@@ -18,7 +18,7 @@ from howl.errors import CommandsNotAllowed, InvalidRequest
 from howl.models import Task, Worker
 from howl.outcomes import PART_STATUS
 from howl.submit import TaskRequest, cancel, submit
-from tests.support import Process, eventually
+from tests.helpers.support import Process, eventually
 from tests.workers.conftest import Tree
 from workers import sharding
 from workers.command import run_shard, run_shards

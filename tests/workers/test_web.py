@@ -15,8 +15,8 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from howl.errors import AddressRefused, FetchFailed, InvalidRequest
 from howl.worker.task import time_limits
-from tests.support import PATIENCE
-from tests.workers.site import PAGE, Site
+from tests.helpers.site import PAGE, Site
+from tests.helpers.support import PATIENCE
 from workers import addresses
 from workers.chromium import page
 from workers.web import fetch

@@ -42,7 +42,7 @@ def make_resizable(pool: Any) -> None:
 
 def _grow_threads(pool: Any, n: int) -> None:
     pool.limit += n
-    pool.executor._max_workers += n  # noqa: SLF001  # read when a job comes; tests/worker/test_remote_control.py grows it
+    pool.executor._max_workers += n  # noqa: SLF001  # read when a job comes; tests/worker/lifecycle/test_remote_control.py grows it
 
 
 def _shrink_threads(pool: Any, n: int) -> None:
@@ -115,7 +115,7 @@ def write_whole_jobs(pool: Any) -> None:
 
 
 def _join(processes: Any) -> None:
-    send_job = processes._quick_put  # noqa: SLF001  # Celery has no public way; tests/worker/test_pool.py looks at it
+    send_job = processes._quick_put  # noqa: SLF001  # Celery has no public way; tests/worker/consumer/test_pool.py looks at it
 
     def send_whole_job(job: Any) -> None:
         send_job(job)
