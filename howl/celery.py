@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 #: What a HOWL worker does beside Celery's own, by where it does it; by name, for only a worker loads it.
 STEPS = {
-    "worker": ("boot:Preflight", "outbox:Outbox", "beacon:EventsStep", "leaving:Leaving", "orders:Orders",
-               "summary:Summary"),
-    "consumer": ("dispatcher:Events", "claims:Claims", "pulse:Pulse"),
+    "worker": ("lifecycle.preflight:Preflight", "results.outbox:Outbox", "events.step:EventsStep",
+               "lifecycle.shutdown:Leaving", "lifecycle.remote_control:Orders", "lifecycle.job_summary:Summary"),
+    "consumer": ("events.dispatcher:Events", "consumer.adapter:Claims", "lifecycle.healthcheck:Pulse"),
 }  # fmt: skip
 #: Celery's remote control, and what takes its place.
 CELERYS_CONTROL, CONTROL = Celery.control_cls, "howl.broker.remote_control:Control"
