@@ -30,7 +30,7 @@ from howl.connections.redis import redis_client
 from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
 from howl.server import migrate
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 from tests.helpers.support import Process, eventually
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ from howl.connections import postgres
 from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
 from howl.server import migrate
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 
 ROOT = Path(__file__).parents[1]
 #: Seconds between two reports, more than what coalesces them, and seconds for a process to end.

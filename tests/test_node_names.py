@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from howl.node_names import node_name_of, worker_id_of
 from howl.remote_shutdown import dismiss
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 from tests.helpers.support import PATIENCE, Process, eventually
 
 HOST = socket.gethostname()

@@ -21,7 +21,7 @@ from howl.models import Task
 from howl.queue_names import ITS_OWN
 from howl.server.maintenance import lease_reaper as keeping
 from howl.server.maintenance.keeper import Keeper
-from howl.submit import TaskRequest, cancel, retry, submit
+from howl.submission import TaskRequest, cancel, retry, submit
 
 CELERY = str(Path(sys.executable).with_name("celery"))
 REFUSED = [*ITS_OWN, "_by:victim:leases", "_kombu.binding.celery", "claims:x", "turns:x", "doorbell:x", "group:x",

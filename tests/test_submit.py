@@ -12,7 +12,7 @@ from howl.connections import postgres
 from howl.errors import InvalidRequest, QueueUnavailable, UnknownTask, UnknownWorker
 from howl.models import Task, Worker
 from howl.server.maintenance.keeper import Keeper
-from howl.submit import TaskRequest, cancel, push, retry, submit
+from howl.submission import TaskRequest, cancel, push, retry, submit
 from tests.helpers.support import eventually, taken_away
 
 
@@ -256,6 +256,6 @@ def test_the_row_is_there_before_the_message(session, app, settings, monkeypatch
         with postgres.session(settings.database()) as other:
             seen.append(other.get(Task, task.task_id).status)
 
-    monkeypatch.setattr("howl.submit.push", look)
+    monkeypatch.setattr("howl.submission.push", look)
     submit(_request(), session, app)
     assert seen == ["queued"]

@@ -20,7 +20,7 @@ from howl.celery import create_app
 from howl.connections import postgres
 from howl.embedded.nats import Nats
 from howl.embedded.valkey import Valkey
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 from tests.helpers.support import PATIENCE, Process, eventually
 
 

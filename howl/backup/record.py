@@ -18,7 +18,7 @@ from howl.errors import ArchiveRefused, BackupFailed, RestoreRefused
 from howl.models import Base, Task
 from howl.outcomes import FINAL_RANK
 from howl.server import migrate
-from howl.submit import AS_NEW
+from howl.submission import AS_NEW
 
 #: A table comes after those it refers to.
 TABLES: Sequence[ModelTable] = Base.metadata.sorted_tables

@@ -19,8 +19,8 @@ from howl.connections.postgres import session
 from howl.models import Task
 from howl.outcomes import FINAL_RANK
 from howl.queries import overview
-from howl.submit import TaskRequest, known_tasks
-from howl.submit import submit as put_on_queue
+from howl.submission import TaskRequest, known_tasks
+from howl.submission import submit as put_on_queue
 from howl.submit_hints import fits, signature_of
 
 TASK_COLUMNS = (Column("name", "task"), Column("signature", "takes", folds=True), Column("summary", "what", folds=True))

@@ -16,9 +16,9 @@ from howl.config import load_settings
 from howl.connections.postgres import session
 from howl.models import TASK_STATUSES
 from howl.outcomes import FINAL_STATUSES
-from howl.progress import in_words
 from howl.queries import records
-from howl.submit import cancel, retry
+from howl.run_progress import in_words
+from howl.submission import cancel, retry
 
 COLUMNS = (
     Column("task_id", "task"),

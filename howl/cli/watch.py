@@ -21,9 +21,9 @@ from howl.cli.ui.task_progress import can_move
 from howl.config import Settings, load_settings
 from howl.connections.postgres import session
 from howl.errors import DatabaseUnavailable, QueueUnavailable
-from howl.progress import progress
 from howl.queries import overview
 from howl.queries.live_state import Gauge
+from howl.run_progress import progress
 
 #: Seconds between two looks: shortest, and after PostgreSQL did not answer.
 SHORTEST, PATIENCE = 0.2, 2.0

@@ -7,8 +7,8 @@ from sqlalchemy.orm import Session
 from howl.mcp_shim.bounds import SHORT_TEXT, cut
 from howl.models import Worker
 from howl.outcomes import FINAL_STATUSES, in_command
-from howl.progress import in_words
 from howl.queries import overview
+from howl.run_progress import in_words
 
 #: How a call goes on to wait.
 WAIT = "call get_task with wait_seconds to wait for its end"

@@ -50,7 +50,7 @@ from howl.mcp_shim.arguments import (
 from howl.mcp_shim.server import StrictServer, strict_tool
 from howl.outcomes import FINAL_STATUSES
 from howl.queries import records, statistics
-from howl.submit import TEXT_LIMIT, TaskRequest, cancel, submit
+from howl.submission import TEXT_LIMIT, TaskRequest, cancel, submit
 
 T = TypeVar("T")
 Question = Callable[[Session, Celery], T]

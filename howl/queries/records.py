@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 from howl.artifacts.download import list_artifacts
 from howl.errors import InvalidRequest, UnknownTask, UnknownWorker
 from howl.models import TASK_STATUSES, WORKER_STATUSES, Task, TaskEvent, Worker
-from howl.progress import log_lines
 from howl.queries import lost_workers, overview, task_events
 from howl.queries.asking import Question, Row, moment_before_now, one_of, rows, text
 from howl.queries.counts import ask_one, counts
+from howl.run_progress import log_lines
 from howl.server.storable import storable
 
 #: Most rows a list may have.

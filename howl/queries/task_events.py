@@ -9,9 +9,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from howl.models import Task, TaskEvent
-from howl.progress import BEGINNINGS, Course
 from howl.queries.asking import Row, rows
 from howl.queries.overview import status_now
+from howl.run_progress import BEGINNINGS, Course
 
 #: Most events of one answer.
 EVENTS = 1000

@@ -18,7 +18,7 @@ from howl.broker.purge import purge
 from howl.broker.scripts import PURGE
 from howl.config import Settings
 from howl.connections.redis import redis_client
-from howl.submit import PRIORITY_SUFFIXES, TaskRequest, submit
+from howl.submission import PRIORITY_SUFFIXES, TaskRequest, submit
 from tests.helpers.support import PATIENCE, eventually
 
 CELERY = str(Path(sys.executable).with_name("celery"))

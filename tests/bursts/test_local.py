@@ -21,7 +21,7 @@ from howl.config import Settings
 from howl.connections import postgres
 from howl.errors import BurstFailed, NotConfigured, WorkerSilent
 from howl.models import Burst, Worker
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 from tests.helpers.support import Process, eventually
 
 ROOT = str(Path(__file__).parent.parent.parent)

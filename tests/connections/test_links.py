@@ -16,7 +16,7 @@ from howl.config import Settings
 from howl.connections import nats
 from howl.errors import ArtifactFailed, QueueUnavailable
 from howl.models import Task
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 from tests.helpers.roads import Road
 
 pytestmark = pytest.mark.servers

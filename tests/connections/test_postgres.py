@@ -32,7 +32,7 @@ from howl.mcp_shim import tools
 from howl.models import Task
 from howl.queries import records, statistics
 from howl.queries.results import Reader
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 from tests.helpers.roads import LOOK, Road
 from tests.helpers.support import as_an_ordinary_user, listens, optional_program, taken_away
 from tests.mcp_shim.test_tools import answer, call, refusal

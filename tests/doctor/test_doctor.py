@@ -31,7 +31,7 @@ from howl.embedded.isolation import clean_environment
 from howl.join import Join, encode
 from howl.models import Worker
 from howl.server import migrate
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 from tests.cli.test_cli import modules_after
 from tests.helpers import secured_anyhow
 from tests.helpers.support import Process

@@ -8,7 +8,7 @@ from howl.celery import create_app
 from howl.config import load_settings
 from howl.connections.postgres import session
 from howl.models import Task, Worker
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 from tests.helpers.servers import Server
 from tests.helpers.support import eventually
 

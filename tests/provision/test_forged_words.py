@@ -28,7 +28,7 @@ from howl.provision.permissions import Grant
 from howl.server.chords import chords
 from howl.server.recorder.recorder import Recorder
 from howl.server.supervision import end
-from howl.submit import TaskRequest, cancel, submit
+from howl.submission import TaskRequest, cancel, submit
 from tests.helpers.secured import ADMIN, SERVER, Secured
 from tests.helpers.support import eventually
 

@@ -7,9 +7,9 @@ from sqlalchemy import func, select
 
 from howl.models import Task, TaskEvent, Worker
 from howl.outcomes import FINAL_STATUSES
-from howl.progress import in_words, progress
 from howl.queries import overview
 from howl.queries.records import show_task
+from howl.run_progress import in_words, progress
 
 TASK_ID = "1f0c9a00-0000-4000-8000-000000000001"
 

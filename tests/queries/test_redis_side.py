@@ -7,7 +7,7 @@ import redis
 
 from howl.errors import InvalidRequest, UnknownTask
 from howl.queries.queues import survey
-from howl.submit import TaskRequest, cancel, retry, submit
+from howl.submission import TaskRequest, cancel, retry, submit
 from tests.helpers.support import eventually
 
 

@@ -9,7 +9,7 @@ from celery import Celery
 from sqlalchemy.orm import Session
 
 from howl.models import Task
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 from tests.helpers.support import Process, eventually
 from workers import TASK_MODULES, example
 from workers.example import count_words

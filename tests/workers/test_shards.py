@@ -17,7 +17,7 @@ from howl.config import Settings
 from howl.errors import CommandsNotAllowed, InvalidRequest
 from howl.models import Task, Worker
 from howl.outcomes import PART_STATUS
-from howl.submit import TaskRequest, cancel, submit
+from howl.submission import TaskRequest, cancel, submit
 from tests.helpers.support import Process, eventually
 from tests.workers.conftest import Tree
 from workers import sharding

@@ -8,9 +8,9 @@ from typing import Any
 from howl.connections.postgres import session
 from howl.errors import UnknownTask
 from howl.outcomes import FINAL_STATUSES
-from howl.progress import Course
 from howl.queries import task_events
 from howl.queries.task_events import events_after, newest_events, standings
+from howl.run_progress import Course
 
 Row = dict[str, Any]
 

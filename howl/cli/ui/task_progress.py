@@ -17,8 +17,8 @@ from rich.text import Text
 from howl.cli.ui import formats
 from howl.cli.ui.follow import Followed, Look
 from howl.cli.ui.output import COLOURS, plain
-from howl.progress import in_words, log_lines
 from howl.queries import overview
+from howl.run_progress import in_words, log_lines
 
 Row = dict[str, Any]
 

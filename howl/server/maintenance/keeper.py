@@ -24,7 +24,7 @@ from howl.outcomes import FINAL_RANK, failure
 from howl.server.bridge import task_events
 from howl.server.chords import chords
 from howl.server.maintenance import lease_reaper, unknown_tasks
-from howl.submit import push, take_off_queue
+from howl.submission import push, take_off_queue
 
 logger = logging.getLogger(__name__)
 

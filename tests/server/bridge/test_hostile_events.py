@@ -16,7 +16,7 @@ from howl.outcomes import ChordCreated, Outcome, encode
 from howl.server.maintenance.keeper import Keeper
 from howl.server.recorder.outcome_streams import Received
 from howl.server.recorder.recorder import Recorder
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 from tests.helpers.support import eventually, taken_away
 
 AT = datetime.now(UTC).isoformat()

@@ -20,7 +20,7 @@ from howl.embedded.stack import Stack
 from howl.errors import DatabaseUnavailable, SettingsError
 from howl.models import Burst, Task, Worker
 from howl.server.bursts.starter import BY_DEMAND, BY_SCHEDULE, LATE, Starter, starter_of
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 from tests.helpers.fake_github import REPOSITORY, TOKEN, FakeGitHub, fake_github
 from tests.helpers.support import Process, eventually
 

@@ -21,7 +21,7 @@ from howl.queries.queues import survey
 from howl.server.chords import chords
 from howl.server.maintenance import lease_reaper
 from howl.server.maintenance.keeper import Keeper
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 

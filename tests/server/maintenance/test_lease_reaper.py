@@ -16,7 +16,7 @@ from howl.connections.redis import redis_client
 from howl.models import Worker
 from howl.server.maintenance.keeper import Keeper
 from howl.server.maintenance.lease_reaper import SharedNames
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from howl.outcomes import Outcome, requeued
 from howl.queries import overview, records, statistics, task_events
 from howl.server.recorder.outcome_streams import Received
 from howl.server.recorder.recorder import Recorder
-from howl.submit import TaskRequest, cancel, submit
+from howl.submission import TaskRequest, cancel, submit
 from howl.worker.consumer import adapter
 from tests.helpers.support import Process, eventually
 

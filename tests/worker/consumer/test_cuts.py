@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from howl.submit import TaskRequest, cancel, submit
+from howl.submission import TaskRequest, cancel, submit
 from tests import tasks
 from tests.helpers.roads import Road
 from tests.helpers.support import PATIENCE, eventually

@@ -11,7 +11,7 @@ from howl.broker.message import task_headers
 from howl.celery import create_app
 from howl.connections import postgres
 from howl.outcomes import JOIN_ALL, PART_STATUS
-from howl.submit import TaskRequest, submit
+from howl.submission import TaskRequest, submit
 from tests.helpers.support import eventually
 
 
