@@ -39,7 +39,7 @@ def test_what_is_said_in_one_turn_is_bounded_in_words_values_and_bytes(settings)
     talker._claims["tag"] = session.Claim("tag", b"q", b"", 0.0)
     talker.settle("tag", "id", [b"%d" % number for number in range(9500)])
     turns = []
-    while words := talker._next_words():
+    while words := talker._next_commands():
         turns.append(words)
     assert max(map(len, turns)) == session.MOST
     assert max(sum(len(word.values) for word in words) for words in turns) <= session.MOST_VALUES + session.MOST + 1
