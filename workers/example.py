@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-from celery import shared_task
-
-from howl.worker.task.context import log, progress
+from howl import log, progress, task
 
 
-@shared_task(
+@task(
     name="example.count_words",
     autoretry_for=(FileNotFoundError,),
     retry_backoff=1,
