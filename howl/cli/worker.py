@@ -10,18 +10,21 @@ ORIGINS = ("server", "github-actions", "docker", "local")
 
 @click.command()
 @click.option(
-    "--name", metavar="NAME", help="Its id, e.g. github-worker-1; by default made of the host's name, or GitHub's run."
-)
+    "-n", "--name", metavar="NAME",
+    help="Its id, e.g. github-worker-1; by default made of the host's name, or GitHub's run.",
+)  # fmt: skip
 @click.option("--runtime", type=DURATION, metavar="TIME", help="Be gone after this long: 90s, 30m, 2h.")
 @click.option(
     "--grace", type=DURATION, metavar="TIME",
     help="How long before that to take no more tasks; by default 90s, or a quarter of a short runtime.",
 )  # fmt: skip
 @click.option("--idle-exit", type=DURATION, metavar="TIME", help="Leave after so long without a task: 5m.")
-@click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="Tasks at once; by default one a core.")
-@click.option("--queues", type=NAMES, default=(), metavar="A,B", help="Queues to take tasks from.")
+@click.option(
+    "-c", "--concurrency", type=click.IntRange(min=1), metavar="N", help="Tasks at once; by default one a core."
+)
+@click.option("-Q", "--queues", type=NAMES, default=(), metavar="A,B", help="Queues to take tasks from.")
 @click.option("--tags", type=NAMES, default=(), metavar="A,B", help="Words to know it by in `howl workers`.")
-@click.option("--pool", type=click.Choice(("prefork", "threads", "solo")), default="prefork", show_default=True)
+@click.option("-P", "--pool", type=click.Choice(("prefork", "threads", "solo")), default="prefork", show_default=True)
 @click.option("--origin", type=click.Choice(ORIGINS), help="Where it runs; by default it finds out.")
 @application
 @verbose
@@ -46,7 +49,7 @@ def worker(
 
     \b
     Examples:
-        howl worker --name w1 --concurrency 4
+        howl worker -n w1 -c 4
         howl worker --runtime 30m --idle-exit 5m --tags linux,x64
         howl worker --runtime 60s --grace 10s --pool threads
         howl worker -A proj
