@@ -30,7 +30,7 @@ def test_without_options_a_worker_is_what_its_settings_say(started):
 
 def test_options_have_the_short_names_that_celerys_have(started):
     wanted = WorkerOptions(name="w1", concurrency=3, queues=("a", "b"), pool="threads")
-    assert started(*"-n w1 -c 3 -Q a,b -P threads".split()) == wanted
+    assert started(*["-n", "w1", "-c", "3", "-Q", "a,b", "-P", "threads"]) == wanted
 
 
 def test_every_option_reaches_the_worker(started):
