@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
@@ -192,7 +193,17 @@ class Howl(Contender):
         redis_url, nats_url = self.addresses(SERVER)
         near = self._told(HOWL_REDIS_URL=redis_url, HOWL_NATS_URL=nats_url, HOWL_DATABASE_URL=self.database_url)
         with self._process(["howl", "server"], near):
+            self._wait_until_it_records()
             yield
+
+    def _wait_until_it_records(self) -> None:
+        """Else results that waited for it would count as if they had been made while the clock ran."""
+        deadline = time.monotonic() + PATIENCE
+        while "server is up" not in self.log.read_text():
+            self.check()
+            if time.monotonic() > deadline:
+                raise ClickException(f"{self.name}: `howl server` is not up after {PATIENCE} s.")
+            time.sleep(0.1)
 
     def done(self) -> int:
         return self._count("SELECT count(*) FROM tasks WHERE rank = 3")

@@ -42,6 +42,8 @@ LONG = ("test_runner", "test_faults", "test_hostile_benchmark", "test_floods", "
         "test_submit_command", "test_holding", "test_agents_at_work", "test_celery_commands", "test_submit",
         "test_shards", "test_local", "test_secure", "test_presence", "test_tools", "test_events_step",
         "test_up_command", "test_remote_control", "test_workflow")  # fmt: skip
+#: Fixtures that start servers.
+SERVERS = {"stack", "secured", "servers", "made_server", "start", "demo", "ground", "up"}
 _numbers = count(1)
 
 
@@ -53,8 +55,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return PROCESSES
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files are given to processes in this order (--no-loadscope-reorder: it would be by their numbers of tests)."""
+    """Files are given to processes in this order (--no-loadscope-reorder: it would be by their numbers of tests).
+
+    Whatever uses servers is marked so, by its fixtures.
+    """
+    for item in items:
+        if SERVERS & {*getattr(item, "fixturenames", ())}:
+            item.add_marker("servers")
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
