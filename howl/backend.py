@@ -29,7 +29,17 @@ from howl.config import Settings
 from howl.connections.redis import redis_client
 from howl.errors import NotGranted, OutcomeTooLarge
 from howl.node_names import worker_id_of
-from howl.outcomes import ENTRY_FIELD, ChordCreated, Entry, Outcome, PartsAdded, encode, in_pieces, is_id
+from howl.outcomes import (
+    ENTRY_FIELD,
+    LATEST_ATTEMPT,
+    ChordCreated,
+    Entry,
+    Outcome,
+    PartsAdded,
+    encode,
+    in_pieces,
+    is_id,
+)
 from howl.task_ids import check_signatures, recordable, texts
 
 logger = logging.getLogger(__name__)
@@ -142,7 +152,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
             task_id=str(task_id),
             state=state,
             at=datetime.now(UTC).isoformat(),
-            attempt=(getattr(request, "retries", None) or 0) + 1,
+            attempt=LATEST_ATTEMPT if request is None else (getattr(request, "retries", None) or 0) + 1,
             result=result,
             traceback=str(traceback)[-TRACEBACK_LIMIT:] if traceback else None,
             name=_name(getattr(request, "task", None)),

@@ -59,6 +59,8 @@ NAME_LIMIT = 255
 #: Most parts of one chord; most bytes of its document, which travels in pieces, and of what it takes when it is parsed.
 PARTS_LIMIT, CHORD_LIMIT, CHORD_PARSED_LIMIT = 100_000, 16 << 20, 128 << 20
 HEX = re.compile(r"[0-9a-f]+")
+#: In the place of an attempt's number: the last one that is on record, or the first.
+LATEST_ATTEMPT = 0
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}")
 
@@ -71,7 +73,7 @@ class Outcome:
     state: str
     #: The worker's clock, ISO 8601.
     at: str
-    #: Celery's retries plus one.
+    #: Celery's retries plus one; LATEST_ATTEMPT where whoever reports an end does not know it.
     attempt: int = 1
     result: Any = None
     traceback: str | None = None
@@ -310,8 +312,8 @@ def _check_artifact(artifact: ArtifactKept) -> None:
 def _check_numbers(entry: Outcome | ArtifactKept) -> None:
     if isinstance(entry, Outcome) and not 0 <= (entry.children_left_out or 0) < 2**31:
         raise UnreadableOutcome("its number of children is none")
-    if not 1 <= entry.attempt < 2**31:
-        raise UnreadableOutcome("its attempt is not a positive number")
+    if not LATEST_ATTEMPT <= entry.attempt < 2**31:
+        raise UnreadableOutcome("its attempt is no number of one")
     try:
         moment = datetime.fromisoformat(entry.at)
     except ValueError:
@@ -355,7 +357,8 @@ UNREGISTERED = "celery.exceptions.NotRegistered"
 def failure(task_id: str, state: str, error: Exception) -> Outcome:
     """The end of a task that no run of it could store, with the error as Celery prepares one."""
     result = {"exc_type": type(error).__name__, "exc_message": list(error.args), "exc_module": type(error).__module__}
-    return Outcome(task_id=task_id, state=state, at=datetime.now(UTC).isoformat(), result=result)
+    now = datetime.now(UTC).isoformat()
+    return Outcome(task_id=task_id, state=state, at=now, result=result, attempt=LATEST_ATTEMPT)
 
 
 def died(task_id: str, times: int) -> Outcome:

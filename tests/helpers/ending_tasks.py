@@ -267,6 +267,14 @@ def lost(path: str, times: int = 1_000) -> int:
     return starts
 
 
+@shared_task(name="endings.lost_after_a_retry", bind=True, max_retries=1)
+def lost_after_a_retry(self: Any) -> None:
+    """Ask for a retry, and then take its process with it each time."""
+    if self.request.retries == 0:
+        raise self.retry(countdown=0, exc=ValueError("first"))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @shared_task(name="endings.exit")
 def leave(path: str, times: int = 1_000) -> int:
     """End its process in an orderly way, so many times."""

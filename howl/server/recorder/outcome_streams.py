@@ -376,7 +376,7 @@ def _end_of(beginning: bytes, why: str) -> Outcome | None:
     if found is None:
         return None
     lost = OutcomeRefused(f"The task ended, but how is not recorded: {why}. Return less, or write a file.")
-    return replace(failure(found[1].decode(), "FAILURE", lost), attempt=max(1, int(found[2])))
+    return replace(failure(found[1].decode(), "FAILURE", lost), attempt=int(found[2]))
 
 
 def _may_be_deep(document: bytes) -> bool:

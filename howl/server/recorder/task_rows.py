@@ -3,13 +3,15 @@
 import json
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from howl.outcomes import FINAL_RANK, REQUEUED, ArtifactKept, Outcome, error_of
+from howl.models import Task
+from howl.outcomes import FINAL_RANK, LATEST_ATTEMPT, REQUEUED, ArtifactKept, Outcome, error_of
 from howl.server.recorder.outcome_streams import Received
 from howl.server.storable import as_json, exact, storable
 
@@ -22,10 +24,33 @@ KINDS = {"ENDED": "ended", REQUEUED: "requeued"}
 def write(opened: Session, received: list[Received]) -> None:
     """Bring tasks up to date, and append what happened to them; repeating it changes nothing."""
     walk = any(item.may_be_deep for item in received)
+    received = _with_attempts(opened, received)
     outcomes = [(item, item.entry) for item in received if isinstance(item.entry, Outcome)]
     _execute(opened, UPSERT_TASKS, _task_rows(outcomes), walk)
     _execute(opened, LET_GO, _let_go_rows(outcomes), walk)
     _execute(opened, APPEND_EVENTS, [*_event_rows(received)], walk)
+
+
+def _with_attempts(opened: Session, received: list[Received]) -> list[Received]:
+    """Give the ends whose attempt nobody knew the number of the last one on record, or else of the first.
+
+    Whoever reports them holds the message: no run of the task is newer.
+    """
+    entries = [item.entry for item in received if isinstance(item.entry, Outcome)]
+    unknown = {entry.task_id for entry in entries if entry.attempt == LATEST_ATTEMPT}
+    if not unknown:
+        return received
+    found = opened.execute(select(Task.task_id, Task.attempts).where(Task.task_id.in_(unknown)))
+    latest = dict.fromkeys(unknown, 1) | {task_id: max(1, attempts) for task_id, attempts in found}
+    resolved = []
+    for item in received:
+        entry = item.entry
+        if isinstance(entry, Outcome) and entry.task_id in unknown:
+            latest[entry.task_id] = max(latest[entry.task_id], entry.attempt)
+            if entry.attempt == LATEST_ATTEMPT:
+                item = replace(item, entry=replace(entry, attempt=latest[entry.task_id]))
+        resolved.append(item)
+    return resolved
 
 
 def _execute(opened: Session, statement: str, rows: list[dict[str, Any]], walk: bool) -> None:

@@ -23,7 +23,7 @@ from howl.broker.message import NO_TASK, NOBODY, task_headers
 from howl.celery import settings_of, worker_queue
 from howl.errors import MessageRefused
 from howl.node_names import worker_id_of
-from howl.outcomes import Outcome, died, encode, failure, is_id, requeued
+from howl.outcomes import LATEST_ATTEMPT, Outcome, died, encode, failure, is_id, requeued
 from howl.worker.consumer.pool import make_resizable, most_in_hand, slots_to_fill, withdraw, write_whole_jobs
 from howl.worker.consumer.prefetch import PrefetchPolicy
 from howl.worker.consumer.request import ClaimedRequest
@@ -382,5 +382,6 @@ def _due(eta: Any) -> float | None:
 def _bare(task_id: str, *, begun: bool) -> bytes:
     """The end of a message whose run stored nothing: ignored or replaced; or it never ran, for it could not be read."""
     if begun:
-        return encode(Outcome(task_id=task_id, state="ENDED", at=datetime.now(UTC).isoformat()))
+        now = datetime.now(UTC).isoformat()
+        return encode(Outcome(task_id=task_id, state="ENDED", at=now, attempt=LATEST_ATTEMPT))
     return encode(failure(task_id, "FAILURE", MessageRefused("The message could not be read, or was refused.")))

@@ -12,7 +12,7 @@ from sqlalchemy import func, select, text
 
 from howl.connections import postgres
 from howl.models import TaskEvent
-from howl.outcomes import ChordCreated, Outcome, encode
+from howl.outcomes import ChordCreated, Outcome, died, encode, failure
 from howl.server.recorder.outcome_streams import OutcomeStream, Received
 from howl.server.recorder.recorder import Recorder
 from howl.server.supervision import end
@@ -104,6 +104,26 @@ def _end(task_id: str, place: int, state: str) -> Outcome:
     word = f"end {place}"
     result = word if state == "SUCCESS" else {"exc_type": "E", "exc_message": [word]}
     return Outcome(task_id=task_id, state=state, at=AT, attempt=3 if place == 0 else 1, result=result)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one batch", "one by one"])
+@pytest.mark.parametrize(
+    ("end", "status"), [(died("t1", 5), "dead"), (failure("t1", "REVOKED", ValueError()), "cancelled")]
+)
+def test_an_end_that_no_run_told_is_that_of_the_latest_attempt(shared, end, status, together):
+    """Of a task that had asked for retries it stayed `started` for ever: the end was taken for an earlier attempt's."""
+    recorder, row = shared
+    story = [_outcome("STARTED", 1), _outcome("RETRY", 1), _outcome("STARTED", 3), end]
+    received = [Received(f"{number}-0", outcome) for number, outcome in enumerate(story, 1)]
+    for batch in [received] if together else [[item] for item in received]:
+        recorder.record(batch)
+    assert (row().status, row().attempts) == (status, 3)
+
+
+def test_an_end_of_a_task_that_never_began_is_of_its_first_attempt(shared):
+    recorder, row = shared
+    recorder.record([Received("1-0", failure("t1", "REVOKED", ValueError()))])
+    assert (row().status, row().attempts) == ("cancelled", 1)
 
 
 def test_what_was_read_and_not_confirmed_is_read_again_after_a_restart(settings, app, client, task_row):

@@ -347,6 +347,13 @@ def test_a_task_that_kills_its_process_is_dead_after_five_deaths_more(prefork, l
     assert len(ledger.read_text()) == 6
 
 
+def test_a_retried_task_that_kills_its_process_is_dead_too(prefork):
+    prefork.redis.hset(prefork.key("deaths"), "retried", 4)
+    prefork.send("lost_after_a_retry", task_id="retried")
+    row = prefork.ended("retried")
+    assert (row.status, row.attempts, row.error_type) == ("dead", 2, "howl.errors.TaskDied")
+
+
 def test_a_task_that_leaves_its_process_has_died_as_well(crew, ledger):
     crew.redis.hset(crew.key("deaths"), "leaving", 4)
     crew.send("exit", str(ledger), task_id="leaving")
