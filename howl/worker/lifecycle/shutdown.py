@@ -38,7 +38,7 @@ class Leaving(bootsteps.StartStopStep):
 
     def close(self, parent: Any) -> None:  # noqa: ARG002  # Celery's signature
         """Take no more tasks: what is held and has not begun goes to other workers, while the rest ends."""
-        self.drain("shutdown")  # Celery's own remote command begins here; a signal or our own command has drained before
+        self.drain("shutdown")  # Celery's remote command begins here; a signal, or our command, has asked before
         claims = self._claims()
         if claims is not None:
             claims.release()
