@@ -1,1 +1,1 @@
-"""Consuming: the conversation with Redis, what a worker holds, and Celery's request and pool."""
+"""Consuming: the worker's turns with Redis, its claims, and what it changes in Celery's request and pool."""

@@ -34,19 +34,19 @@ from howl.worker.results.outbox import END, LAST, OTHER, Collector, Parcel
 
 logger = logging.getLogger(__name__)
 
-#: Times that a message's run died with its process, or was broken off, beyond which it is dead.
+#: Times that a message's run may die with its process, or be broken off; after one more it is a dead letter.
 DEATHS = 5
-#: Seconds after the end of a run acknowledged early in which it may say more, such as of the rest of its chain.
+#: Seconds after the end of a run acknowledged early in which it may report more, such as the rest of its chain.
 LATE = 60.0
-#: Seconds ahead beyond which a task waits in Redis, not here.
+#: Seconds before its ETA beyond which a task waits in Redis, not here.
 AHEAD = 60.0
-#: Seconds for which one of this process's threads may keep another waiting: by Python's own 5 ms, children that have
-#: ended a short task idle while the session's thread reads an answer.
+#: Seconds for which one of this process's threads may keep another waiting: with Python's default, 5 ms, children that
+#: have ended a short task idle while the session's thread reads an answer.
 SWITCH = 0.0005
 
 
 class Claims(bootsteps.StartStopStep):
-    """Takes the task queues from kombu when the worker has booted."""
+    """The boot step that takes the task queues over from kombu when the worker has booted."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -57,7 +57,7 @@ class Claims(bootsteps.StartStopStep):
             task.Request = claimed(task.Request)
 
     def start(self, parent: Any) -> None:
-        """Celery starts its consumer anew after losing its connection; the claims outlive it."""
+        """Attach the claims to a consumer; they outlive it, for Celery starts a new one after losing its connection."""
         if parent.howl_claims is None:
             parent.howl_claims = Adapter(parent)
         parent.howl_claims.attach(parent)
@@ -68,7 +68,7 @@ class Claims(bootsteps.StartStopStep):
 
 
 def claimed(named: type[Request] | str) -> type[Request]:
-    """A task's request class, which also tells when its run begins and when it died."""
+    """Return a task's request class, extended to report when its run begins and when it died."""
     given: type[Request] = symbol_by_name(named)
     if issubclass(ClaimedRequest, given):
         return ClaimedRequest
@@ -77,20 +77,20 @@ def claimed(named: type[Request] | str) -> type[Request]:
 
 @dataclass(slots=True)
 class Run:
-    """What is known of a held message, and of its run."""
+    """The state of a held message and of its run."""
 
     task_id: str
-    #: The ends it has told, by task: its own, and those of others, such as the rest of its chain.
+    #: Ends it has reported, by task: its own, and those of others, such as the rest of its chain.
     ends: dict[str, Parcel] = field(default_factory=dict)
-    #: It has told all it will.
+    #: Whether it has reported all it will.
     told_all: bool = False
     begun: bool = False
-    #: It died with its process.
+    #: Whether it died with its process.
     died: bool = False
 
 
 class Adapter:
-    """What a worker holds, and what its runs have said of it."""
+    """The messages a worker holds, and what their runs have reported."""
 
     def __init__(self, consumer: Any) -> None:
         app = consumer.app
@@ -110,7 +110,7 @@ class Adapter:
         )
         self._clock: ServerClock = app.howl_clock
         self._tasks = app.tasks
-        #: Whether the server is told which tasks this worker knows.
+        #: Whether workers announce to the server which tasks they know.
         self._is_announced = bool(settings_of(app).nats_url)
         self.revoking = Revocations(self.pool, self.session.wake_loop)
         self.collector: Collector = consumer.controller.howl_outbox.collector
@@ -129,7 +129,7 @@ class Adapter:
         self.collector.start()
 
     def attach(self, consumer: Any) -> None:
-        """Feed this channel from now on."""
+        """Feed this consumer's channel from now on."""
         if self._channel is not None:
             self._put_back(self._not_in_the_pool())
         self._channel = consumer.task_consumer.channel
@@ -141,21 +141,21 @@ class Adapter:
         self._hub.on_tick.add(self.session.tick)
 
     def _not_in_the_pool(self) -> set[str]:
-        """What waits for its time or for a child: Celery forgets it when it starts its consumer anew, or stops it."""
+        """Return the tags that wait for an ETA or a child: Celery forgets them when its consumer restarts or stops."""
         processes = getattr(self.pool, "_pool", None)
         waiting = {job.correlation_id for job in getattr(processes, "_cache", {}).values()}
         runs = [(tag, run) for tag, run in list(self._runs.items()) if not run.begun and run.task_id not in waiting]
-        # Threads run what they were handed, whatever Celery forgets: only what waits for its time is not theirs.
+        # Threads run what they were handed, whatever Celery forgets: only what waits for its ETA is not theirs.
         return {tag for tag, _ in runs if processes is not None or self.session.is_waiting(tag)}
 
     def release(self) -> None:
-        """Take no more, and put back in order all that no process of the pool has yet; Celery's loop has ended."""
+        """Take no more, and put back in order all that no pool process has yet; Celery's loop has ended."""
         self.session.listen([])
         self.revoking.carry_out()
         self._put_back(self._withdrawn() | self._not_in_the_pool())
 
     def hand_back(self) -> None:
-        """Settle what has said its end, put back all else; from any thread, when nothing may be waited for."""
+        """Settle runs that reported their end, put back all else; from any thread, when none may be waited for."""
         self.collector.read()
         for tag, run in list(self._runs.items()):
             if run.task_id in run.ends:
@@ -163,7 +163,7 @@ class Adapter:
         self.close()
 
     def close(self) -> None:
-        """Settle what ended, put back what did not; a run that is broken off so counts as one that died."""
+        """Send what is left to send, put back what did not end; a run broken off by that counts as one that died."""
         self.collector.close()
         begun = {tag: run.task_id for tag, run in list(self._runs.items()) if run.begun}
         for tag, task_id in begun.items():
@@ -171,7 +171,7 @@ class Adapter:
         self.session.close({tag: [task_id, DEATHS, encode(died(task_id, DEATHS))] for tag, task_id in begun.items()})
 
     def _tell_requeued(self, tag: str, task_id: str) -> None:
-        """Before its message goes back: who reads the record shall not take it for work that goes on."""
+        """Record the task as requeued, before its message goes back, so that nobody takes it for work that goes on."""
         self.session.note(tag, encode(requeued(task_id, self.worker_id)))
 
     def _put_back(self, tags: set[str]) -> None:
@@ -188,7 +188,7 @@ class Adapter:
         self.revoking.carry_out()
         if self.session.wants_back:
             self.session.wants_back = False
-            # Behind a long task, while another worker may idle.
+            # It waits behind a long task, while another worker may be idle.
             self._put_back(self._withdrawn())
         for claim in self.session.take():
             try:
@@ -204,7 +204,7 @@ class Adapter:
             raise ValueError("it names no task")  # it must not run, for how it ends could not be recorded
         self._runs[claim.tag] = Run(task_id)
         message["properties"]["delivery_tag"] = claim.tag
-        if claim.message.endswith(b" "):  # a run of it had begun: turn.lua
+        if claim.message.endswith(b" "):  # a run of it had begun, see turn.lua
             message["properties"]["delivery_info"]["redelivered"] = True
         if self._is_others(headers.get("task"), claim):
             self._forget(claim.tag)
@@ -221,7 +221,7 @@ class Adapter:
         self._channel.connection._deliver(message, self._queue_of(claim))  # noqa: SLF001  # kombu's way in
 
     def _is_others(self, name: Any, claim: Claim) -> bool:
-        """Whether it is a task that this worker does not know and another one may, as far as anybody can tell."""
+        """Return whether this worker does not know the task and another one may, as far as anybody can tell."""
         if name in self._tasks or not self._is_announced or claim.message.endswith(NOBODY):
             return False
         own = worker_queue(self.worker_id).name
@@ -231,8 +231,8 @@ class Adapter:
         return True
 
     def _withdrawn(self) -> set[str]:
-        """What waited in Celery's hands for a child, and does no more."""
-        # All at once: a thread whose run has ended takes it out meanwhile.
+        """Withdraw what waits in Celery's hands for a child, and return its tags."""
+        # Copied at once: a thread whose run has ended takes its request out meanwhile.
         known = [reference() for reference in list(state.reserved_requests.data)]
         asked = (withdraw(self.pool, self.semaphore, request) for request in known if request is not None)
         return {tag for tag in asked if tag is not None}
@@ -247,7 +247,7 @@ class Adapter:
         return self.session.holds(tag)
 
     def began(self, tag: str, task_id: str, told: Callable[[], bytes], *, early: bool) -> None:
-        """The run has begun, as `told` says; `early` when its message is acknowledged now, before its end."""
+        """Report that the run has begun, as `told` says; `early` if its message is acknowledged now, before its end."""
         if (run := self._runs.get(tag)) is not None:
             run.begun = True
         if early:
@@ -259,7 +259,7 @@ class Adapter:
             self.session.began(tag, task_id, told)
 
     def success_of(self, tag: str, task_id: str) -> dict[str, Any] | None:
-        """What the run had said of its success, if its process died after that."""
+        """Return the success that the run reported, if its process died after that; None if it reported none."""
         self.collector.read()
         run = self._runs.get(tag)
         told = run.ends.get(task_id) if run is not None else None
@@ -267,15 +267,15 @@ class Adapter:
         return {"status": end["state"], "result": end.get("result")} if end.get("state") == states.SUCCESS else None
 
     def died(self, tag: str) -> None:
-        """The run died with its process."""
+        """Note that the run died with its process."""
         if (run := self._runs.get(tag)) is not None:
             run.died = True
 
     def acknowledged(self, tag: str) -> None:
-        """Some ends are acknowledged first and stored a moment later: within Celery's loop, wait for that moment."""
+        """Settle the message; in Celery's loop a moment later, as some ends are acknowledged before they are stored."""
         in_loop = threading.current_thread() is self._loop_thread and state.should_stop is None
         if in_loop and not self._has_ended(tag):
-            self._hub.call_later(0, self._settle, tag)  # not call_soon, which may sleep for a second before
+            self._hub.call_later(0, self._settle, tag)  # not call_soon: the loop may sleep for a second first
         else:
             self._settle(tag)
 
@@ -292,7 +292,7 @@ class Adapter:
             return
         self.collector.read()
         run = self._runs.get(tag)
-        self._forget(tag)  # and what the run said of its end: it runs again
+        self._forget(tag)  # and what the run reported of its end: it runs again
         if run is not None and run.begun:
             self._tell_requeued(tag, run.task_id)
         if run is not None and run.died:
@@ -322,7 +322,7 @@ class Adapter:
         logger.warning("The claim %s is stale: another worker has its task now; how it ends here is not kept.", tag)
         self._forget(tag)
 
-    # --- what runs say ----------------------------------------------------------------------------------------------
+    # --- what runs report -------------------------------------------------------------------------------------------
 
     def _received(self, item: Parcel) -> None:
         tag = item.tag or self._tag_of(item.task_id)
@@ -350,8 +350,8 @@ class Adapter:
         if run is None:
             return  # its claim is settled or stale: this comes too late
         with self._lock:
-            # As in Celery, the last word holds that is said before a success (`update_state(state="FAILURE")`, and then
-            # a normal return); but that its process died is no news of a run that has told how it ended.
+            # As in Celery, the last end reported before a success holds (`update_state(state="FAILURE")`, and then a
+            # normal return); but that its process died does not replace what a run has reported of its end.
             told = run.ends.get(item.task_id)
             if told is None or (told.kind == END and (item.kind == LAST or not run.died)):
                 run.ends[item.task_id] = item
@@ -359,17 +359,17 @@ class Adapter:
             run.told_all = True
 
     def _tag_of(self, task_id: str) -> str:
-        """What Celery stores without naming a message, such as an unregistered task's end, belongs to its task's."""
+        """Return the tag of a task's message: Celery stores some ends, as an unregistered task's, without naming it."""
         return next((tag for tag, run in list(self._runs.items()) if run.task_id == task_id), "")
 
 
 def _read(message: bytes) -> Any:
-    """As kombu reads it, whose look at every object for a type's name costs more than all the rest."""
+    """Decode a message as kombu does, whose check of every object for a type's name costs more than all the rest."""
     return loads(message) if b"__type__" in message else json.loads(message)
 
 
 def _due(eta: Any) -> float | None:
-    """Seconds since 1970; None without a time, or with one that Celery shall judge."""
+    """Return an ETA in seconds since 1970; None without one, or with one that is left for Celery to judge."""
     if not isinstance(eta, str):
         return None
     try:
@@ -380,7 +380,7 @@ def _due(eta: Any) -> float | None:
 
 
 def _bare(task_id: str, *, begun: bool) -> bytes:
-    """The end of a message whose run stored nothing: ignored or replaced; or it never ran, for it could not be read."""
+    """Make the end of a message whose run stored nothing (ignored, replaced), or that never ran, being unreadable."""
     if begun:
         now = datetime.now(UTC).isoformat()
         return encode(Outcome(task_id=task_id, state="ENDED", at=now, attempt=LATEST_ATTEMPT))

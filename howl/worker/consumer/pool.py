@@ -1,4 +1,4 @@
-"""What HOWL asks of Celery's pools, which prefork alone can give: short ways to its children, and a job back."""
+"""Access to Celery's pools: their size, and what prefork alone offers, whole writes to children and jobs taken back."""
 
 import select
 from collections.abc import Callable
@@ -10,32 +10,32 @@ from celery.worker import state
 #: Bytes that a pipe takes all of or none of (POSIX).
 ATOMIC = select.PIPE_BUF
 NOTHING = memoryview(b"")
-#: Short tasks handed to prefork for each child: one that runs, and two that are there when it has ended.
+#: Short tasks handed to prefork for each child: one that runs, and two that are ready when it has ended.
 AHEAD = 3
 
 
 def slots(pool: Any) -> int:
-    """How many tasks it can run at once; also of a pool that has stopped, while the last is said of its tasks."""
+    """Return how many tasks the pool can run at once; also when it has stopped, while its last tasks are reported."""
     processes = _processes(pool)
     return int(processes._processes if processes is not None else pool.limit or 1)  # noqa: SLF001  # pool_grow changes it
 
 
 def slots_to_fill(worker: Any) -> int:
-    """The same, of a pool that grows when it is handed more than it runs (`--autoscale`): as many as it may grow to."""
+    """Return how many tasks the pool can run, or may grow to when it is handed more than it runs (`--autoscale`)."""
     return max(slots(worker.pool), worker.autoscaler.max_concurrency if worker.autoscaler else 0)
 
 
 def most_in_hand(pool: Any) -> int:
-    """How many short tasks a slot of this pool may be handed: more than one only where they can be taken back."""
+    """Return how many short tasks each slot may be handed: more than one only where they can be taken back."""
     return AHEAD if _processes(pool) is not None else 1
 
 
 def make_resizable(pool: Any) -> None:
-    """Have remote control grow and shrink threads as well as processes, at once, and leave one: none would idle on."""
+    """Let remote control grow and shrink threads as well as processes, at once; keep one, for with none it idles."""
     grow, shrink = getattr(pool, "grow", None), getattr(pool, "shrink", None)
     if hasattr(pool, "executor"):
         grow, shrink = partial(_grow_threads, pool), partial(_shrink_threads, pool)
-    if grow is not None and shrink is not None:  # solo has one for ever
+    if grow is not None and shrink is not None:  # solo always has one
         pool.grow = partial(_grow_at_once, pool, grow)
         pool.shrink = partial(_shrink_but_keep_one, pool, shrink)
 
@@ -61,13 +61,13 @@ def _shrink_but_keep_one(pool: Any, shrink: Callable[[int], None], n: int = 1) -
 
 
 def pids(pool: Any) -> list[int]:
-    """The processes of its children; threads have none."""
+    """Return the process ids of the pool's children; threads have none."""
     processes = _processes(pool)
     return [] if processes is None else [process.pid for process in processes._pool]  # noqa: SLF001
 
 
 def withdraw(pool: Any, semaphore: Any, request: Any) -> str | None:
-    """Take a request back that no child has been sent yet; its claim's tag, or None if it is too late."""
+    """Take back a request that no child has been sent yet; return its claim's tag, or None if it is too late."""
     if _leaves_the_pool(pool, request):
         if semaphore is not None:
             semaphore.release()  # as its end would have
@@ -88,7 +88,7 @@ def _leaves_the_pool(pool: Any, request: Any) -> bool:
 
 
 def _leaves_the_queue(semaphore: Any, request: Any) -> bool:
-    """Celery gives a prefork pool as many jobs as it has children; the others wait for this semaphore."""
+    """Remove a request that waits for this semaphore: Celery gives prefork only as many jobs as it has children."""
     queue: Any = getattr(semaphore, "_waiting", ())
     entry = next((waiting for waiting in queue if waiting[1] == (request,)), None)
     if entry is not None:
@@ -99,8 +99,8 @@ def _leaves_the_queue(semaphore: Any, request: Any) -> bool:
 def write_whole_jobs(pool: Any) -> None:
     """Have a prefork pool write a job's length and its body together.
 
-    Apart, the first wakes the child to read four bytes and sleep again: where every core is busy those are two more
-    switches a task.
+    Written apart, the first wakes the child to read four bytes and sleep again: two more switches a task, where every
+    core is busy.
     """
     processes = _processes(pool)
     if processes is None:
@@ -128,6 +128,6 @@ def _join(processes: Any) -> None:
 
 
 def _processes(pool: Any) -> Any:
-    """Celery's AsynPool; None for threads and solo."""
+    """Return Celery's AsynPool; None for threads and solo."""
     processes = getattr(pool, "_pool", None)
     return processes if hasattr(processes, "outbound_buffer") else None

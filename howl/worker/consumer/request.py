@@ -1,6 +1,6 @@
-"""Celery's request, which also tells the session when a run begins and when it died with its process.
+"""Celery's request, extended to report to the session when a run begins and when it died with its process.
 
-A run within this very process, a thread's, cannot be ended from outside: its request knows the limits that it asks for.
+A run within this very process, as in a thread, cannot be ended from outside: its request has the limits it asks for.
 """
 
 import logging
@@ -17,18 +17,18 @@ from howl.worker.task import time_limits
 
 logger = logging.getLogger(__name__)
 
-#: How a run says that its process ends with it.
+#: Errors by which a run reports that its process ends with it.
 DEATHS = (WorkerLostError, SystemExit, KeyboardInterrupt)
 
 
 class ClaimedRequest(Request):
-    """Every task's in a worker, which gives it to them (howl/worker/consumer/adapter.py)."""
+    """The request class of every task in a worker, set in howl/worker/consumer/adapter.py."""
 
-    #: Of a run in this process.
+    #: The limits of a run in this process; None for one in a child.
     own_limits: time_limits.Limits | None = None
 
     def __init_subclass__(cls) -> None:
-        """Celery makes a class for each task, whose `on_success` cannot take what a thread that was left returns."""
+        """Wrap `on_success`: that of the class Celery makes for each task cannot take the error that left a thread."""
         super().__init_subclass__()
         on_success = cls.on_success
 
@@ -43,11 +43,11 @@ class ClaimedRequest(Request):
 
     @property
     def eta(self) -> datetime | None:
-        """When it is due, as this machine's clock will show it: Celery's timer goes by that."""
+        """The ETA as this machine's clock will show it: Celery's timer goes by that."""
         return self._eta and self.app.howl_clock.own(self._eta)
 
     def maybe_expire(self) -> bool:
-        """Whether it is too late to start it, by the server's time."""
+        """Return whether it is too late to start the task, by Redis's time; if so, mark it revoked."""
         is_late = bool(self.expires) and self.app.now() > self.expires
         if is_late:
             state.revoked.add(self.id)
@@ -62,7 +62,7 @@ class ClaimedRequest(Request):
         super().on_accepted(pid, time_accepted)
 
     def _seconds(self, pool: Any) -> tuple[float | None, float | None]:
-        """The soft and the hard time limit, in the order in which Celery's prefork pool heeds them."""
+        """Return the soft and the hard time limit (seconds), with the precedence of Celery's prefork pool."""
         hard, soft = self.time_limits
         soft = soft or self.task.soft_time_limit or pool.options.get("soft_timeout")
         return soft, hard or self.task.time_limit or pool.options.get("timeout")
@@ -75,7 +75,7 @@ class ClaimedRequest(Request):
         self.own_limits.cancel()
 
     def _beginning(self, pid: int) -> bytes:
-        """What is told of a run that has begun: here, because most end before anybody need hear that they began."""
+        """Make the outcome that says the run has begun; only when it is sent, for most runs end before that."""
         document: bytes = self.task.backend.beginning(self._context, pid)
         return document
 
@@ -91,13 +91,13 @@ class ClaimedRequest(Request):
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
     def _success_was_stored(self) -> Any:
-        """Celery asks its backend, which a worker cannot read: what the child had said is here."""
+        """Return the success that the child reported, if any: Celery asks its backend, which a worker cannot read."""
         claims = _claims_of(self)
         return super()._success_was_stored() if claims is None else claims.success_of(self.claim_tag, self.id)
 
     @property
     def claim_tag(self) -> str:
-        """The claim's tag."""
+        """The tag of the claim on this message."""
         return str(self.message.delivery_tag)
 
 

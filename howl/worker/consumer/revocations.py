@@ -1,7 +1,7 @@
-"""What a worker's turns tell of revoked tasks: never to run, and to stop where they run.
+"""Revocations that a worker's turns bring: tasks that must never run, and must stop where they run.
 
-Celery's broadcast says the same, sooner, and is lost on whoever does not hear it: a worker whose connection is dead
-without its knowing, or one whose loop waits for its only task.
+Celery's broadcast brings the same, sooner, but is lost on a worker that does not hear it: one whose connection is dead
+without its knowing, or whose loop waits for its only task.
 """
 
 import json
@@ -20,24 +20,24 @@ Order = dict[bytes, bytes]
 
 
 class Revocations:
-    """Carries out what is revoked, of tasks that wait here and of those that run."""
+    """Revocations to carry out, of tasks that wait here and of those that run."""
 
     def __init__(self, pool: Any, wake_loop: Callable[[], None]) -> None:
         self._pool = pool
         self._wake_loop = wake_loop
         self._lock = threading.Lock()
-        #: Runs of children, whose ends are Celery's loop's affair, and the signals to end them by.
+        #: Runs in children, which Celery's loop ends, and the signals to end them with.
         self._to_end: deque[tuple[Any, str]] = deque()
 
     def told(self, orders: list[Order]) -> None:
-        """From the session's thread; what an order does a second time changes nothing."""
+        """Apply orders to revoke, on the session's thread; a repeated order changes nothing."""
         for order in orders:
             try:
                 self._told(order)
             except (ValueError, TypeError, AttributeError) as error:
                 logger.error("An order to revoke makes no sense (%s): %r.", error, order)  # noqa: TRY400
         if self._to_end:
-            # Once the worker drains, nobody can say when Celery's loop looks again.
+            # Once the worker drains, nobody knows when Celery's loop looks here again.
             self._wake_loop() if state.should_stop is None else self.carry_out()
 
     def _told(self, order: Order) -> None:
@@ -52,12 +52,12 @@ class Revocations:
     def _end(self, requests: Iterable[Any], signal: str) -> None:
         for request in requests:
             if getattr(request, "own_limits", None) is not None:
-                request.terminate(self._pool, signal)  # it asks by itself: any thread may say so
+                request.terminate(self._pool, signal)  # its run asks by itself: any thread may cancel it
             else:
                 self._to_end.append((request, signal))
 
     def carry_out(self) -> None:
-        """End what children run; Celery's loop calls it."""
+        """End the revoked runs in children; called from Celery's loop, and from `told` once the worker drains."""
         with self._lock:
             while self._to_end:
                 request, signal = self._to_end.popleft()

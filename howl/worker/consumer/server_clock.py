@@ -1,7 +1,7 @@
-"""Whose clock: Redis's. A worker's own may be an hour off, and a task would be started, or thrown away, an hour wrong.
+"""Redis's clock, which workers go by: their own may be an hour off, and tasks would start, or expire, an hour wrong.
 
-Each turn's answer says what time it is there. What is between that and this machine's clock is known to the pool's
-children too: from it they reckon when a countdown or a retry is due.
+Each turn's answer carries Redis's time. Its difference from this machine's clock is shared with the pool's children,
+which compute from it when a countdown or a retry is due.
 """
 
 import mmap
@@ -11,15 +11,15 @@ from typing import Any
 
 
 class ServerClock:
-    """Redis's time; made before the pool starts children, who share what it learns."""
+    """Redis's time; made before the pool starts children, which share what it learns."""
 
     def __init__(self) -> None:
         self._ahead = memoryview(mmap.mmap(-1, 8)).cast("d")
 
     def heard(self, asked: float, answered: float, there: float) -> None:
-        """Redis said `there`, at some moment between two of this machine's (all in seconds since 1970).
+        """Learn that Redis's time was `there` at some moment between two of this machine's (all in seconds since 1970).
 
-        What fits between the two changes nothing: a good clock stays as it is, however slow the answer.
+        A time that fits between the two changes nothing: a good clock stays as it is, however slow the answer.
         """
         least, most = there - answered, there - asked
         if not least <= self._ahead[0] <= most:
@@ -31,14 +31,14 @@ class ServerClock:
         return self._ahead[0]
 
     def time(self) -> float:
-        """Seconds since 1970."""
+        """Return Redis's time in seconds since 1970."""
         return time.time() + self.ahead
 
     def own(self, moment: datetime) -> datetime:
-        """What this machine's clock shows at that moment."""
+        """Return what this machine's clock shows at that moment."""
         return moment - timedelta(seconds=self.ahead)
 
     def rule(self, app: Any) -> None:
-        """From here on, Celery's application goes by this clock where it reckons times that it sends."""
+        """Have Celery's application go by this clock from here on where it computes times that it sends."""
         app.howl_clock = self
         app.now = lambda: (datetime.now(UTC) + timedelta(seconds=self.ahead)).astimezone(app.timezone)

@@ -1,7 +1,7 @@
-"""A worker's side of the turn: one thread owns the conversation with Redis, and knows what is held.
+"""The worker's side of a turn: one thread that owns the exchange with Redis and knows which messages are held.
 
-Celery's loop takes messages from it and any thread tells it how they ended. A cut connection is the session's own
-affair: it repeats the turn, within the lease and beyond, and nothing of Celery's ever sees it.
+Celery's loop takes messages from it; any thread may report how they ended. The session handles a cut connection by
+itself: it repeats the turn, within the lease and beyond, and Celery never sees it.
 """
 
 import contextlib
@@ -29,22 +29,22 @@ from howl.worker.consumer.prefetch import PrefetchPolicy
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at empty queues: stock clients ring no doorbell.
+#: Seconds between two polls of empty queues: stock clients ring no doorbell.
 LOOK = 1.0
-#: Seconds between two turns under load, at least and at most: what ends meanwhile is said in one.
+#: Shortest and longest pause between two turns under load, in seconds: one turn reports all that ended meanwhile.
 PACE, LONGEST_PACE = 0.002, 0.02
-#: Words of a turn for which that is the longest: the more there is to say, the more one turn should say.
+#: Commands of a turn at which that pause is the longest: the more there is to send, the more one turn should carry.
 MANY = 20
-#: Most messages and bytes of one turn, in either direction, about, and values of its commands; turn.lua takes no more.
+#: Most messages and bytes (about) of one turn, in either direction, and values of its commands; turn.lua takes no more.
 MOST, MOST_BYTES, MOST_VALUES = 1000, 8 << 20, 4000
-#: Most messages held, those that wait for their time among them: after a gap they are all said in one turn, and that is
-#: how many turn.lua listens to.
+#: Most messages held, including those that wait for their ETA: after a gap one turn names them all, and turn.lua takes
+#: no more.
 MOST_HELD = 50_000
-#: Seconds after which a run that still goes on is said to have begun.
+#: Seconds after which a run that still goes on is reported as begun.
 BEGINNING = 0.25
-#: Most bytes of messages that wait here for a free slot, about: however many of them would be begun in time.
+#: Most bytes (about) of messages that wait here for a free slot, however many of them would begin in time.
 AHEAD_BYTES = 2 * MOST_BYTES
-#: Seconds that what was said is remembered, should Redis lose its last second.
+#: Seconds for which sent commands are remembered, in case Redis loses its last second.
 MEMORY = 5.0
 #: Seconds without a tick of Celery's loop after which an idle worker no longer renews its lease.
 STUCK = 60.0
@@ -55,19 +55,19 @@ class Claim:
     """A message this worker holds."""
 
     tag: str
-    #: The queue's list, with its prefix.
+    #: The key of the queue's list, with the prefix.
     key: bytes
     message: bytes
     taken_at: float
-    #: When its run began; None before.
+    #: Monotonic seconds at which its run began; None before.
     began_at: float | None = None
-    #: It waits by itself (for its time), and takes no slot.
+    #: Whether it waits for its ETA, and so takes no slot.
     waiting: bool = False
 
 
 @dataclass(slots=True)
 class Command:
-    """One thing to say in the next turn."""
+    """A command to send in the next turn."""
 
     kind: str
     tag: str
@@ -75,7 +75,7 @@ class Command:
 
 
 class ConsumerSession(threading.Thread):
-    """The conversation of one owner about its queues."""
+    """The thread that exchanges turns with Redis for one owner."""
 
     def __init__(
         self,
@@ -93,18 +93,18 @@ class ConsumerSession(threading.Thread):
         self.prefetch = prefetch
         self._on_stale = on_stale
         self._on_revoked = on_revoked
-        #: Told this machine's time before and after a turn, and Redis's in between.
+        #: Called with this machine's time before and after a turn, and Redis's in between (seconds since 1970).
         self._on_time = on_time
         self._lock = threading.Lock()
         self._priorities: list[list[str]] = []
         self._claims: OrderedDict[str, Claim] = OrderedDict()
-        #: Those of the claims that Celery has not been handed, in order.
+        #: Claims not yet handed to Celery, in order.
         self._buffer: deque[Claim] = deque()
         self._idle_since = time.monotonic()
-        #: How many of the claims wait for their time.
+        #: How many of the claims wait for their ETA.
         self._waiting = 0
         self._commands: deque[Command] = deque()
-        #: What is said of a run's beginning, by tag, unless its end comes first.
+        #: Reports that a run has begun, by tag; dropped if its end comes first.
         self._beginnings: dict[str, tuple[str, Callable[[], bytes]]] = {}
         self._unconfirmed: deque[tuple[float, int, list[Command]]] = deque()
         self._number = 0
@@ -114,13 +114,13 @@ class ConsumerSession(threading.Thread):
         self.failed = False
         self._claiming = True
         self._empty = False
-        #: Whether the recorder has so much to do that nothing is given out.
+        #: Whether Redis gives out nothing, because too many outcomes wait for the recorder.
         self._held_up = False
         self._ticked_at = time.monotonic()
         self._asleep = False
         self._ready = False
         self._pace = PACE
-        #: Celery's loop shall put back what it was handed and no process has yet.
+        #: Whether Celery's loop should put back what it was handed and no pool process has yet.
         self.wants_back = False
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         #: Readable when Celery's loop should call `take`.
@@ -128,10 +128,10 @@ class ConsumerSession(threading.Thread):
         self._client: Any = redis_client(settings, timeout=settings.lease / 3)
         self._bell = Bell(self._client.connection_pool)
 
-    # --- said by Celery's loop and by pool threads ------------------------------------------------------------------
+    # --- called by Celery's loop and by pool threads ----------------------------------------------------------------
 
     def listen(self, priorities: list[list[str]]) -> None:
-        """Take from these lists (without the prefix), those of one priority in turn; from none: put back what waits."""
+        """Take from these lists (without the prefix), rotating within a priority; put back what waits from others."""
         with self._lock:
             self._priorities = priorities
             known = {self.settings.key(name).encode() for names in priorities for name in names}
@@ -144,7 +144,7 @@ class ConsumerSession(threading.Thread):
         self._wake()
 
     def take(self) -> list[Claim]:
-        """Messages for free slots, in order; the loop calls it when `ready_reader` is readable, and when one ends."""
+        """Return messages for free slots, in order; Celery's loop calls it when `ready_reader` is readable."""
         _drain(self.ready_reader)
         with self._lock:
             self._ticked_at = time.monotonic()
@@ -153,27 +153,27 @@ class ConsumerSession(threading.Thread):
             return [self._buffer.popleft() for _ in range(min(free, len(self._buffer)))]
 
     def _in_hand(self) -> int:
-        """How many messages Celery has been handed that take a slot, or wait for one."""
+        """Return how many messages handed to Celery take a slot, or wait for one."""
         return len(self._claims) - len(self._buffer) - self._waiting
 
     def tick(self) -> None:
-        """Celery's loop is alive."""
+        """Note that Celery's loop is alive."""
         self._ticked_at = time.monotonic()
 
     def wake_loop(self) -> None:
-        """Celery's loop shall look around, rather than sleep on; a signal's handler may call it."""
+        """Wake Celery's loop; a signal handler may call this."""
         _poke(self._ready_writer)
 
     @property
     def idle_seconds(self) -> float:
-        """For how long nothing has been held; 0 while something is."""
+        """Seconds for which nothing has been held; 0 while something is."""
         return 0.0 if self._claims else time.monotonic() - self._idle_since
 
     def holds(self, tag: str) -> bool:
         return tag in self._claims
 
     def began(self, tag: str, task_id: str, told: Callable[[], bytes]) -> None:
-        """The message's run has begun; the outcome `told` says so, unless its end comes first and tells as much."""
+        """Report that a run has begun, with the outcome `told` makes, unless its end comes first and says as much."""
         with self._lock:
             claim = self._claims.get(tag)
             if claim is None or claim.began_at is not None:
@@ -181,11 +181,11 @@ class ConsumerSession(threading.Thread):
             claim.began_at = time.monotonic()
             self._no_longer_waits(claim)
             if not self._beginnings:
-                self._wake()  # somebody may sleep for long
+                self._wake()  # the thread may be in a long sleep
             self._beginnings[tag] = (task_id, told)
 
     def waits(self, tag: str) -> None:
-        """The message waits for its time, and takes no slot."""
+        """Note that the message waits for its ETA, and takes no slot."""
         with self._lock:
             claim = self._claims.get(tag)
             if claim is not None and not claim.waiting:
@@ -194,7 +194,7 @@ class ConsumerSession(threading.Thread):
         self._signal_ready()
 
     def is_waiting(self, tag: str) -> bool:
-        """Whether it waits for its time."""
+        """Return whether the message waits for its ETA."""
         claim = self._claims.get(tag)
         return claim is not None and claim.waiting
 
@@ -203,7 +203,7 @@ class ConsumerSession(threading.Thread):
         claim.waiting = False
 
     def note(self, tag: str, outcome: bytes) -> None:
-        """Append progress while the claim is held."""
+        """Append a progress outcome while the claim is held."""
         self._say(Command("note", tag, [outcome]))
 
     def append(self, outcome: bytes) -> None:
@@ -211,40 +211,40 @@ class ConsumerSession(threading.Thread):
         self._say(Command("loose", "", [outcome]))
 
     def settle(self, tag: str, task_id: str, outcomes: list[bytes]) -> None:
-        """The message ended like this; a chain that failed has as many outcomes as tasks, too many for one turn."""
+        """Report how the message ended; a failed chain has as many outcomes as tasks, too many for one turn."""
         for outcome in outcomes[:-MOST]:
             self.note(tag, outcome)
         self._let_go(tag, Command("settle", tag, [task_id, *outcomes[-MOST:]]))
 
     def put_back(self, tag: str) -> None:
-        """To the end the queue is taken from."""
+        """Put the message back at the end its queue is taken from."""
         self._let_go(tag, Command("back", tag))
 
     def requeue(self, tag: str) -> None:
-        """To the end producers push to, behind what waits."""
+        """Put the message back at the end producers push to, behind what waits."""
         self._let_go(tag, Command("requeue", tag, [1]))
 
     def lost(self, tag: str, task_id: str, limit: int, outcome: bytes) -> None:
-        """Its run died with its process."""
+        """Report that the run died with its process."""
         self._let_go(tag, Command("lost", tag, [task_id, limit, outcome]))
 
     def set_aside(self, tag: str) -> None:
-        """It cannot be read: out of its neighbours' way, for a person to look at."""
+        """Move an unreadable message out of the others' way, for a person to look at."""
         self._let_go(tag, Command("aside", tag))
 
     def unknown(self, tag: str) -> None:
-        """Its task is none that this worker knows: others may."""
+        """Give up a message whose task this worker does not know: others may."""
         self._let_go(tag, Command("unknown", tag))
 
     def park(self, tag: str, due: float) -> None:
-        """Until `due` (seconds since 1970) nobody need hold it."""
+        """Park the message until `due` (seconds since 1970): until then nobody need hold it."""
         self.prefetch.parked()
         self._let_go(tag, Command("park", tag, [int(due * 1000)]))
 
     def close(self, broken_off: Mapping[str, list[bytes | str | int]]) -> None:
-        """Say what is left to say, put back what did not end, and end; a third of the lease at most.
+        """Send what is left to send, put back what did not end, and stop, within about a third of the lease.
 
-        Those `broken_off`, by tag, count as lost, with the values of that command.
+        Claims in `broken_off`, by tag, count as lost, with the values of that command.
         """
         timeout = self.settings.lease / 3
         with self._lock:
@@ -290,14 +290,14 @@ class ConsumerSession(threading.Thread):
     # --- the thread -------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Turn after turn, until closed and all is said."""
+        """Take one turn after another, until closed and all is sent, or closing has timed out."""
         try:
             while not self._is_done():
                 self._wait()
                 self._give_up_stale_waits()
                 self._turn()
         except Exception:
-            # Without its session a worker would sit there, holding tasks for a while and doing none for ever.
+            # Without its session a worker would hold its tasks until the lease ends, and never run another.
             logger.exception("The session has failed: this worker ends, and what it holds goes back with its lease.")
             self.failed = True
             os.kill(os.getpid(), signal.SIGTERM)
@@ -311,7 +311,7 @@ class ConsumerSession(threading.Thread):
         return not self._commands or time.monotonic() > self._closing
 
     def _wait(self) -> None:
-        """Until there is something to say, room to fill, or a lease to renew."""
+        """Wait until there is something to send, room to fill, or a lease to renew."""
         with self._lock:
             timeout = 0.0 if self._commands else self._idle_time()
             self._asleep = timeout > 0
@@ -324,7 +324,7 @@ class ConsumerSession(threading.Thread):
             self._asleep = False
 
     def _idle_time(self) -> float:
-        """Seconds for which nothing need be said."""
+        """Return the seconds for which nothing need be sent."""
         if self._beginnings:
             return BEGINNING
         longest = (
@@ -344,21 +344,21 @@ class ConsumerSession(threading.Thread):
             with self._lock:
                 is_full = self._wants() <= 0
             if rung is not None and is_full:
-                self._say(Command("ring", "", [rung]))  # it was for somebody with room
+                self._say(Command("ring", "", [rung]))  # it was meant for a worker with room
 
     def _wants(self) -> int:
-        """How many messages there is room for; the lock is held, for this reads the buffer."""
+        """Return how many messages there is room for; the caller holds the lock, for this reads the buffer."""
         if not self._claiming or self._closing is not None or not any(self._priorities) or self._wanted_bytes() <= 0:
             return 0
         held = len(self._claims)
         return max(0, min(MOST, self.prefetch.hold - (held - self._waiting), MOST_HELD - held))
 
     def _wanted_bytes(self) -> int:
-        """How many bytes of messages one turn may bring."""
+        """Return how many bytes of messages one turn may bring."""
         return max(0, min(MOST_BYTES, AHEAD_BYTES - sum(len(claim.message) for claim in self._buffer)))
 
     def _give_up_stale_waits(self) -> None:
-        """No message waits here behind a long task while another worker might be idle."""
+        """Give back messages that wait here behind a long task while another worker might be idle."""
         now = time.monotonic()
         late = now - self.prefetch.patience
         with self._lock:
@@ -397,14 +397,14 @@ class ConsumerSession(threading.Thread):
             self._unconfirmed.popleft()
 
     def _learn(self, messages: list[bytes], wanted: int, wanted_bytes: int, seconds: float) -> None:
-        """What a turn that brought these messages says of the queues, and of how many to hold."""
+        """Update from a turn that brought these messages whether the queues are empty, and how many to hold."""
         with self._lock:
             self._empty = len(messages) < wanted and sum(map(len, messages)) < wanted_bytes
             is_idle = not self._buffer and self._in_hand() < self.prefetch.slots
             self.prefetch.turned(seconds, dry=self._empty if wanted else None, idle=is_idle)
 
     def _next_commands(self) -> list[Command]:
-        """As many as one turn may say: Redis closes the connection of whoever says more than 64 MB at once."""
+        """Take as many commands as one turn may send: Redis closes a connection that sends more than 64 MB at once."""
         commands: list[Command] = []
         size = values = 0
         while self._commands and len(commands) < MOST and size < MOST_BYTES and values < MOST_VALUES:
@@ -424,7 +424,7 @@ class ConsumerSession(threading.Thread):
         return True
 
     def _ask(self, commands: list[Command], wanted: int, wanted_bytes: int) -> Any:
-        """Say a turn until it is heard: the number makes repeating safe. None if closing ends it first."""
+        """Send a turn until Redis answers: its number makes repeating safe. Return None if closing ends it first."""
         failures = 0
         while True:
             asked = time.time()
@@ -432,7 +432,7 @@ class ConsumerSession(threading.Thread):
                 answer = TURN.run(self._client, self._keys(), self._arguments(commands, wanted, wanted_bytes))
             except redis.RedisError as error:
                 failures += 1
-                if not takes_nothing_new(error):  # it answers, and a thousand workers' handshakes would not help it
+                if not takes_nothing_new(error):  # Redis answers; a thousand workers' handshakes would not help it
                     self._client.connection_pool.disconnect()
                 if self._closing is not None and time.monotonic() > self._closing:
                     logger.error("Redis cannot be told what ended (%s): it runs again elsewhere.", reason(error))  # noqa: TRY400
@@ -447,7 +447,7 @@ class ConsumerSession(threading.Thread):
             commands, wanted = self._after_gap(int(answer[1])), 0
 
     def _after_gap(self, last: int) -> list[Command]:
-        """Redis lost turns: say what is held, and again what was said since."""
+        """Return the commands to send after Redis lost turns: what is held, and again what was sent since."""
         logger.warning("Redis has lost the turns after %d of %d: saying again what they said.", last, self._number)
         again = [
             command
@@ -456,12 +456,12 @@ class ConsumerSession(threading.Thread):
             for command in commands
             if command.kind != "hold"
         ]
-        # They are remembered as part of the turn that says them again, not twice.
+        # They are remembered as part of the turn that sends them again, not twice.
         self._unconfirmed = deque(said for said in self._unconfirmed if said[1] <= last)
         with self._lock:
             self._number = max(self._number, last) + 1
             self._commands.extendleft(reversed(again))
-            # What waits to be said is held too, until it is said.
+            # Claims with commands still to be sent are held too, until these are sent.
             spoken = (command.tag for command in self._commands)
             held = [Command("hold", tag) for tag in dict.fromkeys((*self._claims, *spoken)) if tag]
             self._known_revoked = b"0-0"
@@ -474,7 +474,7 @@ class ConsumerSession(threading.Thread):
         return [*own, *map(self.settings.key, self._lists()), *map(self.settings.key, self._bells())]
 
     def _lists(self) -> list[str]:
-        """The more urgent first; within a priority each queue is the first in its turn."""
+        """Return the lists, the more urgent first; within a priority another queue comes first each turn."""
         first = self._number
         return [names[(first + at) % len(names)] for names in self._priorities for at in range(len(names))]
 
@@ -492,7 +492,7 @@ class ConsumerSession(threading.Thread):
     def _apply_reply(self, answer: Any, wanted: int) -> None:
         _, given, stale, revoked, held_up, _ = answer
         now = time.monotonic()
-        if revoked[1:]:  # before the loop can take what is given, some of which may be among these
+        if revoked[1:]:  # before the loop can take what is given: some of it may be revoked
             self._on_revoked([dict(zip(fields[::2], fields[1::2], strict=True)) for fields in revoked[1:]])
         with self._lock:
             for tag, key, message in zip(given[::3], given[1::3], given[2::3], strict=True):
@@ -521,7 +521,7 @@ class ConsumerSession(threading.Thread):
             logger.info("Outcomes are being recorded: taking tasks again.")
 
     def _forget(self, tags: list[str]) -> None:
-        """Others hold these now."""
+        """Drop claims that another worker has taken over."""
         for tag in tags:
             claim = self._claims.pop(tag, None)
             if claim is not None:
@@ -531,7 +531,7 @@ class ConsumerSession(threading.Thread):
     # --- waking -----------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        # A command put down before the thread looks is seen without a poke, which costs more than the command.
+        # A command queued before the thread looks is seen without a poke, which costs more than the command.
         if self._asleep:
             _poke(self._wake_writer)
 
@@ -542,7 +542,7 @@ class ConsumerSession(threading.Thread):
 
 
 def _poke(descriptor: int) -> None:
-    with contextlib.suppress(BlockingIOError):  # it is full of pokes already
+    with contextlib.suppress(BlockingIOError):  # the pipe is full of pokes already
         os.write(descriptor, b".")
 
 

@@ -1,1 +1,1 @@
-"""What a worker tells of itself and its tasks over NATS: events and heartbeats. No correctness rests on it."""
+"""What a worker reports of itself and its tasks over NATS: events and heartbeats. No correctness depends on it."""

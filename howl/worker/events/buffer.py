@@ -1,4 +1,4 @@
-"""Events that wait to be told: filled from any thread, which never waits for it, and bounded."""
+"""Events that wait to be sent: a bounded buffer, which any thread fills without waiting."""
 
 import threading
 from collections import deque
@@ -11,12 +11,12 @@ MOST, MOST_BYTES = 50_000, 16 << 20
 class EventBuffer:
     """JSON documents in the order they came; where there is no room for all, the newest are kept.
 
-    Only what happened to tasks waits here. A heartbeat says how things are now, so an old one is never kept at all, and
-    that a worker is there or has left is not for dropping.
+    Only events of tasks wait here. A heartbeat says how things are now, so an old one is never kept at all, and that a
+    worker is online or has left must not be dropped.
     """
 
     def __init__(self, most: int = MOST, most_bytes: int = MOST_BYTES) -> None:
-        #: Called, in whichever thread, when something waits where nothing did.
+        #: Called, in any thread, when an event comes into an empty buffer.
         self.filled: Callable[[], None] = _nobody
         self._most, self._most_bytes = most, most_bytes
         self._documents: deque[bytes] = deque()
@@ -25,7 +25,7 @@ class EventBuffer:
         self._lock = threading.Lock()
 
     def add(self, document: bytes) -> None:
-        """Remember one event, as JSON."""
+        """Add one event, as JSON."""
         with self._lock:
             was_empty = not self._documents
             self._documents.append(document)
@@ -36,9 +36,9 @@ class EventBuffer:
             self.filled()
 
     def take(self, limit: int) -> tuple[list[bytes], bool]:
-        """The oldest events, as many as fit into a JSON list of so many bytes, and whether more wait.
+        """Take the oldest events, as many as fit into a JSON list of `limit` bytes; return them and whether more wait.
 
-        One that is too large for any list is dropped.
+        An event too large for any such list is dropped.
         """
         taken, room = [], limit - len("[]")
         with self._lock:
@@ -54,13 +54,13 @@ class EventBuffer:
             return taken, bool(self._documents)
 
     def dropped(self) -> int:
-        """How many events were dropped since this was last asked."""
+        """Return how many events were dropped since the last call."""
         with self._lock:
             count, self._dropped = self._dropped, 0
         return count
 
     def __bool__(self) -> bool:
-        """Whether anything waits."""
+        """Return whether anything waits."""
         return bool(self._documents)
 
     def _drop(self) -> None:
@@ -74,4 +74,4 @@ class EventBuffer:
 
 
 def _nobody() -> None:
-    """Nobody waits yet."""
+    """Do nothing: nobody waits yet."""

@@ -1,4 +1,4 @@
-"""Messages on their way to NATS's stream of events: one after another, each again until the stream has it."""
+"""Delivery of messages to NATS's stream of events: one after another, each repeated until the stream has it."""
 
 import asyncio
 import time
@@ -14,19 +14,19 @@ from howl.config import Settings
 from howl.connections.nats import events_stream, receipt_fault, user_token
 from howl.worker.events.buffer import EventBuffer
 
-#: Largest message in bytes, and what its headers may take of what NATS allows.
+#: Largest message in bytes, and bytes of what NATS allows that are left for its headers.
 LARGEST, HEADERS = 512 << 10, 1 << 10
-#: Seconds that one waits for the stream's answer, and after which a message without any goes out once more.
+#: Seconds to wait for the stream's answer, and seconds after which a message without any is sent again.
 ANSWER_TIMEOUT, AGAIN = 3.0, 30.0
 
 
 @dataclass
 class Message:
-    """What is told at once: a list of events."""
+    """A list of events that is sent at once."""
 
     body: bytes
     number: int
-    #: Over which connection it went out last, and when (monotonic seconds).
+    #: The connection it was last sent over, and when (monotonic seconds).
     sent: tuple[int, int] | None = None
     sent_at: float = 0.0
     answered: asyncio.Event = field(default_factory=asyncio.Event)
@@ -34,16 +34,16 @@ class Message:
 
 
 class EventDelivery:
-    """One message is under way at a time, so that all arrive in order and none is lost with a connection."""
+    """The sender of events, one message at a time, so that all arrive in order and none is lost with a connection."""
 
     def __init__(self, buffer: EventBuffer, settings: Settings, life: str) -> None:
         self.buffer = buffer
-        #: One for all of a credential's workers: NATS keeps each subject of a stream in memory.
+        #: One subject for all of a credential's workers: NATS keeps each subject of a stream in memory.
         self.subject = f"{settings.subject_prefix}.events.{user_token(settings)}"
         self.stream = events_stream(settings.subject_prefix)
-        #: Makes the names of messages, by which the stream knows those it has.
+        #: Begins the ids of messages, by which the stream knows those it has.
         self.life = life
-        #: Nobody keeps events: no `howl server` has ever run here.
+        #: Whether nobody keeps events: no `howl server` has ever run here.
         self.unheard = False
         self._count = 0
         self._outgoing: deque[Message] = deque()
@@ -51,23 +51,23 @@ class EventDelivery:
         self._inbox = ""
 
     def say(self, document: bytes) -> None:
-        """Have this told next, before what waits in the buffer."""
+        """Queue an event to be sent next, before what waits in the buffer."""
         self._outgoing.append(self._message([document]))
 
     @property
     def pending(self) -> bool:
-        """Whether anything is still to be told."""
+        """Whether anything is still to be sent."""
         return bool(self._outgoing or self.buffer)
 
     @property
     def under_way(self) -> bool:
-        """Whether it is still unknown if the stream has what was last told."""
+        """Whether it is still unknown if the stream has what was last sent."""
         return bool(self._outgoing)
 
     async def deliver(self, client: Client) -> bool:
-        """Bring one message, and return whether more waits than it could hold.
+        """Deliver one message, and return whether more waits than it could hold.
 
-        Raises NatsError, OSError or TimeoutError: whether the stream has it is then for the next call to find out.
+        Raises NatsError, OSError or TimeoutError: the next call then finds out whether the stream has it.
         """
         more = self._fetch(min(LARGEST, client.max_payload - HEADERS))
         if self._outgoing:
@@ -76,7 +76,7 @@ class EventDelivery:
         return more
 
     async def mention(self, client: Client, document: bytes) -> None:
-        """Tell it now and once, whether or not it arrives."""
+        """Send an event now and once, whether or not it arrives."""
         async with asyncio.timeout(ANSWER_TIMEOUT):
             await client.publish(self.subject, b"[%b]" % document, headers=_clock())
 
@@ -124,5 +124,5 @@ class EventDelivery:
 
 
 def _clock() -> dict[str, str]:
-    """What this machine's clock says: beside NATS's own, it shows the server how wrong it is."""
+    """Return this machine's time as a header: beside NATS's own, it shows the server how wrong it is."""
     return {"Howl-Sent": f"{time.time():.6f}"}

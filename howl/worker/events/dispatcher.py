@@ -1,4 +1,4 @@
-"""Celery's event dispatcher replaced: sending an event is making it, and nothing that waits."""
+"""The replacement of Celery's event dispatcher: sending an event only makes it, and never waits."""
 
 import json
 import logging
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class EventDispatcher:
-    """What Celery's worker asks of its dispatcher; its stock one publishes to Redis, a round trip an event."""
+    """The dispatcher that Celery's worker calls; the stock one publishes to Redis, a round trip an event."""
 
-    #: Celery's loop looks after the connection of its own.
+    #: Celery's loop checks its dispatcher's connection; here there is none to check.
     connection = None
-    #: Celery asks once, when it prepares a task; what is sent, `groups` decide from then on.
+    #: Celery reads this once, when it prepares a task; from then on `groups` decides what is sent.
     enabled = True
 
     def __init__(
@@ -34,18 +34,18 @@ class EventDispatcher:
         self._show, self._beat = show, beat
         self._clock = app.clock
         self._origin = {"hostname": node_name, "pid": os.getpid()}
-        #: The same as it is written: three events a task must cost little.
+        #: The same as JSON: three events a task must cost little.
         self._written = _encode(self._origin | {"utcoffset": utcoffset()})[1:-1]
 
     def event(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """The fields, with all that Celery adds to make an event of them."""
+        """Return the fields, with all that Celery adds to make an event of them."""
         fields.update(
             self._origin, type=kind, timestamp=time.time(), utcoffset=utcoffset(), clock=self._clock.forward()
         )
         return fields
 
     def send(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's signature
-        """Called by Celery in any thread; of the worker itself tells howl.worker.events.step, when asked here too."""
+        """Send a task's event, in any thread of Celery's; heartbeats are left to howl.worker.events.step."""
         if type == "worker-heartbeat":
             self._beat()
         elif "task" in self.groups:
@@ -55,9 +55,9 @@ class EventDispatcher:
                 logger.warning("Event %s of %s cannot be written: %r.", type, fields.get("uuid"), error)
 
     def _document(self, kind: str, fields: dict[str, Any]) -> bytes:
-        """What `encode(self.event(kind, fields))` says, with no more given to the encoder than is new."""
+        """Return what `encode(self.event(kind, fields))` would, but give the encoder only what is new."""
         own = _encode(fields)[1:-1]
-        # In JSON a later word replaces an earlier one, as `event` has it.
+        # In JSON a later key replaces an earlier one, as in `event`.
         return (
             f'{{{own}{own and ","}{self._written},"type":{_written(kind)},'
             f'"timestamp":{time.time()!r},"clock":{self._clock.forward()}}}'
@@ -65,7 +65,7 @@ class EventDispatcher:
 
 
 class Events(bootsteps.StartStopStep):
-    """Stands in for Celery's own step, which is left out where events go over NATS (see EventsStep)."""
+    """The stand-in for Celery's own step, which is left out where events go over NATS (see EventsStep)."""
 
     requires = ("celery.worker.consumer.events:Events",)
 
@@ -80,7 +80,7 @@ class Events(bootsteps.StartStopStep):
             parent.controller.task_events = "task" in beacon.dispatcher.groups
 
     def start(self, parent: Any) -> None:
-        """Celery's signal tells that its loop moves: it is sent from there."""
+        """Have Celery's loop send `heartbeat_sent`, which tells its receivers that the loop moves."""
         if heartbeat_sent.receivers:
             interval = settings_of(parent.app).heartbeat_interval
             self._timer = parent.timer.call_repeatedly(interval, heartbeat_sent.send, (self,))
@@ -92,7 +92,7 @@ class Events(bootsteps.StartStopStep):
 
 
 def encode(event: dict[str, Any]) -> bytes:
-    """One event as JSON; what JSON does not know is written as kombu does, or as Python shows it."""
+    """Return one event as JSON; what JSON does not know is written as kombu does, or as its `repr`."""
     return _encode(event).encode()
 
 
@@ -110,5 +110,5 @@ _encode = json.JSONEncoder(separators=(",", ":"), default=_as_kombu_does).encode
 
 @cache
 def _written(kind: str) -> str:
-    """Of a few kinds, again and again."""
+    """Return a kind as JSON; there are only a few, used again and again."""
     return _encode(kind)

@@ -1,4 +1,4 @@
-"""The thread of a worker that talks to NATS: events when there are some, a heartbeat when it is due."""
+"""The thread of a worker that sends to NATS: events when there are some, a heartbeat when it is due."""
 
 import asyncio
 import contextlib
@@ -15,25 +15,25 @@ from howl.worker.events.delivery import EventDelivery
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that NATS has, when the worker leaves, to take the last events, then its goodbye.
+#: Seconds that NATS has, when the worker leaves, to take the last events, and again to take its goodbye.
 GOODBYE_TIMEOUT = 2.0
 #: Seconds in which events are gathered for one message.
 PACE = 0.1
-#: Seconds between two looks at a NATS that is away or slow to answer, and between two complaints of one kind.
+#: Seconds between two tries of a NATS that is away or slow to answer, and between two warnings of one kind.
 RETRY, COMPLAIN = (0.5, 1.5), 30.0
-#: Seconds between two questions to NATS whether it is there; after three without an answer the connection is made anew.
+#: Seconds between two pings of NATS; after three without an answer the connection is made anew.
 PING = 8
 
 
 class EventPublisher(threading.Thread):
-    """One connection in a loop of its own: the worker's never waits for NATS."""
+    """The connection to NATS, in a thread and a loop of its own: the worker's never waits for NATS."""
 
     def __init__(self, settings: Settings, name: str, courier: EventDelivery, event: Callable[[str], bytes]) -> None:
         super().__init__(name="howl-beacon", daemon=True)
         self.settings = settings
         self.client_name = name
         self.courier = courier
-        #: Makes an event of the kind asked for, of this moment.
+        #: Makes an event of a given kind, as of now.
         self.event = event
         self.loop = asyncio.new_event_loop()
         #: Set when there is something to do: events wait, NATS is back, the worker leaves.
@@ -41,7 +41,7 @@ class EventPublisher(threading.Thread):
         self.leaving = asyncio.Event()
         #: Set when a heartbeat is due before its time.
         self.due = asyncio.Event()
-        #: Monotonic seconds before which no heartbeat is sent, and nothing is complained about or counted.
+        #: Monotonic seconds before which no heartbeat is sent, no trouble is logged, and no dropped event is counted.
         self.next_beat = self.next_complaint = self.next_count = 0.0
         courier.buffer.filled = self._wake
 
@@ -54,17 +54,17 @@ class EventPublisher(threading.Thread):
     def beat(self) -> None:
         """Send a heartbeat now; from any thread."""
         self.next_beat = 0.0
-        with contextlib.suppress(RuntimeError):  # it has left: its heart beats no more
+        with contextlib.suppress(RuntimeError):  # it has left, and sends no more heartbeats
             self.loop.call_soon_threadsafe(self.due.set)
 
     def stop(self) -> None:
-        """Tell what is left and say goodbye; waits for it a few seconds at most."""
+        """Send what is left and a goodbye; wait for it a few seconds at most."""
         with contextlib.suppress(RuntimeError):  # it has ended, and its loop is closed
             self.loop.call_soon_threadsafe(self._leave)
         self.join(CONNECT_TIMEOUT + 3 * GOODBYE_TIMEOUT)
 
     def _wake(self) -> None:
-        with contextlib.suppress(RuntimeError):  # what comes after the goodbye is told nobody
+        with contextlib.suppress(RuntimeError):  # what comes after the goodbye is not sent
             self.loop.call_soon_threadsafe(self.news.set)
 
     def _leave(self) -> None:
@@ -74,7 +74,7 @@ class EventPublisher(threading.Thread):
     # --- in the loop ------------------------------------------------------------------------------------------------
 
     async def _announce(self) -> None:
-        """From the first connection to the goodbye; a client that gives up, as after a login refused, is replaced."""
+        """Run from the first connection to the goodbye; replace a client that gives up, as after a refused login."""
         self.courier.say(self.event("worker-online"))
         self.next_beat = time.monotonic() + self.settings.heartbeat_interval
         while not self.leaving.is_set():
@@ -92,7 +92,7 @@ class EventPublisher(threading.Thread):
             await client.close()
 
     async def _connect(self) -> Connection | None:
-        """Try until NATS answers or the worker leaves."""
+        """Try to connect until NATS answers or the worker leaves."""
         while not self.leaving.is_set():
             try:
                 return await Connection().open(
@@ -105,7 +105,7 @@ class EventPublisher(threading.Thread):
         return None
 
     async def _beat(self, client: Connection) -> None:
-        """Heartbeats in time, however long NATS takes to answer; while it is away none is kept for later."""
+        """Send heartbeats in time, however long NATS takes to answer; while it is away, keep none for later."""
         while True:
             await _within(self.next_beat - time.monotonic(), self.due)
             self.due.clear()
@@ -117,7 +117,7 @@ class EventPublisher(threading.Thread):
                     await self._complain(error)
 
     async def _talk(self, client: Connection) -> None:
-        """Tell all that waits; while NATS is away nothing is told."""
+        """Send all that waits; while NATS is away, send nothing."""
         try:
             while client.is_connected and await self.courier.deliver(client):
                 pass
@@ -134,7 +134,7 @@ class EventPublisher(threading.Thread):
         self.news.clear()
 
     async def _say_goodbye(self, client: Connection) -> None:
-        """The last events, then that the worker has left; NATS has a moment to come back for each."""
+        """Send the last events, then that the worker has left; NATS has a moment to come back for each."""
         await self._tell_the_rest(client)
         self.courier.say(self.event("worker-offline"))
         await self._tell_the_rest(client)
@@ -165,9 +165,9 @@ class EventPublisher(threading.Thread):
 
 
 async def _within(seconds: float, event: asyncio.Event) -> bool:
-    """Wait for it; whether it came."""
+    """Wait for the event; return whether it came."""
     try:
-        async with asyncio.timeout(seconds):  # asyncio.wait_for loses a cancelling that comes when the event just has
+        async with asyncio.timeout(seconds):  # asyncio.wait_for loses a cancellation that comes as the event does
             await event.wait()
     except TimeoutError:
         return False

@@ -1,4 +1,4 @@
-"""Sight over NATS: that a worker is there, or leaves, and what its tasks do. No correctness rests on it."""
+"""Reports over NATS: that a worker is online, or leaves, and what its tasks do. No correctness depends on them."""
 
 import logging
 import os
@@ -18,14 +18,17 @@ from howl.worker.lifecycle.identity import Identity
 
 logger = logging.getLogger(__name__)
 
-#: Celery's own, over Redis: what goes over NATS is not told twice, and nobody listens to everybody's heartbeats.
+#: Turns off Celery's own, over Redis: what goes over NATS is not sent twice, and no worker hears all heartbeats.
 STOCK = ("without_heartbeat", "without_gossip")
-#: Of so many heartbeats one says all that the server may have forgotten, however long: which tasks are known here.
+#: Of so many heartbeats one carries all that the server may have forgotten, however long: the tasks known here.
 ALL_EVERY = 12
 
 
 class EventsStep(bootsteps.Step):
-    """Starts when the worker consumes, ends when its last task has ended; without a NATS, Celery's own events stay."""
+    """The boot step that sends events from when the worker consumes until its last task ends, if there is a NATS.
+
+    Without one, Celery's own events stay.
+    """
 
     requires = ("howl.worker.results.outbox:Outbox",)
 
@@ -44,7 +47,7 @@ class EventsStep(bootsteps.Step):
             logger.warning("No NATS is configured: this worker will not show in the workers table.")
 
     def beat(self) -> None:
-        """Send a heartbeat out of turn."""
+        """Send a heartbeat before it is due."""
         if self.announcer is not None:
             self.announcer.beat()
 
@@ -74,7 +77,7 @@ class EventsStep(bootsteps.Step):
             self.announcer.stop()
 
     def _event(self, kind: str) -> bytes:
-        """Celery's own event, with what HOWL adds under one name; a heartbeat alone can register a worker."""
+        """Make Celery's own event, with what HOWL adds under one name; a heartbeat alone can register a worker."""
         described = self.identity.describe()
         if kind == "worker-online" or self._beats % ALL_EVERY == 0:
             described["tasks"] = self.identity.tasks()

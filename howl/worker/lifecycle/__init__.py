@@ -1,1 +1,1 @@
-"""A worker's life: how it starts, who it is, whether it is well, and how it leaves."""
+"""A worker's life cycle: how it starts, its identity, its health, and how it leaves."""

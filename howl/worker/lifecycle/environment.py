@@ -1,4 +1,4 @@
-"""A worker's environment, in which it is told secrets: programs of the same user could read it as long as it lives."""
+"""A worker's environment, which brings it secrets: programs of its user could read it as long as the worker lives."""
 
 import ctypes
 import logging
@@ -15,14 +15,14 @@ from workers.process.spec import PASSED_ON
 
 logger = logging.getLogger(__name__)
 
-#: What leads to servers or to GitHub and is no setting; and the files that GitHub's runner obeys.
+#: Variables that give access to servers or to GitHub and are no settings; and the files that GitHub's runner obeys.
 CREDENTIALS = re.compile(
     r"PGPASSWORD|CELERY_(BROKER|RESULT)\w*|(READER|PERMANENT)_PASSWORD|(GITHUB|GH)_TOKEN|ACTIONS_\w*TOKEN"
     r"|GITHUB_(ENV|PATH|OUTPUT|STATE|STEP_SUMMARY)"
 )
-#: <linux/prctl.h>: whether others of the same user may look into a process.
+#: <linux/prctl.h>: whether other processes of the same user may inspect a process.
 PR_SET_DUMPABLE = 4
-#: Where in /proc/self/stat it says, after the program's name, where the environment lies: fields 50 and 51 of proc(5).
+#: Fields of /proc/self/stat, after the program's name, with the environment's address: 50 and 51 of proc(5).
 ENVIRONMENT = slice(47, 49)
 
 #: What was taken out of the environment, by variable.
@@ -30,18 +30,18 @@ _withdrawn: dict[str, str] = {}
 
 
 def withdraw(settings: Settings) -> None:
-    """Keep these settings, and nothing of them, nor any other secret, in this process's environment.
+    """Keep these settings in memory; remove them and every other secret from this process's environment.
 
     On Linux, no other process of its user can then read that environment or its memory, nor trace it. Forked children
-    have all this from it, so it is called before there are any; the programs they start have their own environment,
-    and are open to their user again.
+    inherit all this, so it is called before there are any; the programs they start have their own environment, and are
+    open to their user again.
     """
     keep(settings)
     secret = secret_variables() | {name for name in settings.agent_env if not PASSED_ON.fullmatch(name)}
     for name in list(os.environ):
         if (
             name in secret or name.upper() in secret or CREDENTIALS.fullmatch(name)
-        ):  # pydantic does not mind the spelling
+        ):  # pydantic ignores the case of a name
             _withdrawn[name] = os.environ.pop(name)
     if sys.platform == "linux":
         _wipe()
@@ -49,12 +49,12 @@ def withdraw(settings: Settings) -> None:
 
 
 def told(name: str) -> str | None:
-    """What the environment says of a variable, or said before it was withdrawn."""
+    """Return the value of a variable in the environment, or from before it was withdrawn."""
     return _withdrawn.get(name, os.environ.get(name))
 
 
 def _wipe() -> None:
-    """Overwrite what the kernel shows as this process's environment; what is left of it moves elsewhere before."""
+    """Overwrite what the kernel shows as this process's environment; first move what is left of it elsewhere."""
     for name, value in os.environb.items():
         os.putenv(name, value)
     fields = Path("/proc/self/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
@@ -72,5 +72,5 @@ def _shut() -> None:
 
 @worker_shutdown.connect
 def _put_back(**_: Any) -> None:
-    """After SIGHUP, Celery becomes the same program once more, which is told by this environment what it is."""
+    """Restore the environment: after SIGHUP, Celery executes the same program again, which is configured by it."""
     os.environ.update(_withdrawn)

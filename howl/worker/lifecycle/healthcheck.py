@@ -1,4 +1,4 @@
-"""A worker's pulse: a file that is touched while its loop moves, for a container's health check to look at."""
+"""A worker's pulse: a file that is touched while its loop moves, for a container's health check."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from howl.celery import settings_of
 
 
 class Pulse(bootsteps.StartStopStep):
-    """Beats as often as heartbeats go out. It asks nobody: a worker whose Redis is away is well, and waits."""
+    """The step that touches the file once a heartbeat. It asks no server: without Redis a worker is well, and waits."""
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)

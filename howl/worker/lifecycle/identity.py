@@ -1,4 +1,4 @@
-"""Who a worker is: what it tells the server of itself with every heartbeat."""
+"""A worker's identity: what it reports to the server of itself with every heartbeat."""
 
 import os
 import re
@@ -27,12 +27,12 @@ RUN_VARIABLES = {
     "index": "HOWL_WORKER_INDEX",
     "burst_id": "HOWL_BURST_ID",
 }
-#: Bytes of the names of tasks that are told.
+#: Most bytes of the names of tasks that are reported.
 TASKS_BYTES = 1 << 15
 
 
 class Identity:
-    """One life of one worker; `boot_id` is random, so that a restarted worker is told from its predecessor."""
+    """One life of one worker; `boot_id` is random, so that a restarted worker differs from its predecessor."""
 
     def __init__(self, worker: Any) -> None:
         self.worker = worker
@@ -42,7 +42,7 @@ class Identity:
         self.boot_id = uuid.uuid4().hex[:12]
 
     def describe(self) -> dict[str, Any]:
-        """What the workers table holds of this worker."""
+        """Return what the workers table holds of this worker."""
         settings = self.settings
         return {
             "worker_id": self.worker_id,
@@ -60,7 +60,7 @@ class Identity:
         }
 
     def tasks(self) -> list[str]:
-        """Names of the tasks that this worker knows, but Celery's own; only the first of very many."""
+        """Return the names of the tasks that this worker knows, except Celery's own; only the first of very many."""
         names = sorted(name for name in self.worker.app.tasks if not name.startswith("celery."))
         ends = accumulate(len(name.encode()) for name in names)
         return [name for name, end in zip(names, ends, strict=True) if end <= TASKS_BYTES and is_id(name)]
@@ -71,10 +71,10 @@ class Identity:
 
 
 def default_name(settings: Settings) -> str:
-    """A worker's id when nobody chose one.
+    """Return a worker's id for when nobody chose one.
 
     Under GitHub Actions it is made of the run, and begins with the credential's name: only then may the worker be
-    assigned tasks by its name (docs/security.md). A workflow without an index in its matrix has its runner's name.
+    assigned tasks by its name (docs/security.md). Without an index in the workflow's matrix, the runner's name is used.
     """
     run, attempt = os.environ.get("GITHUB_RUN_ID"), os.environ.get("GITHUB_RUN_ATTEMPT", "1")
     if os.environ.get("GITHUB_ACTIONS") != "true" or not run:
@@ -85,7 +85,7 @@ def default_name(settings: Settings) -> str:
 
 
 def origin(settings: Settings) -> str:
-    """Where this worker runs: as told, else as its surroundings show."""
+    """Return where this worker runs: as configured, else as its surroundings show."""
     if settings.worker_origin:
         return settings.worker_origin
     if os.environ.get("GITHUB_ACTIONS") == "true":

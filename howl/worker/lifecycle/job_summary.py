@@ -1,4 +1,4 @@
-"""What a worker did, in the summary of its job on GitHub."""
+"""The report of what a worker did, in the summary of its job on GitHub."""
 
 import logging
 import re
@@ -15,12 +15,12 @@ from howl.worker.lifecycle import environment
 
 logger = logging.getLogger(__name__)
 
-#: The file that GitHub shows on a job's page; each step has its own.
+#: Names the file that GitHub shows on a job's page; each step has its own.
 VARIABLE = "GITHUB_STEP_SUMMARY"
 
 
 class Summary(bootsteps.Step):
-    """Written once, when the worker leaves, however it does."""
+    """The boot step that writes the summary once, when the worker leaves, however it does."""
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)

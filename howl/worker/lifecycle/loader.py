@@ -1,6 +1,6 @@
-"""Celery's loader: by it we hear that a run begins and has ended, and it imports the task modules.
+"""Celery's loader, which imports the task modules and whose hooks report that a run begins and has ended.
 
-Its hooks for the latter cost a tenth of what signals do.
+These hooks cost a tenth of what signals do.
 """
 
 import importlib
@@ -16,42 +16,42 @@ from howl.worker.task import reporter
 
 
 class Runs(BaseLoader):
-    """Gives every run of a worker its sight, beside what the loader it is mixed into does."""
+    """A mixin that gives every run of a worker its sight, beside what the loader it is mixed into does."""
 
     def on_task_init(self, task_id: str, task: Task) -> None:
         super().on_task_init(task_id, task)
-        # A task that is applied on the spot is a part of the run that does so.
+        # A task that is applied eagerly is a part of the run that does so.
         if not (request := task.request).is_eager:
             reporter.begin(self.app.howl_show, task_id, request.hostname)
 
     def on_process_cleanup(self) -> None:
-        """Celery calls this for runs alone, in their process and thread."""
+        """End a run's sight; Celery calls this for runs alone, in their process and thread."""
         super().on_process_cleanup()
         reporter.end()
 
 
 def hear_of_runs(app: Celery) -> None:
-    """Whichever loader the application of this worker has; again: nothing more."""
+    """Mix `Runs` into the loader of this worker's application, whichever it is; a second call changes nothing."""
     loader = app.loader
     if not isinstance(loader, Runs):
         loader.__class__ = type(type(loader).__name__, (Runs, type(loader)), {})
 
 
 class Loader(AppLoader):
-    """Of HOWL's own application."""
+    """The loader of HOWL's own application."""
 
     def import_from_cwd(self, module: str, imp: Any = None, package: str | None = None) -> ModuleType:  # noqa: ARG002  # Celery's signature
         """Import a module from where Python looks for modules, as any import does.
 
         Celery's own puts the working directory first, and not for the task module alone but for all that is imported
-        with it: a file `httpx.py` that was downloaded there would run, in the place of the library.
-        Raises NotConfigured where there is none.
+        with it: a file `httpx.py` that was downloaded there would run in place of the library.
+        Raises NotConfigured if there is no such module.
         """
         try:
             return importlib.import_module(module, package)
         except ModuleNotFoundError as error:
             if not f"{module}.".startswith(f"{error.name}."):
-                raise  # one that it imports itself
+                raise  # a module that it imports itself
             raise NotConfigured(
                 f"The task module {module} (HOWL_TASK_MODULES) is not installed, and not in PYTHONPATH: the working "
                 "directory is not searched, so `PYTHONPATH=/folder/of/it howl …` says where it is."

@@ -1,4 +1,4 @@
-"""A worker's first step: is there a queue to work from, and may it?"""
+"""A worker's first step: check that there are queues to work from, and that it may use them."""
 
 import logging
 from typing import Any
@@ -20,14 +20,14 @@ from howl.worker.lifecycle import environment, limit_commands
 
 logger = logging.getLogger(__name__)
 
-#: What a worker broadcasts in Celery's way, none of which a worker's credential may; HOWL's events go over NATS.
+#: Turns off Celery's broadcasts, none of which a worker's credential may send; HOWL's events go over NATS.
 BROADCASTS = ("without_heartbeat", "without_gossip", "without_mingle")
-#: Where Celery keeps the pools that HOWL knows; one's own may be made of them.
+#: Modules of the Celery pools that HOWL knows; custom pools may derive from them.
 POOLS = ("celery.concurrency.prefork", "celery.concurrency.thread", "celery.concurrency.solo")
 
 
 class Preflight(bootsteps.Step):
-    """Ends the worker with one clear sentence, not a traceback a minute later, when Redis cannot be used."""
+    """The step that ends a worker that cannot use Redis with one clear sentence, not a traceback a minute later."""
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
@@ -51,7 +51,7 @@ class Preflight(bootsteps.Step):
 
 
 def _require_pool(parent: Any) -> None:
-    """Raises SettingsError for a pool whose runs nothing here could follow, such as gevent's and eventlet's."""
+    """Raise SettingsError for a pool whose runs nothing here could follow, such as gevent's and eventlet's."""
     kinds = {each.__module__ for each in parent.pool_cls.__mro__}
     if kinds.isdisjoint(POOLS):
         raise SettingsError(
@@ -66,7 +66,7 @@ def _require_pool(parent: Any) -> None:
 
 
 def _require_semaphores() -> None:
-    """Raises SettingsError: a pool of processes cannot be made without them."""
+    """Raise SettingsError unless there are semaphores: a pool of processes cannot be made without them."""
     try:
         billiard.Lock()
     except OSError as error:
@@ -77,7 +77,7 @@ def _require_semaphores() -> None:
 
 
 def _look_at_what_it_says(app: Celery) -> None:
-    """Say what of an application's own configuration does not count; raises SettingsError for what cannot be run."""
+    """Log which of an application's own settings do not count; raise SettingsError for a task that cannot be run."""
     if said := overruled(app.conf):
         logger.info("Decided by HOWL, whatever the application says (docs/celery.md): %s.", ", ".join(said))
     for task in app.tasks.values():
@@ -89,7 +89,7 @@ def _look_at_what_it_says(app: Celery) -> None:
 
 
 def _look_at_its_options(parent: Any, settings: Settings) -> None:
-    """Say what of the command line has no effect."""
+    """Log which options of the command line have no effect."""
     without_effect = {
         "--prefetch-multiplier": parent.prefetch_multiplier != 1,
         "--heartbeat-interval": settings.nats_url and parent.options.get("heartbeat_interval"),
@@ -99,7 +99,7 @@ def _look_at_its_options(parent: Any, settings: Settings) -> None:
 
 
 def _look_at_what_is_granted(parent: Any, settings: Settings) -> None:
-    """Raises NotGranted for a queue that was asked for; tasks assigned to this worker by name are an extra."""
+    """Raise NotGranted for a queue that was asked for; tasks assigned to this worker by name are optional."""
     own = worker_queue(worker_id_of(parent.hostname)).name
     refused = _refused(settings, sorted({*parent.app.amqp.queues.consume_from, own}))
     if own in refused:

@@ -1,4 +1,4 @@
-"""Orders to leave, over Celery's remote control: `howl workers drain` and `stop`, heard by one that drains as well."""
+"""Commands to leave, over Celery's remote control: `howl workers drain` and `stop`, heard while draining as well."""
 
 import logging
 import random
@@ -17,11 +17,11 @@ from howl.worker.lifecycle.shutdown import Leaving
 
 logger = logging.getLogger(__name__)
 
-#: What a worker that drains still does.
+#: Commands that a draining worker still carries out.
 HEARD = ("howl_drain", "howl_stop", "ping", "revoke", "terminate", "revoke_by_stamped_headers")
-#: Seconds after which an order to stop is carried out, even if its answer is not out yet.
+#: Seconds after which a command to stop is carried out, even if its answer is not sent yet.
 ANSWER = 4.0
-#: Seconds for which a worker that drains may just leave, before it is worth listening again.
+#: Seconds for which a draining worker may just leave, before it is worth listening again.
 PATIENCE = 0.5
 
 
@@ -54,7 +54,7 @@ def _leaving(state: Any) -> Leaving:
 
 
 def _soon(state: Any) -> Callable[[Callable[[], None]], None]:
-    """Has something called once this order is answered: by Celery's loop, or by the ear."""
+    """Return what has a function called once this command is answered: by Celery's loop, or by the listener."""
     return state.get("soon") or state.consumer.hub.call_soon
 
 
@@ -63,7 +63,7 @@ def _running() -> dict[str, int]:
 
 
 class Orders(bootsteps.StartStopStep):
-    """Has orders known, for this module is loaded with it, and heard after Celery's loop, which hears them, is over."""
+    """The boot step that has the commands registered, with this module, and heard after Celery's loop has ended."""
 
     requires = (Leaving,)
 
@@ -81,7 +81,7 @@ class Orders(bootsteps.StartStopStep):
 
 
 class DrainListener(threading.Thread):
-    """Hears orders while the worker's last tasks end."""
+    """The thread that hears commands while the worker's last tasks end."""
 
     def __init__(self, consumer: Any, over: threading.Event) -> None:
         super().__init__(name="howl-ear", daemon=True)
@@ -112,7 +112,7 @@ class DrainListener(threading.Thread):
 
 def _carry_out(node: Any, soon: deque[Callable[[], None]]) -> Any:
     def carry_out(body: Any, message: Any) -> None:
-        if body.get("method") in node.handlers:  # whatever else is asked for is nothing to a worker that leaves
+        if body.get("method") in node.handlers:  # a worker that leaves ignores all others
             node.handle_message(body, message)
             while soon:
                 soon.popleft()()

@@ -29,7 +29,7 @@ DEFAULT_GRACE = 90.0
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """What `howl worker` was asked for; None leaves it to the settings."""
+    """The options of `howl worker`; None leaves one to the settings."""
 
     name: str | None = None
     #: Seconds until the worker must be gone; None: it stays.
@@ -48,11 +48,11 @@ class WorkerOptions:
 
 
 def run(options: WorkerOptions) -> None:
-    """Work until told to stop, or until the deadline or idleness ends it; ends by SystemExit with an exit status."""
+    """Work until told to stop, or until the deadline or idleness ends it; raises SystemExit with the exit status."""
     settings = _settings(options)
     plan = options.runtime and (time.monotonic() + options.runtime, _grace(options.runtime, options.grace))
     app = install(howl.app, settings)  # before its environment goes, which modules may read while they are imported
-    environment.withdraw(settings)  # from here on this process is a worker: what is refused has been
+    environment.withdraw(settings)  # from here on this process is a worker: all refusals come before
     if plan:
         _in_background(_leave_in_time, *plan)
     # Not app.worker_main: the `celery` command loads every plugin that is installed, which takes longer than all else.
@@ -76,7 +76,7 @@ def _grace(runtime: float, wanted: float | None) -> float:
 
 
 def _settings(options: WorkerOptions) -> Settings:
-    """This process's settings; what its command line says comes before what they say otherwise."""
+    """Load this process's settings; what its command line says takes precedence."""
     deadline = options.runtime and datetime.now(UTC) + timedelta(seconds=options.runtime)
     given = {"worker_tags": options.tags, "worker_origin": options.origin, "worker_deadline": deadline}
     return load_settings(**{name: value for name, value in given.items() if value})
@@ -96,7 +96,7 @@ def _arguments(options: WorkerOptions, settings: Settings) -> dict[str, Any]:
 
 
 def _leave_in_time(deadline: float, grace: float) -> None:
-    """First the signal that lets running tasks finish; at the deadline the one that puts them back."""
+    """Send first the signal that lets running tasks finish; at the deadline, the one that puts them back."""
     _sleep_until(deadline - grace)
     logger.info("The deadline is %g s away: taking no more tasks.", grace)
     _drain()
@@ -106,7 +106,7 @@ def _leave_in_time(deadline: float, grace: float) -> None:
 
 
 def _leave_when_idle(worker: Any, patience: float) -> None:
-    """When nothing has been held for so many seconds since the worker was ready."""
+    """Drain when nothing has been held for `patience` seconds since the worker was ready."""
     idle = 0.0
     while idle < patience and state.should_stop is None:
         time.sleep(min(1.0, patience - idle))
@@ -118,7 +118,7 @@ def _leave_when_idle(worker: Any, patience: float) -> None:
 
 
 def _drain() -> None:
-    """As the first signal does; when somebody has sent one already, another would put back what still runs."""
+    """Drain as the first signal does, unless one was sent already: another would put back what still runs."""
     if state.should_stop is None:
         os.kill(os.getpid(), signal.SIGTERM)
 

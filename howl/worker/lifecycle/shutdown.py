@@ -1,4 +1,4 @@
-"""How a worker leaves: the first signal lets running tasks end, a second puts them back at once, whatever the pool."""
+"""A worker's shutdown: the first signal lets running tasks end, a second puts them back at once, whatever the pool."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 
 
 class Leaving(bootsteps.StartStopStep):
-    """Replaces what Celery does on a signal, which with threads or on a second SIGTERM is nothing."""
+    """The boot step that replaces what Celery does on a signal: nothing, with threads or on a second SIGTERM."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -37,21 +37,21 @@ class Leaving(bootsteps.StartStopStep):
                 signal.signal(number, self._told)
 
     def close(self, parent: Any) -> None:  # noqa: ARG002  # Celery's signature
-        """The worker takes no more: what it holds and has not begun is for others, while the rest ends."""
-        self.drain("shutdown")  # Celery's remote command begins here; a signal, or an order, has asked before
+        """Take no more tasks: what is held and has not begun goes to other workers, while the rest ends."""
+        self.drain("shutdown")  # Celery's remote command begins here; a signal, or our command, has asked before
         claims = self._claims()
         if claims is not None:
             claims.release()
 
     def _told(self, number: int, _: Any) -> None:
-        """In the main thread, between any two of its instructions: whatever takes a lock happens elsewhere."""
+        """Handle a signal, in the main thread between any two instructions: whatever takes a lock happens elsewhere."""
         if os.getpid() != self._pid:
-            return  # a child that was started later, whose parent has been told as well
+            return  # a child that was started later, whose parent gets the signal as well
         if number == signal.SIGQUIT or not self.drain(signal.Signals(number).name):
             threading.Thread(target=self.put_back_at_once, name="howl-leaving").start()
 
     def drain(self, name: str) -> bool:
-        """Take no more tasks, because of `name`; False if that was asked before."""
+        """Take no more tasks, because of `name`; return False if that was asked before."""
         if self._asked:
             return False
         self._asked = True
@@ -67,12 +67,12 @@ class Leaving(bootsteps.StartStopStep):
         return getattr(self.worker.consumer, "howl_claims", None)
 
     def _status(self) -> int:
-        """The exit status: a worker that ends because it cannot go on has not done what it was started for."""
+        """Return the exit status: 1 if the worker ends because it cannot go on, for it has not done its work."""
         claims = self._claims()
         return 1 if claims is not None and claims.session.failed else 0
 
     def put_back_at_once(self) -> None:
-        """Once; in a thread of its own, and the process ends with it.
+        """Put running tasks back, once, in a thread of its own; the process ends with it.
 
         Children are held still first, so that none ends, or goes on with, what another worker has by then.
         """

@@ -1,17 +1,17 @@
-"""Where folders with sockets are made: systems take about a hundred bytes of a path, and TMPDIR may be deeper."""
+"""The place for folders with sockets: systems take about a hundred bytes of a path, and TMPDIR may be longer."""
 
 import os
 import sys
 import tempfile
 
-#: Bytes of a socket's path that the system takes (sys/un.h).
+#: Most bytes of a socket's path that the system takes (sys/un.h).
 LONGEST = 107 if sys.platform == "linux" else 103
-#: Where temporary files may be as well.
+#: Other folders where temporary files may be.
 SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  # folders in them are made with mkdtemp, for one user alone
 
 
 def folder_for(room: int) -> str:
-    """The folder for temporary files, or a shorter one where a path of `room` more bytes is too long for a socket.
+    """Return the folder for temporary files, or a shorter one if `room` more bytes are too many for a socket's path.
 
     If there is none that this user may write to, it is the longer one after all.
     """

@@ -27,17 +27,17 @@ from howl.worker.task import reporter
 
 #: Lengths of the four parts of a frame: kind, tag, task id, document.
 HEADER = struct.Struct("!BHHI")
-#: Kinds: a run's progress, its end (or wish to be retried), an end that nothing said after it changes (a success, or
-#: that it was cancelled), what belongs to no task; and an event for those who watch, which no session ever sees.
+#: Kinds: a run's progress, its end (or its retry), an end that no later report changes (a success, a cancellation),
+#: what belongs to no task; and an event for display, which no session ever sees.
 PROGRESS, END, LAST, OTHER, SIGHT = range(5)
 #: Seconds a child waits for its parent to read.
 PATIENCE = 60.0
 CHUNK = 1 << 18
-#: Seconds that frames may wait for somebody to read them.
+#: Seconds that frames may wait to be read.
 PACE = 0.02
-#: How the folders of outboxes' sockets are called, and how many seconds one lives before it can be a dead worker's.
+#: Prefix of the folders of outboxes' sockets, and age in seconds below which none is taken for a dead worker's.
 PREFIX, SETTLED = "howl-outbox-", 60.0
-#: Bytes that the socket's path has after that of the folder for temporary files: /howl-outbox-12345678/socket.
+#: Bytes of the socket's path after that of the folder for temporary files: /howl-outbox-12345678/socket.
 SOCKET = 28
 
 
@@ -52,8 +52,8 @@ class Parcel:
 
 
 def parcel(entry: Entry, document: bytes, tag: str) -> Parcel:
-    """Say what kind of word an entry is."""
-    if isinstance(entry, ArtifactKept | PartsAdded):  # like progress: only whoever holds the message may tell
+    """Return an entry as a parcel of its kind."""
+    if isinstance(entry, ArtifactKept | PartsAdded):  # like progress: only the holder of the message may report it
         return Parcel(PROGRESS, tag, entry.task_id, document)
     if not isinstance(entry, Outcome):
         return Parcel(OTHER, tag, "", document)
@@ -67,9 +67,9 @@ def parcel(entry: Entry, document: bytes, tag: str) -> Parcel:
 
 
 class Outbox(bootsteps.Step):
-    """What the backend hands outcomes to in a worker, whichever of its processes it runs in.
+    """The receiver of the backend's outcomes in a worker, whichever of its processes the backend runs in.
 
-    Made with the worker, before its pool starts children: they inherit it, and find their way back by its address.
+    Made with the worker, before its pool starts children: they inherit it, and reach the parent by its address.
     """
 
     def __init__(self, parent: Any, **options: Any) -> None:
@@ -84,7 +84,7 @@ class Outbox(bootsteps.Step):
         hear_of_runs(parent.app)
 
     def put(self, entry: Entry, document: bytes, tag: str) -> None:
-        """Called by the backend where it writes."""
+        """Send an outcome towards the session; the backend calls it where it writes."""
         item = parcel(entry, document, tag)
         if item.kind in (END, LAST):
             reporter.flush()
@@ -94,7 +94,7 @@ class Outbox(bootsteps.Step):
             self._sender_of_this_child().send(item)
 
     def show(self, document: bytes) -> None:
-        """Hand an event, whole and as JSON, to whoever shows what runs do; raises OSError when the parent is gone."""
+        """Hand an event, complete and as JSON, to the publisher of events; raises OSError when the parent is gone."""
         if os.getpid() == self._pid:
             self.collector.show(document)
         else:
@@ -102,12 +102,12 @@ class Outbox(bootsteps.Step):
 
     def _sender_of_this_child(self) -> "Sender":
         pid = os.getpid()
-        # Two threads may have their first word at once: both get the same.
+        # Two threads may send for the first time at once: both get the same sender.
         return self._senders.get(pid) or self._senders.setdefault(pid, Sender(self.collector.address))
 
 
 class Sender:
-    """A pool child's side: one connection, made when it first has something to say."""
+    """A pool child's side: one connection, made when it first has something to send."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -143,13 +143,13 @@ class Collector(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="howl-outbox", daemon=True)
-        #: Set by who holds the claims, before the thread starts.
+        #: Set by the adapter of claims, before the thread starts.
         self.deliver: Callable[[Parcel], None] = _nobody
-        #: Set by who publishes events; called by any thread, with the JSON of one event, and returns at once.
+        #: Set by the step that publishes events; called by any thread, with the JSON of one event, and returns at once.
         self.show: Callable[[bytes], None] = _unseen
         self._lock = threading.RLock()
         _clear_away_what_the_dead_left()
-        # Private to this user, so that nobody else on the machine speaks for a child.
+        # Private to this user, so that nobody else on the machine can pose as a child.
         self._folder = tempfile.mkdtemp(prefix=PREFIX, dir=folder_for(SOCKET))
         self.address = str(Path(self._folder) / "socket")
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -162,8 +162,8 @@ class Collector(threading.Thread):
 
     def run(self) -> None:
         while not self._closed:
-            # Wait without the lock, read with it. Whoever settles reads at once; what is left to this thread is
-            # progress, and large outcomes, whose child waits for room: neither is worth waking for every frame.
+            # Wait without the lock, read with it. Settling a message reads at once; what is left to this thread is
+            # progress, and large outcomes, whose child waits for room: neither is worth a wake-up for every frame.
             if self._selector.select(timeout=1.0):
                 time.sleep(PACE)
                 self.read()
@@ -180,7 +180,7 @@ class Collector(threading.Thread):
                         self._receive(key.fileobj, key.data)  # type: ignore[arg-type]  # only sockets are registered
 
     def close(self) -> None:
-        """Read what is left and stop listening; closing twice does nothing more."""
+        """Read what is left and stop listening; closing again does nothing."""
         self.read()
         with self._lock:
             if self._closed:
@@ -220,7 +220,7 @@ class Collector(threading.Thread):
 
 
 def _clear_away_what_the_dead_left() -> None:
-    """A worker that was killed could not remove its folder."""
+    """Remove the folders that killed workers left behind."""
     for folder in Path(folder_for(SOCKET)).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # somebody else's, or another worker was quicker
             if _is_left_over(folder):
@@ -229,7 +229,7 @@ def _clear_away_what_the_dead_left() -> None:
 
 
 def _is_left_over(folder: Path) -> bool:
-    """Whether it is this user's, and nobody listens there, nor is about to."""
+    """Return whether the folder is this user's, and nobody listens there, nor is about to."""
     about = folder.lstat()
     if about.st_uid != os.geteuid() or time.time() - about.st_mtime < SETTLED:
         return False
@@ -247,7 +247,7 @@ def _nobody(item: Parcel) -> None:
 
 
 def _unseen(document: bytes) -> None:
-    """Nobody watches."""
+    """Drop an event, for nobody publishes it."""
 
 
 def _frames(buffer: bytearray) -> list[Parcel]:

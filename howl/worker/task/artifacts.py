@@ -1,4 +1,4 @@
-"""What a task calls to leave a file behind: `artifact`."""
+"""The function that a task calls to leave a file behind: `artifact`."""
 
 import io
 import os
@@ -20,15 +20,15 @@ from howl.worker.task.uploads import Source, upload
 
 
 def artifact(content: str | Path | bytes, name: str | None = None, media_type: str | None = None) -> dict[str, Any]:
-    """Leave a file behind: the one at a path, or these bytes under a name. It outlives the worker, at the server.
+    """Leave a file behind: the one at a path, or these bytes under a name. It outlives the worker, on the server.
 
-    Returns its `name`, `media_type`, `size` in bytes and `sha256`, fit to be part of the task's result; it is listed
-    with the task from then on, however the task ends. Without `name` the file keeps its own; without `media_type` that
-    is guessed. A name used again stands for the newer file, within a run and when the task is tried again.
+    Returns its `name`, `media_type`, `size` in bytes and `sha256`, which can be part of the task's result. The file is
+    listed with the task from then on, however the task ends. Without `name` it keeps its own; without `media_type` that
+    is guessed. A name used again stands for the newer file, within a run and when the task is retried.
 
     Raises ArtifactRefused for a name, a kind or a size that is not allowed, and when the server has no room;
     ArtifactFailed when the file cannot be read, or NATS does not take it within two minutes without progress;
-    NotConfigured without NATS. Works wherever a task runs: in prefork children, in threads, alone.
+    NotConfigured without NATS. Works wherever a task runs: in prefork children, in threads, in solo workers.
     """
     request = _running()
     settings = _settings()
@@ -60,7 +60,7 @@ def _running() -> Any:
 
 
 def _settings() -> Settings:
-    # Of the running task's application: importing howl.celery would make its own the current one, wherever a module
+    # From the running task's application: importing howl.celery would make its own the current one, wherever a module
     # with tasks is imported.
     settings: Settings | None = current_task.app.conf.get("howl")
     if settings is None:
@@ -90,7 +90,7 @@ def _bytes(content: bytes) -> tuple[Source, int, bytes]:
 
 
 def _file(path: Path) -> tuple[Source, int, bytes]:
-    """How to read it, its size, and its beginning."""
+    """Return how to read the file, its size in bytes, and its beginning."""
     try:
         with _opened(path) as file:
             return partial(_reader, path), os.fstat(file.fileno()).st_size, file.read(media_types.HEAD)
@@ -99,7 +99,7 @@ def _file(path: Path) -> tuple[Source, int, bytes]:
 
 
 def _opened(path: Path) -> io.FileIO:
-    # Not to wait for whoever might write into a pipe.
+    # Non-blocking: opening a pipe would wait for somebody to write into it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -108,7 +108,7 @@ def _opened(path: Path) -> io.FileIO:
 
 
 def _reader(path: Path) -> Any:
-    """Reads the file, which is closed with the last reference to it."""
+    """Return a function that reads the file, which is closed with the last reference to it."""
     try:
         file = _opened(path)
     except OSError as error:
@@ -129,14 +129,14 @@ def _unreadable(path: Path, error: OSError) -> ArtifactFailed:
 
 @dataclass
 class _Tally:
-    """What a run has left so far."""
+    """The files and bytes that a run has left so far."""
 
     files: int = 0
     bytes: int = 0
 
 
 def _count(request: Any, settings: Settings, name: str, size: int) -> None:
-    """Raises ArtifactRefused before anything is read that would be too much."""
+    """Count a file, or raise ArtifactRefused if it would be too much, before anything of it is read."""
     if size > settings.artifact_limit:
         raise _too_large(name, f"{size:,} bytes", settings.artifact_limit)
     tally: _Tally = request.__dict__.setdefault("howl_artifacts", _Tally())
@@ -160,7 +160,7 @@ def _too_large(name: str, size: str, limit: int) -> ArtifactRefused:
 
 
 def _limited(source: Source, name: str, limit: int) -> Source:
-    """The same, for files that grow while they are read."""
+    """Return the source with a limit in bytes, for files that grow while they are read."""
 
     def begin() -> Any:
         read, total = source(), 0

@@ -1,4 +1,4 @@
-"""For authors of tasks: say how far a task is, and what it does, while it runs; leave a file behind."""
+"""The functions for authors of tasks: report progress and log lines of a running task, and leave a file behind."""
 
 from numbers import Integral, Real
 
@@ -8,20 +8,21 @@ from howl.worker.task.reporter import current
 
 __all__ = ["artifact", "log", "progress"]
 
-#: The largest number that every reader of JSON holds exactly, and characters of a note.
+#: The largest number that every reader of JSON holds exactly, and most characters of a note.
 MOST = 2**53
 NOTE = 200
 
 
 def progress(done: float, total: float | None = None, note: str | None = None) -> None:
-    """Say how far the running task is: `done` of `total` (in whatever unit you count), and what it is doing.
+    """Report how far the running task is: `done` of `total` (in whatever unit you count), and what it is doing.
 
     Call it as often as you like, in the tightest loop: the first call is shown at once, then the newest four times a
-    second, and the last one always. `total` may be left out when nobody knows it, and may change. A note is one line
+    second, and the last one always. `total` may be left out when it is unknown, and may change. A note is one line
     of at most 200 characters; longer ones are clipped.
 
     Outside a worker (in a test, in a task called as a function) it does nothing.
-    Raises TypeError if `done` or `total` is no number, ValueError if it is negative, NaN or above 2**53.
+    Raises TypeError if `done` or `total` is not a number, or `note` not a text; ValueError if a number is negative, NaN
+    or above 2**53.
     """
     done = _number("done", done)
     total = None if total is None else _number("total", total)
@@ -32,10 +33,10 @@ def progress(done: float, total: float | None = None, note: str | None = None) -
 
 
 def log(line: object) -> None:
-    """Show a line of the running task's log; of a text with several lines, each.
+    """Show a line of the running task's log, or each line of a text with several.
 
-    Bytes are read as UTF-8, anything else becomes a text as `print` does it. Lines are clipped at 2,000 characters, and
-    what cannot be shown becomes U+FFFD. A carriage return begins its line again, as on a terminal.
+    Bytes are read as UTF-8, anything else becomes a text as with `print`. Lines are clipped at 2,000 characters, and
+    what cannot be shown becomes U+FFFD. A carriage return starts its line over, as on a terminal.
 
     Call it as often as you like: the first line is shown at once, then what is new four times a second. A run may show
     256 KiB at once and 16 KiB a second from then on; of more, the newest lines are shown, with how many were left out.
@@ -48,10 +49,10 @@ def log(line: object) -> None:
 
 
 def _number(name: str, value: object) -> float:
-    """A number as JSON knows it; NumPy's and the like are numbers too."""
-    if type(value) is not int and type(value) is not float:  # which they are nearly always, and this must be cheap
+    """Return a number as JSON knows it; NumPy's and the like are numbers too."""
+    if type(value) is not int and type(value) is not float:  # nearly always one of these, and this must be cheap
         value = _converted(name, value)
-    if not 0 <= value <= MOST:  # NaN is not either
+    if not 0 <= value <= MOST:  # NaN fails this too
         raise ValueError(f"{name} must be a number from 0 to 2**53.")
     return value
 

@@ -1,21 +1,21 @@
-"""Lines as they may be shown: split, clipped, cleaned, so many at a time."""
+"""Lines of a log, made fit to be shown: split, clipped, cleaned, so many at a time."""
 
 import re
 from collections.abc import Iterator
 
-#: Characters of a line, and bytes of the lines in one message.
+#: Most characters of a line, and most bytes of the lines in one message.
 LINE = 2_000
 BATCH = 65_536
 
-#: What a terminal obeys and nobody reads: colours, titles, movements.
+#: Commands to a terminal, which nobody reads: colours, titles, movements of the cursor.
 COMMANDS = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
-#: Control characters but the tab, ends of lines, what turns the direction of text, halves of characters: some cannot be
-#: stored, none shown.
+#: Control characters except the tab, line ends, marks that change the direction of text, surrogates: some cannot be
+#: stored, none can be shown.
 UNSHOWABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def split(text: str, most: int) -> tuple[list[str], int]:
-    """The newest lines of a text, clipped, `most` of them; and how many more it has."""
+    """Return the newest lines of a text, clipped, at most `most` of them; and how many more it has."""
     if len(text) <= LINE and "\n" not in text and "\r" not in text:
         return [text], 0
     text = text.replace("\r\n", "\n").removesuffix("\n")
@@ -24,24 +24,24 @@ def split(text: str, most: int) -> tuple[list[str], int]:
 
 
 def _overwritten(line: str) -> str:
-    """A carriage return begins the line again, as progress bars do: what was written last remains."""
+    """Return what was written last: a carriage return starts the line over, as progress bars do."""
     return line.rstrip("\r").rpartition("\r")[2]
 
 
 def clip(text: str, most: int = LINE) -> str:
-    """So many characters, the last one an ellipsis if there were more."""
+    """Return at most `most` characters, the last one an ellipsis if there were more."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def clean(text: str) -> str:
-    """Without what a terminal would obey; U+FFFD for what else cannot be shown."""
+    """Remove what a terminal would obey; put U+FFFD for what else cannot be shown."""
     if text.isprintable():
         return text
     return UNSHOWABLE.sub("\ufffd", COMMANDS.sub("", text))
 
 
 def newest(lines: list[str], room: float) -> tuple[list[str], int]:
-    """The last lines that fit into so many bytes, cleaned, one at least; and their size in bytes."""
+    """Return the last lines that fit into `room` bytes, cleaned, one at least; and their size in bytes."""
     kept: list[str] = []
     size = 0
     for line in map(clean, reversed(lines)):
@@ -53,7 +53,7 @@ def newest(lines: list[str], room: float) -> tuple[list[str], int]:
 
 
 def batches(lines: list[str]) -> Iterator[list[str]]:
-    """The same lines in order, at most BATCH bytes together."""
+    """Yield the same lines in order, at most BATCH bytes together."""
     batch: list[str] = []
     size = 0
     for line in lines:
@@ -67,5 +67,5 @@ def batches(lines: list[str]) -> Iterator[list[str]]:
 
 
 def bytes_of(line: str) -> int:
-    """As UTF-8, with its line end."""
+    """Return the size of a line in bytes, as UTF-8, with its line end."""
     return 1 + (len(line) if line.isascii() else len(line.encode()))

@@ -1,7 +1,7 @@
-"""What a run lets be seen of itself while it lasts: its newest progress and its lines, a few messages a second.
+"""What a run shows of itself while it lasts: its newest progress and its log lines, a few messages a second.
 
-Whoever tells takes no lock: a soft time limit may strike between any two instructions of a task's main thread, and a
-finalizer may tell something in the middle of a telling. Each step that is shared is one call into C: `append`,
+Reporting takes no lock: a soft time limit may strike between any two instructions of a task's main thread, and a
+finalizer may report something in the middle of another report. Each shared step is one call into C: `append`,
 `popleft`, `put`.
 """
 
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two messages of a run.
 PACE = 0.25
-#: Lines that may wait for the next message; of more, the newest.
+#: Most lines that wait for the next message; of more, the newest do.
 WAITING = 1_000
-#: Bytes of lines that a run may show at once, how many it regains a second, how many its last words have in any case.
+#: Bytes of lines that a run may show at once, that it regains a second, and that its last message has in any case.
 BURST, RATE, LAST_WORDS = 4 * BATCH, 16_384, 8_192
 
 Progress = tuple[float, float | None, str | None]
 
-#: The run that goes on here. Coroutines and `asyncio.to_thread` have it too, and what runs in a copy of the context.
+#: The run in this context, which coroutines, `asyncio.to_thread` and what runs in a copy of the context have too.
 current: ContextVar["Sight | None"] = ContextVar("howl_sight", default=None)
 
 
 class Sight:
-    """What can be seen of one run, in the process that runs it; in a fork of that process it shows nothing."""
+    """What one run shows of itself, in the process that runs it; in a fork of that process it shows nothing."""
 
     def __init__(self, show: Callable[[bytes], None], task_id: str, hostname: str) -> None:
         self.is_over = False
@@ -49,17 +49,17 @@ class Sight:
         self._is_queued = self._has_told = False
         self._flushing = threading.Lock()
         self._number = 0
-        #: Lines that were told, and those of them that were shown or left out.
+        #: Lines that were reported, and those of them that were shown or left out.
         self._told = self._accounted = 0
         self._allowance, self._allowed_at = float(BURST), time.monotonic()
 
     def tell_progress(self, progress: Progress) -> None:
-        """Show it now or within PACE seconds, unless there is newer by then."""
+        """Show progress now or within PACE seconds, unless there is newer by then."""
         self._progress.append(progress)
         self._ask()
 
     def tell_lines(self, text: str) -> None:
-        """Show them now or within PACE seconds, or as many of the newest as may be."""
+        """Show lines now or within PACE seconds, or as many of the newest as are allowed."""
         lines, left_out = split(text, WAITING)
         self._lines.extend(lines)
         self._told += len(lines) + left_out
@@ -71,11 +71,11 @@ class Sight:
             _flusher.add(self)
 
     def flush(self, *, last: bool = False) -> None:
-        """Show what waits, in order, whoever else flushes; what nobody takes is given up with a warning."""
+        """Show what waits, in order even if another thread flushes; if nobody takes it, give up with a warning."""
         if os.getpid() != self._pid:
             return
         with self._flushing:
-            self._is_queued = False  # first: what is told from here on asks anew
+            self._is_queued = False  # first: what is reported from here on asks anew
             self.due = time.monotonic() + PACE
             try:
                 for body in self._bodies(last):
@@ -125,9 +125,9 @@ class Sight:
 
 
 class Flusher:
-    """One thread a process, started with its first word: flushes a run at once, and then as often as PACE allows.
+    """One thread a process, started by its first report: it flushes a run at once, then as often as PACE allows.
 
-    Not in the task's thread: a soft time limit would cut a message in two, and a parent that is busy hold up the task.
+    Not in the task's thread: a soft time limit would cut a message in two, and a busy parent would hold up the task.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class Flusher:
                 self._thread = thread
 
     def _serve(self) -> None:
-        # A signal that came here would not wake the main thread, whose soft time limit it may be.
+        # A signal that came here would not wake the main thread, and it may be that thread's soft time limit.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         waiting: set[Sight] = set()
         while True:
@@ -164,7 +164,7 @@ _flusher = Flusher()
 
 
 def begin(show: Callable[[bytes], None], task_id: str, hostname: str) -> None:
-    """From here on, what is told in this context is this run's."""
+    """Make what is reported in this context from here on this run's."""
     global _flusher  # a fork has its parent's, without its thread
     if _flusher.pid != os.getpid():
         _flusher = Flusher()
@@ -172,13 +172,13 @@ def begin(show: Callable[[bytes], None], task_id: str, hostname: str) -> None:
 
 
 def flush() -> None:
-    """Show what the run that goes on here has told: its outcome is about to go out."""
+    """Show what the run in this context has reported: its outcome is about to be sent."""
     if (sight := current.get()) is not None:
         sight.flush(last=True)
 
 
 def end() -> None:
-    """The run that goes on here has ended: all it told is shown, and it tells no more."""
+    """End the run in this context: show all that it reported, and accept no more."""
     if (sight := current.get()) is not None:
         current.set(None)
         sight.end()

@@ -1,6 +1,6 @@
-"""When a run must end, where nobody can end it from outside: in threads and solo workers a task asks here, and is told.
+"""The time limits of a run that nobody can end from outside: in threads and solo workers a task checks them here.
 
-In a prefork worker the parent ends its children by signals, and nothing here has anything to say.
+In a prefork worker the parent ends its children by signals, and nothing here has any effect.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded
 
 T = TypeVar("T")
 
-#: Seconds within which a run that waits hears that it is cancelled.
+#: Seconds within which a waiting run learns that it is cancelled.
 TICK = 1.0
 
 
 class Stopped(Ignore):
-    """The run is ended from outside: Celery stores nothing of it, nor tries it again; the request says how it ended."""
+    """The run is ended from outside: Celery stores nothing of it, nor retries it; the request reports how it ended."""
 
 
 class Cancelled(Stopped):
@@ -27,11 +27,11 @@ class Cancelled(Stopped):
 
 
 class OutOfTime(Stopped):
-    """The hard time limit has passed; its one argument says how many seconds that was."""
+    """The hard time limit has passed; the one argument is that limit in seconds."""
 
 
 class Limits:
-    """What one run may take, in seconds since it began; None: as long as it likes."""
+    """The time limits of one run, in seconds since it began; None: no limit."""
 
     def __init__(self, began: float, soft: float | None, hard: float | None) -> None:
         self._soft, self._hard = soft, hard
@@ -39,7 +39,7 @@ class Limits:
         self._is_cancelled = False
 
     def cancel(self) -> None:
-        """Have the run end when it next asks; from any thread."""
+        """Have the run end at its next check; from any thread."""
         self._is_cancelled = True
 
     def check(self) -> None:
@@ -49,7 +49,7 @@ class Limits:
         if monotonic() >= self._hard_at:
             raise OutOfTime(self._hard)
         if monotonic() >= self._soft_at:
-            self._soft_at = math.inf  # said once: what the task does about it, it has until the hard limit for
+            self._soft_at = math.inf  # raised once: the task has until the hard limit to react
             raise SoftTimeLimitExceeded(self._soft)
 
     def patience(self) -> float:
@@ -57,30 +57,30 @@ class Limits:
         return max(0.0, min(TICK, self._soft_at - monotonic(), self._hard_at - monotonic()))
 
 
-#: Those of the run that goes on here, if it has to ask.
+#: The limits of the run in this context, if it has to check them.
 _current: ContextVar[Limits | None] = ContextVar("howl_limits", default=None)
 
 
 def begin(began: float, soft: float | None, hard: float | None) -> Limits:
-    """From here on, this context is that of a run which began at this monotonic second."""
+    """Make this context that of a run which began at this monotonic second."""
     limits = Limits(began, soft, hard)
     _current.set(limits)
     return limits
 
 
 def end() -> None:
-    """The run that went on here has ended."""
+    """Note that the run in this context has ended."""
     _current.set(None)
 
 
 def check() -> None:
-    """Raise SoftTimeLimitExceeded (once), OutOfTime or Cancelled when that is what has become of this run."""
+    """Raise SoftTimeLimitExceeded (once), OutOfTime or Cancelled if this run has passed a limit or is cancelled."""
     if (limits := _current.get()) is not None:
         limits.check()
 
 
 def patience() -> float:
-    """Seconds that the running task may wait before it asks again."""
+    """Return the seconds that the running task may wait before it checks again."""
     return TICK if (limits := _current.get()) is None else limits.patience()
 
 

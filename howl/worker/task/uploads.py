@@ -25,17 +25,17 @@ from howl.server_requests import KEPT, Answers, Asker, Piece, Refused, Whole, an
 
 logger = logging.getLogger(__name__)
 
-#: Times an upload is begun, from its beginning each time.
+#: Times an upload is tried, from its beginning each time.
 TRIES = 5
-#: Seconds before it is begun again, at first and at most.
+#: Seconds before it is tried again, at first and at most.
 FIRST_WAIT, LAST_WAIT = 1.0, 8.0
 #: Seconds without an upload after which the connection is closed.
 IDLE = 60.0
 #: Seconds that an upload of any size may take.
 LONGEST = 3600.0
-#: Places asked for at once, and most that a file has ahead of its pieces: they are good for some minutes only.
+#: Places asked for at once, and most that a file has ahead of its pieces: they are valid for some minutes only.
 AT_ONCE, AHEAD = 16, 32
-#: JetStream's numbers for "no room": of the bucket, of the account, of the server's disk.
+#: JetStream's error codes for "no room": in the bucket, in the account, on the server's disk.
 NO_ROOM = (10077, 10023, 10047, 10002)
 OPTIONS = ObjectMetaOptions(max_chunk_size=store.PIECE)
 NO_RIGHT = (
@@ -43,7 +43,7 @@ NO_RIGHT = (
     "of the same version."
 )
 
-#: Gives a function that reads so many bytes of the file, from its beginning.
+#: Returns a function that reads so many bytes of the file at a time, from its beginning.
 Source = Callable[[], Callable[[int], bytes]]
 
 _lock = threading.Lock()
@@ -51,7 +51,7 @@ _uploader: "Uploader | None" = None
 
 
 def upload(settings: Settings, name: str, source: Source, size: int) -> ObjectInfo:
-    """Store a file of so many bytes, or fewer, and return what JetStream has of it, under a random name.
+    """Store a file of at most `size` bytes under a random name, and return its description in JetStream.
 
     Raises ArtifactRefused, ArtifactFailed or NotConfigured.
     """
@@ -64,7 +64,7 @@ def upload(settings: Settings, name: str, source: Source, size: int) -> ObjectIn
 
 
 def _forget() -> None:
-    """A forked process has neither the thread nor the connection, nor may it use the lock as it was left."""
+    """Start afresh in a forked process: it has neither thread nor connection, and may not use the lock it inherits."""
     global _lock, _uploader  # likewise
     _lock, _uploader = threading.Lock(), None
 
@@ -86,7 +86,7 @@ class Uploader:
         threading.Thread(target=self.loop.run_forever, name="howl-uploads", daemon=True).start()
 
     def upload(self, name: str, source: Source, size: int) -> ObjectInfo:
-        """From any thread, which waits."""
+        """Upload a file; called from any thread, which waits."""
         under_way = asyncio.run_coroutine_threadsafe(self._upload(name, source, size), self.loop)
         try:
             return under_way.result(LONGEST)
@@ -119,7 +119,7 @@ class Uploader:
         raise AssertionError("the last try returns or raises")
 
     async def _try(self, name: str, source: Source, size: int) -> ObjectInfo:
-        """Under an id of its own: a try that fails leaves pieces, with which the next one's are not to be mixed."""
+        """Upload once, under an id of its own: a failed try leaves pieces, which must not mix with the next one's."""
         connection, artifact_id = await self._connected(), secrets.token_hex(16)
         bucket = store.bucket(self.settings.subject_prefix)
         info = ObjectInfo(name=artifact_id, bucket=bucket, nuid="", description=name, options=OPTIONS)
@@ -162,16 +162,16 @@ class Uploader:
 
 
 class Places:
-    """Where the pieces of one file go: the server says so, some pieces ahead, while it has room for them."""
+    """The places for the pieces of one file: the server gives them, some pieces ahead, while it has room for them."""
 
     def __init__(self, connection: "Connection", info: ObjectInfo, size: int) -> None:
         self.connection, self.info, self.size = connection, info, size
-        #: Pieces that there may be, have been asked for, and have been given a place.
+        #: Numbers of pieces that there may be, that a place was asked for, and that were given one.
         self.most, self.asked, self.given = pieces_of(size), 0, 0
         self._answers: Answers = asyncio.Queue()
 
     async def next(self) -> str:
-        """A place for one piece; raises UploadRefused, ArtifactFailed, or as `Flight.send`."""
+        """Return a place for one piece; raises UploadRefused, ArtifactFailed, or as `Flight.send`."""
         if self.given == self.most:
             raise ArtifactFailed(f"{self.info.description!r} grew while it was read: leave it when it is written.")
         while self.asked < self.most and self.asked - self.given < AHEAD:
@@ -185,7 +185,7 @@ class Places:
         return str(answer.reply)
 
     async def conclude(self) -> None:
-        """Have the server look at what came, and describe it; raises likewise."""
+        """Have the server check what came, and describe the file; raises likewise."""
         while self.given < self.asked:  # fewer were needed
             await self._answer()
             self.given += 1
@@ -201,7 +201,7 @@ class Places:
             raise _refusal(answer)
 
     async def aclose(self) -> None:
-        """Wait for no answer any more."""
+        """Stop waiting for answers."""
         self.connection.asker.forget(self._answers)
 
     async def _answer(self) -> Msg:
@@ -228,7 +228,7 @@ class UploadRefused(NatsError):
 
 
 class Connection(nats.Connection):
-    """One that is not repaired: what was under way when it broke begins anew on another."""
+    """A connection that is not repaired: what was under way when it broke begins anew on another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class Connection(nats.Connection):
         self.asker: Asker
 
     async def begin(self, settings: Settings) -> Self:
-        """Itself; raises one of messaging.TROUBLE."""
+        """Connect, and return itself; raises one of nats.TROUBLE."""
         self.asker = Asker(self.flight, settings)
         return await self.open(settings, "howl uploads", error_cb=self._hear, closed_cb=self._end)
 
@@ -245,10 +245,10 @@ class Connection(nats.Connection):
         return self.is_connected and not self.flight.lost.done()
 
     def give_up(self, error: Exception) -> None:
-        """Whoever waits for it, or for it to have room, hears the error."""
+        """Raise the error in whatever waits for this connection, or for it to have room."""
         if not self.flight.lost.done():
             self.flight.lost.set_exception(error)
-            self.flight.lost.exception()  # seen: nobody may be waiting
+            self.flight.lost.exception()  # mark it as seen: nobody may be waiting
 
     async def _hear(self, error: Exception) -> None:
         if _is_forbidden(error):
@@ -259,7 +259,7 @@ class Connection(nats.Connection):
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether another try would hear the same."""
+    """Return whether another try would get the same answer."""
     no_room = isinstance(error, APIError) and error.err_code in NO_ROOM
     refused = isinstance(error, UploadRefused) and error.is_final
     return refused or no_room or _is_forbidden(error) or is_refused_login(error)
