@@ -10,6 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 
+#: Seconds by which turn.lua's time may be behind Redis's: the rest of its last millisecond.
+MILLISECOND = 0.001
+
+
 class ServerClock:
     """Redis's time; made before the pool starts children, which share what it learns."""
 
@@ -17,11 +21,12 @@ class ServerClock:
         self._ahead = memoryview(mmap.mmap(-1, 8)).cast("d")
 
     def heard(self, asked: float, answered: float, there: float) -> None:
-        """Learn that Redis's time was `there` at some moment between two of this machine's (all in seconds since 1970).
+        """Learn that Redis's time was `there`, whole milliseconds, at some moment between two of this machine's.
 
-        A time that fits between the two changes nothing: a good clock stays as it is, however slow the answer.
+        All are seconds since 1970. A time that fits between the two changes nothing: a good clock stays as it is,
+        however slow the answer.
         """
-        least, most = there - answered, there - asked
+        least, most = there - answered, there + MILLISECOND - asked
         if not least <= self._ahead[0] <= most:
             self._ahead[0] = 0.0 if least <= 0 <= most else (least + most) / 2
 
