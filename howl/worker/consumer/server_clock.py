@@ -9,7 +9,6 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-
 #: Seconds by which turn.lua's time may be behind Redis's: the rest of its last millisecond.
 MILLISECOND = 0.001
 
