@@ -30,7 +30,7 @@ from howl.embedded.stack import Stack
 from howl.errors import DatabaseUnavailable
 from howl.mcp_shim import tools
 from howl.models import Task
-from howl.queries import records, statistics
+from howl.queries import statistics
 from howl.queries.results import Reader
 from howl.submission import TaskRequest, submit
 from tests.helpers.roads import LOOK, Road
@@ -283,7 +283,7 @@ def test_an_answer_that_takes_too_long_is_given_up_but_where_much_is_read(
         with postgres.patient(0.3), postgres.session(settings.database()) as session:
             session.execute(text("SELECT pg_sleep(20)"))
     slow = {"overview": lambda session, *_: list(session.execute(text("SELECT pg_sleep(0.6)")))}
-    monkeypatch.setattr(records, "QUESTIONS", slow)
+    monkeypatch.setattr(statistics, "QUESTIONS", slow)
     with postgres.patient(0.3), postgres.session(settings.database()) as session:
         assert len(statistics.analytics(session, "overview")["rows"]) == 1
 

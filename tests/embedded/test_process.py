@@ -36,7 +36,7 @@ COUNT_BUSY = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND q
 WITHOUT_END = """
 import sys, time
 from howl.embedded import cluster
-from tests.embedded import parent
+from tests.helpers import parent
 initdb = cluster._initdb
 cluster._initdb = lambda *told: (initdb(*told), time.sleep(parent.PATIENCE))
 parent.main(sys.argv[1])

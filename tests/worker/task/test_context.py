@@ -426,7 +426,7 @@ def test_a_process_that_the_task_forks_shows_nothing_and_a_run_of_its_own_does()
     assert (
         printed("""
 import os, time
-from howl.worker import sight
+from howl.worker.task import reporter as sight
 from howl.worker.task.context import log
 
 def show(document):
