@@ -67,7 +67,7 @@ class Folder:
         self.report[path] = "made" if before is None else "kept" if before == text else "changed"
 
     def put_once(self, name: str, text: str, mode: int) -> None:
-        """Write a file unless it exists: from then on it is the operator's to edit."""
+        """Write a file unless it exists: people may have edited it since."""
         path = self.path / name
         self.put(name, path.read_text() if path.exists() else text, mode)
 

@@ -1,4 +1,4 @@
-"""A certificate that the operator provides, such as Let's Encrypt's, checked as a client would before it is used."""
+"""A certificate from elsewhere, such as Let's Encrypt's, checked as a client would before any server uses it."""
 
 import ssl
 import tempfile

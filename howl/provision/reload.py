@@ -22,14 +22,14 @@ PATIENCE = 5
 DONE = "has the new users"
 #: Name of this client in NATS.
 NAME = "howl init"
-#: Prefix of the subjects on which the operator receives answers.
+#: Prefix of the subjects on which the user `operator` receives answers.
 INBOX = "_INBOX"
 
 
 def tell(folder: Folder, before: State, now: State) -> list[str]:
     """Have Redis and NATS reload their users; return the results, a sentence each.
 
-    Logs in with the operator's password from `before`, which they still know.
+    Logs in as `operator` with its password from `before`, which the servers still know.
     """
     old, new = _operator(folder, before), _operator(folder, now)
     return [f"Redis: {_tell_redis(old)}.", f"NATS: {asyncio.run(_tell_nats(old, new))}."]

@@ -1,4 +1,4 @@
-"""Replacing one credential while the servers run."""
+"""Rotation of one credential while the servers run."""
 
 from copy import deepcopy
 
@@ -12,7 +12,7 @@ ROLES = (
     "PostgreSQL still knows the old one: run `docker compose exec postgres psql -U postgres -d mcp_manager "
     "-f /docker-entrypoint-initdb.d/roles.sql`"
 )
-#: What the operator must still do, by credential.
+#: What is left to do by hand after a rotation, by credential.
 LEFT = {
     SERVER: f"The containers still know the old one: {UP}.",
     PERMANENT: f"The permanent worker still knows the old one: {UP}.",

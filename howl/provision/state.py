@@ -32,7 +32,7 @@ class State:
     also: list[str] = field(default_factory=list)
     #: The address of this machine that Redis and NATS are published on.
     publish: str = "0.0.0.0"  # noqa: S104  # TLS and passwords protect them
-    #: Whether the operator provided the certificate, and whether a public authority signed it.
+    #: Whether the certificate was provided from elsewhere, and whether a public authority signed it.
     given: bool = False
     public: bool = False
     passwords: dict[str, str] = field(default_factory=dict, repr=False)
