@@ -1,4 +1,4 @@
-"""What `make check` asks of the migrations: they run up and down, and lead to the tables that howl/models.py says."""
+"""The check of the migrations for `make check`: they run up and down, and lead to the tables of howl/models.py."""
 
 import sys
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from howl.server.migrate import configuration
 
 
 def main() -> None:
-    """Check them against a fresh PostgreSQL; exit 1 and say what is wrong, if anything is."""
+    """Check the migrations on a fresh PostgreSQL; exit with status 1 and a message if anything is wrong."""
     isolate()
     try:
         with fresh_database() as url:
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def check(database_url: str) -> None:
-    """Up, compare, down, and up again; raises CommandError when models and migrations differ."""
+    """Migrate up, compare, down, and up again; raises CommandError if models and migrations differ."""
     config = configuration(database_url)
     command.upgrade(config, "head")
     command.check(config)
@@ -39,9 +39,9 @@ def check(database_url: str) -> None:
 
 @contextmanager
 def fresh_database() -> Iterator[str]:
-    """The URL of an empty database of an embedded stack that ends, with its data, when the block does."""
+    """Yield the URL of an empty database on an embedded stack, which is removed with its data when the block ends."""
     with TemporaryDirectory(prefix="howl-check-") as folder:
-        # PostgreSQL does not run as root: its own user must be able to enter. The state folder in it is private.
+        # PostgreSQL does not run as root: its own user must be able to enter. The state folder inside is private.
         Path(folder).chmod(0o711)
         with Stack(Path(folder) / "home") as stack:
             yield stack.urls.database_url

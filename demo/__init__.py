@@ -1,1 +1,1 @@
-"""`make demo`: the whole system does its job on one machine, and every claim about it is checked."""
+"""`make demo`: the whole system at work on one machine, with every claim about it checked."""

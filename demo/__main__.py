@@ -1,4 +1,4 @@
-"""`make demo`: plays all acts in a folder of its own, and leaves nothing behind."""
+"""The entry point of `make demo`: plays all acts in a temporary folder, and leaves nothing behind."""
 
 import secrets
 import sys
@@ -48,8 +48,8 @@ def main(keep: bool) -> None:
 
 @contextmanager
 def _state_folder(keep: bool, screen: Screen) -> Iterator[Path]:
-    """A folder for everything, which is gone afterwards, like every process that was started."""
-    # In /tmp, whatever TMPDIR says, and open to walk through: for root, PostgreSQL runs as another user.
+    """Yield a folder for everything; afterwards end every process that was started, and remove it unless `keep`."""
+    # In /tmp, whatever TMPDIR says, and open to enter: for root, PostgreSQL runs as another user.
     home = Path(tempfile.mkdtemp(prefix="howl-demo-", dir="/tmp"))
     try:
         home.chmod(0o711)
@@ -62,7 +62,7 @@ def _state_folder(keep: bool, screen: Screen) -> Iterator[Path]:
         if keep:
             screen.say(f"Kept: {home}")
         else:
-            workfolder.remove(home)  # however deep what a test left in it
+            workfolder.remove(home)  # however deep the folders that a test left in it
             screen.check("no file is left", not home.exists(), home)
 
 

@@ -1,4 +1,4 @@
-"""The demo's acts, in order: servers, a burst, work, its end; then the servers anew, and what they still know."""
+"""The demo's acts, in order: servers, a burst, work, the burst's end; then the servers restarted, and their data."""
 
 import asyncio
 import hashlib
@@ -26,19 +26,19 @@ from workers.browser import NAME
 
 Checks = Iterable[Callable[[], None]]
 
-#: Seconds for the server and the workers to be there, and after a burst's runtime for its goodbye to be heard.
+#: Seconds for the server and the workers to be up, and after a burst's runtime for its workers to be offline.
 UP_PATIENCE = 60.0
 GOODBYE_PATIENCE = 10.0
-#: Seconds between two looks.
+#: Seconds between two polls.
 LOOK = 0.3
-#: How a PNG begins (ISO 15948, 5.2).
+#: The signature of a PNG (ISO 15948, 5.2).
 PNG = b"\x89PNG\r\n\x1a\n"
-#: The demo's own promise.
+#: Fewest tasks that the demo promises to submit.
 FEWEST_TASKS = 40
 
 
 class Demo:
-    """One demo in a state folder of its own, which holds the nonce file."""
+    """A demo in a state folder of its own, which holds the nonce file."""
 
     def __init__(self, home: Path, nonce: Path, screen: Screen) -> None:
         self.home = home
@@ -47,11 +47,11 @@ class Demo:
         self.site = Site(ROOT, nonce.read_bytes())
         #: The tasks by id, once submitted.
         self.work: dict[str, Work] = {}
-        #: What a worker's browser saw, once it has been fetched from where the server keeps it.
+        #: The screenshot of a worker's browser, once it is fetched from the server's object store.
         self.picture: Path | None = None
 
     def play(self) -> None:
-        """All acts; raises HowlError when one cannot go on."""
+        """Play all acts; raises HowlError if one cannot go on."""
         self.screen.act("Servers, on free ports of 127.0.0.1")
         with Stack(self.home) as stack, self._server(stack) as server, self.site.served():
             asyncio.run(self._work(stack, server))
@@ -62,7 +62,7 @@ class Demo:
 
     @contextmanager
     def _server(self, stack: Stack) -> Iterator[Command]:
-        """`howl server`, once it is up on a migrated database."""
+        """Migrate the database and yield `howl server` once it is up."""
         self.screen.say(_ports(stack))
         migrate.upgrade(stack.urls.database_url)
         with command("server", log=self.home / "server.log") as server:
@@ -131,7 +131,7 @@ class Demo:
         )
 
     async def _see_done(self, helper: Assistant, bursts: Bursts, checks: Checks) -> None:
-        """Wait until every task has ended; a burst whose time is up before is followed by another."""
+        """Wait until every task has ended; start another burst if one ends before that."""
         with self.screen.progress(self.work) as show:
             while True:
                 tasks = await self._tasks(helper)
@@ -147,7 +147,7 @@ class Demo:
         self.screen.say(f"All have ended, run by {len({task['worker_id'] for task in tasks.values()})} workers.")
 
     async def _tasks(self, helper: Assistant) -> dict[str, Any]:
-        """All tasks by id, as `list_tasks` shows them page by page."""
+        """Return all tasks by id, from `list_tasks` page by page."""
         page = await helper.call("list_tasks", limit=200)
         tasks = page["tasks"]
         while "next" in page:
@@ -156,7 +156,7 @@ class Demo:
         return {task["task_id"]: task for task in tasks}
 
     async def _examine(self, helper: Assistant) -> None:
-        """Look at what each task returned."""
+        """Check what each task returned."""
         reports = {task_id: await helper.call("get_task", task_id=task_id, wait_seconds=5) for task_id in self.work}
         examine(self.work, reports, self.screen)
         self._fetch_picture()
@@ -186,7 +186,7 @@ class Demo:
         self.screen.say(f"All of this through one MCP client: {helper.told()}.")
 
     async def _present(self, helper: Assistant) -> list[str]:
-        """Workers that have not gone offline."""
+        """List the workers that are not offline, with their status."""
         workers = (await helper.call("list_workers", status=None))["workers"]
         return [f"{worker['worker_id']} is {worker['status']}" for worker in workers if worker["status"] != "offline"]
 

@@ -1,7 +1,7 @@
-"""A stand-in for a coding agent: all it can do is count the lines of the Python files in the folders a prompt names.
+"""A stand-in for a coding agent, which only counts the lines of the Python files in the folders that a prompt names.
 
 `python agent_stand_in.py FOLDER PROMPT`; paths in the prompt are below the folder. A script for workers: it imports
-the standard library alone.
+only the standard library.
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main(folder: str, prompt: str) -> int:
-    """The exit status: 1 when the prompt names nothing that can be counted."""
+    """Count, and return the exit status: 1 if the prompt names no folder that can be counted."""
     words = (word.strip(".,:;") for word in prompt.split())
     named = [word for word in words if "/" in word and (Path(folder) / word).is_dir()]
     for name in named:

@@ -19,14 +19,14 @@ ANSWER_PATIENCE = 90
 
 
 class Assistant:
-    """Calls tools, and counts the calls."""
+    """A client that calls tools, and counts the calls."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.calls: Counter[str] = Counter()
 
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
-        """A tool's structured answer; raises DemoFailed when it refuses."""
+        """Call a tool and return its structured answer; raises DemoFailed if it refuses, or does not answer."""
         self.calls[tool] += 1
         try:
             result = await self.client.call_tool(tool, arguments)
@@ -39,13 +39,13 @@ class Assistant:
         return answer
 
     def told(self) -> str:
-        """Which tools were called how often."""
+        """List the tools that were called, and how often."""
         return ", ".join(f"{tool} {number}x" for tool, number in sorted(self.calls.items()))
 
 
 @asynccontextmanager
 async def assistant(log: Path) -> AsyncIterator[Assistant]:
-    """A client connected to a `howl mcp` of its own, whose log goes to a file."""
+    """Yield a client connected to a `howl mcp` of its own, which logs to a file."""
     shim = StdioServerParameters(command=HOWL, args=["mcp"], env=dict(os.environ))
     me = Implementation(name="demo", version=__version__)
     with log.open("w") as errors, _unpacked():
@@ -55,7 +55,7 @@ async def assistant(log: Path) -> AsyncIterator[Assistant]:
 
 @contextmanager
 def _unpacked() -> Iterator[None]:
-    """The SDK runs its users inside task groups, which wrap whatever they raise."""
+    """Unwrap exceptions: the SDK runs its users inside task groups, which wrap whatever they raise."""
     try:
         yield
     except ExceptionGroup as group:

@@ -1,4 +1,4 @@
-"""What each task returned, held against what it must have returned."""
+"""The check of each task's result against the one it must have."""
 
 import os
 from typing import Any
@@ -8,7 +8,7 @@ from demo.work import Evidence, Work, evidence
 
 
 def examine(work: dict[str, Work], reports: dict[str, dict[str, Any]], screen: Screen) -> None:
-    """Show an answer of each kind, and check all of them; `reports` are get_task's, by task id."""
+    """Show one result of each kind, and check all of them; `reports` are get_task's, by task id."""
     failed = [f"{work[task_id].title}: {it.get('error_message')}" for task_id, it in reports.items() if _failed(it)]
     found = [(work[task_id], evidence(work[task_id].kind, it)) for task_id, it in reports.items() if not _failed(it)]
     for item, returned in {item.kind: (item, returned) for item, returned in found}.values():

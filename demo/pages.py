@@ -13,7 +13,7 @@ FOLDERS = (".", "docs")
 
 
 class Site:
-    """Pages by path; what a page's digest will be is known only to who has the nonce."""
+    """Pages by path; without the nonce, a page's digest cannot be known in advance."""
 
     def __init__(self, root: Path, nonce: bytes) -> None:
         documents = [file for folder in FOLDERS for file in sorted((root / folder).glob("*.md"))]
@@ -23,12 +23,12 @@ class Site:
         self.address = ""
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each document's page, by URL."""
+        """Return the SHA-256 of each document's page, by URL."""
         return {f"{self.address}{path}": hashlib.sha256(page).hexdigest() for path, page in self.documents.items()}
 
     @contextmanager
     def served(self) -> Iterator[None]:
-        """Its pages can be fetched from `address` meanwhile."""
+        """Serve the pages at `address` until the block ends."""
         with ThreadingHTTPServer(("127.0.0.1", 0), self._handler()) as server:
             self.address = f"http://127.0.0.1:{server.server_port}"
             threading.Thread(target=server.serve_forever, args=(0.1,), name="pages", daemon=True).start()
@@ -53,13 +53,13 @@ class Site:
                 self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
-                """The terminal is the demo's."""
+                """Log nothing: the terminal is the demo's."""
 
         return Handler
 
 
 def _front(nonce: bytes, paths: list[str]) -> bytes:
-    """A page to look at, titled with the nonce's digest."""
+    """Return a page for the browser, titled with the nonce's digest."""
     links = "".join(f'<li><a href="{html.escape(path)}">{html.escape(path[1:])}</a></li>' for path in paths)
     style = "body{font:20px/1.5 sans-serif;margin:48px;columns:2}h1,p{column-span:all}"
     return (

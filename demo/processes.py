@@ -1,4 +1,4 @@
-"""The demo's own processes: `howl` commands that end with it, and a look for anything they left."""
+"""The demo's processes: `howl` commands that end with it, and a search for processes they left behind."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ from howl.errors import DemoFailed
 
 HOWL = str(Path(sys.executable).with_name("howl"))
 
-#: Seconds for a command to end after each signal, and for the last processes to be gone.
+#: Seconds for a command to end after each signal, and for the last processes to end.
 STOP_PATIENCE = 10.0
 LAST_PATIENCE = 5.0
 #: Seconds for a one-off command.
@@ -28,7 +28,7 @@ PR_SET_CHILD_SUBREAPER = 36  # <sys/prctl.h>
 
 
 class Command:
-    """A running `howl …`, its output in a file; the kernel ends it with this process."""
+    """A running `howl …` command, with its output in a file; the kernel ends it with this process."""
 
     def __init__(self, *arguments: str, log: Path, death_signal: signal.Signals = signal.SIGKILL) -> None:
         self.title = f"howl {arguments[0]}"
@@ -39,7 +39,7 @@ class Command:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in a terminal is for us, who end the commands in order
+                start_new_session=True,  # Ctrl-C in a terminal is for this process, which ends them in order
                 preexec_fn=partial(die_with, os.getpid(), death_signal),
             )
 
@@ -50,7 +50,7 @@ class Command:
         return self.log.read_text(errors="replace")
 
     def check(self) -> None:
-        """Raise DemoFailed, with its last words, if it ended."""
+        """Raise DemoFailed, with its last lines, if it ended."""
         if not self.running():
             raise DemoFailed(f"`{self.title}` stopped by itself (exit status {self.popen.returncode}): {self.tail()}")
 
@@ -58,7 +58,7 @@ class Command:
         return "\n".join(self.output().splitlines()[-8:])
 
     def end(self, *patiences: float) -> None:
-        """Ask it to end, and again after each of so many seconds (once, when none are given), then insist."""
+        """Terminate it, once for each of so many seconds to wait (by default `STOP_PATIENCE`), then kill it."""
         for patience in patiences or (STOP_PATIENCE,):
             self.popen.terminate()
             try:
@@ -72,7 +72,7 @@ class Command:
 
 @contextmanager
 def command(*arguments: str, log: Path) -> Iterator[Command]:
-    """A `howl …` that runs meanwhile."""
+    """Run a `howl …` command until the block ends."""
     started = Command(*arguments, log=log)
     try:
         yield started
@@ -81,7 +81,7 @@ def command(*arguments: str, log: Path) -> Iterator[Command]:
 
 
 def output_of(*argv: str | Path, **variables: str) -> str:
-    """What a program prints; raises DemoFailed when it fails."""
+    """Run a program and return what it prints; raises DemoFailed if it fails."""
     done = subprocess.run(
         argv, env=os.environ | variables, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=COMMAND_PATIENCE, check=False,
@@ -93,7 +93,7 @@ def output_of(*argv: str | Path, **variables: str) -> str:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a closed terminal are one KeyboardInterrupt, also in a script's background; once only."""
+    """Make Ctrl-C, SIGTERM and a closed terminal KeyboardInterrupts, also in the background; ignore them afterwards."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # a signal handler's arguments
         signal.raise_signal(signal.SIGINT)
@@ -104,15 +104,15 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        # What is being put away now must be put away whole.
+        # The clean-up that runs now must be completed.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
 
 
 def environment_of(word: str) -> str:
-    """The variables that a process shows, by a word of its command line; none where it shows its user nothing.
+    """Return the environment of the process with this word on its command line; empty if it may not be read.
 
-    Raises DemoFailed without such a process.
+    Raises DemoFailed if there is no such process.
     """
     for entry in Path("/proc").glob("[1-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
@@ -125,13 +125,13 @@ def environment_of(word: str) -> str:
 
 
 def adopt_orphans() -> None:
-    """From now on whatever descends from this process becomes its child when its own parent dies (Linux alone)."""
+    """Make every descendant a child of this process when its own parent dies, from now on (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def end_leftovers() -> list[str]:
-    """Wait a little for every descendant to be gone, kill those that are not, and tell which they were."""
+    """Wait `LAST_PATIENCE` seconds for every descendant to end; kill those that have not, and return their titles."""
     deadline = time.monotonic() + LAST_PATIENCE
     while _has_children():
         if time.monotonic() > deadline:
@@ -141,7 +141,7 @@ def end_leftovers() -> list[str]:
 
 
 def _has_children() -> bool:
-    """Whether there is any child, having collected those that ended."""
+    """Reap children that have ended, and return whether any are left."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -151,13 +151,13 @@ def _has_children() -> bool:
 
 
 def _kill_children() -> list[str]:
-    """A dying child's own children come to us: look again until none is left, for a while."""
+    """Kill all children, until none is left or time is up: a dying child's own children become ours."""
     found: dict[int, str] = {}
     deadline = time.monotonic() + LAST_PATIENCE
     while _has_children() and time.monotonic() < deadline:
         for pid in _children():
             found.setdefault(pid, _title(pid))
-            os.kill(pid, signal.SIGKILL)  # not collected yet, so the id is still its own
+            os.kill(pid, signal.SIGKILL)  # not reaped yet, so the id is still its own
         time.sleep(POLL)
     return list(found.values()) or ["a process that could not be found"]
 

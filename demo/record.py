@@ -1,4 +1,4 @@
-"""What the demo reads with `psql`, PostgreSQL's own client, once everything has been stopped and started again."""
+"""The record as `psql`, PostgreSQL's own client, reads it once everything has been stopped and started again."""
 
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
@@ -25,7 +25,7 @@ STATUSES = "SELECT status FROM workers"
 
 @dataclass(frozen=True)
 class Entry:
-    """A task as it is in the record: `ends` counts its events of success."""
+    """A task in the record; `ends` counts its events of success."""
 
     task_id: str
     status: str
@@ -40,23 +40,23 @@ class Psql:
         self.parts = urlsplit(url)
 
     def table(self, statement: str) -> str:
-        """An answer as people read it."""
+        """Return an answer as a table for people to read."""
         return self._ask(statement, "--pset=footer=off")
 
     def entries(self) -> list[Entry]:
-        """Every task that is recorded."""
+        """Return every recorded task."""
         rows = (row.split("|") for row in self._rows(ENTRIES))
         return [Entry(task_id, status, int(ends), digest) for task_id, status, ends, digest in rows]
 
     def worker_statuses(self) -> list[str]:
-        """The status of every worker that ever was."""
+        """Return the status of every recorded worker."""
         return self._rows(STATUSES)
 
     def _rows(self, statement: str) -> list[str]:
         return self._ask(statement, "--tuples-only", "--no-align").splitlines()
 
     def _ask(self, statement: str, *options: str) -> str:
-        """The password travels in the environment: a command line is for everyone to read."""
+        """Run `psql`, with the password in its environment: everyone can read a command line."""
         place = [f"--host={self.parts.hostname}", f"--port={self.parts.port}", f"--username={self.parts.username}"]
         line = ["--no-psqlrc", "--no-password", *place, f"--dbname={self.parts.path[1:]}", *options]
         password = unquote(self.parts.password or "")

@@ -1,4 +1,4 @@
-"""What the demo shows: acts, lines with their times, progress, and checks that hold or do not."""
+"""The demo's output: acts, lines with their times, progress, and checks that hold or do not."""
 
 import time
 from collections import Counter
@@ -21,7 +21,7 @@ Task = dict[str, Any]
 
 
 class Screen:
-    """Where everything is printed, and the checks are kept."""
+    """The terminal's output, and the results of the checks."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
@@ -30,24 +30,24 @@ class Screen:
         self.acts = 0
 
     def act(self, title: str) -> None:
-        """Begin the next part."""
+        """Print the title of the next act."""
         self.acts += 1
         self._print(f"\n[bold]{self.acts}. {title}[/bold]")
 
     def say(self, text: str) -> None:
-        """A line, with the seconds since the last one that took any."""
+        """Print a line, with the seconds since the last one if they are at least 0.05."""
         now = time.monotonic()
         took = f"  [dim]{now - self.last:.1f} s[/dim]" if now - self.last >= 0.05 else ""
         self.last = now
         self._print(f"   {text}{took}")
 
     def show(self, text: str) -> None:
-        """What a program printed, as it is."""
+        """Print a program's output as it is."""
         for line in text.rstrip().splitlines():
             self.console.print(f"   {line}", markup=False, soft_wrap=True)
 
     def check(self, claim: str, holds: bool, otherwise: object = "") -> None:
-        """Print whether a claim holds; when not, with what was found instead."""
+        """Print whether a claim holds and, if not, what was found instead."""
         self.checks.append(holds)
         if holds:
             self._print(f"   [green]ok[/green]      {claim}")
@@ -56,7 +56,7 @@ class Screen:
             self.console.print(f"{claim}: {otherwise}" if otherwise else claim, markup=False, soft_wrap=True)
 
     def verdict(self) -> bool:
-        """The last line; whether everything held."""
+        """Print the verdict; return whether every check held."""
         failed = self.checks.count(False)
         took = f"{time.monotonic() - self.began:.0f} s"
         if failed:
@@ -68,7 +68,7 @@ class Screen:
 
     @contextmanager
     def progress(self, work: dict[str, Work]) -> Iterator[Callable[[dict[str, Task]], None]]:
-        """A function that shows how tasks, by id, stand: live on a terminal, else a line now and then."""
+        """Yield a function that shows the state of tasks, by id: live on a terminal, else a line now and then."""
         if not self.console.is_terminal:
             yield _Lines(self, work).show
             return
@@ -95,7 +95,7 @@ class _Lines:
 
 
 def _bars(work: dict[str, Work], tasks: dict[str, Task]) -> Padding:
-    """A bar a kind of task, a line a worker."""
+    """Draw a bar for each kind of task, and a line for each worker."""
     bars, crew = Table.grid(padding=(0, 2, 0, 0)), Table.grid(padding=(0, 2, 0, 0))
     for kind, ended, total in _by_kind(work, tasks):
         bars.add_row(kind, ProgressBar(total, ended, width=36), f"{ended} of {total}")
@@ -105,14 +105,14 @@ def _bars(work: dict[str, Work], tasks: dict[str, Task]) -> Padding:
 
 
 def _by_kind(work: dict[str, Work], tasks: dict[str, Task]) -> list[tuple[str, int, int]]:
-    """Each kind with its numbers of ended and of all tasks."""
+    """Return each kind with its numbers of ended and of all tasks."""
     totals = Counter(item.kind for item in work.values())
     ended = Counter(item.kind for task_id, item in work.items() if tasks.get(task_id, {}).get("finished_at"))
     return [(kind, ended[kind], total) for kind, total in totals.items()]
 
 
 def _by_worker(tasks: dict[str, Task]) -> list[tuple[str, int, int]]:
-    """Each worker with its numbers of ended and of running tasks."""
+    """Return each worker with its numbers of ended and of running tasks."""
     ran = Counter(str(task["worker_id"]) for task in tasks.values() if "finished_at" in task)
     runs = Counter(str(task["worker_id"]) for task in tasks.values() if task["status"] == "started")
     return [(worker, ran[worker], runs[worker]) for worker in sorted(ran | runs)]

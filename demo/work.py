@@ -1,9 +1,9 @@
-"""The demo's tasks, on real input, and the evidence each must bring back.
+"""The demo's tasks, on real input, and the evidence that each must return.
 
 A nonce file is made when the demo begins, so nothing prepared beforehand can know its digest. Commands and the agent
-stand-in run behind `witness.py`, which digests the file and names its own process before it becomes them. A page holds
-the nonce, so the digest that web.fetch takes of what it got is one of the nonce too; which process fetched it is told
-by the events of its task. One page is titled with that digest: a browser must have been there to know it.
+stand-in run behind `witness.py`, which prints the file's digest and its own process id before it becomes them. Each
+page contains the nonce, so the digest that web.fetch returns depends on it; the task's events name the process that
+fetched the page. One page has the nonce's digest as its title, which only a browser that loaded it can return.
 """
 
 import importlib.util
@@ -20,10 +20,10 @@ from demo import agent_stand_in, witness
 from howl.errors import DemoFailed
 from workers.chromium.pool import NAMES
 
-#: The checkout: the demo's input is the repository itself.
+#: The checkout, whose files are the demo's input.
 ROOT = Path(__file__).parents[1]
 
-#: Parts of the tests that start no servers (tests/demo/test_demo.py sees to it), quick ones.
+#: Quick parts of the tests that start no servers, which tests/demo/test_demo.py checks.
 SHARDS = (
     "tests/test_durations.py",
     "tests/cli/test_formats.py",
@@ -38,7 +38,7 @@ LINTER, TESTS, PAGES, PICTURE, AGENT = "linter", "test shards", "web pages", "sc
 
 @dataclass(frozen=True)
 class Work:
-    """One task to come: what kind it is, the MCP tool and its arguments, the digest that its answer must hold."""
+    """A task to submit: its kind, the MCP tool and its arguments, the digest that its result must contain."""
 
     kind: str
     title: str
@@ -49,7 +49,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a task returned: a digest, the processes that did it, whether it did well, a line to show."""
+    """The evidence in a task's result: a digest, the processes that ran it, whether it did `well`, a line to show."""
 
     digest: str
     pids: frozenset[int]
@@ -58,23 +58,26 @@ class Evidence:
 
 
 def require_checkout() -> None:
-    """Raise DemoFailed where the repository's own files are not at hand."""
+    """Raise DemoFailed unless the repository's own files exist."""
     if not all((ROOT / part).exists() for part in ("pyproject.toml", *SHARDS)):
         raise DemoFailed("The demo works on HOWL's own repository: run `make demo` in a checkout of it.")
 
 
 def agent_command(nonce: Path) -> str:
-    """HOWL_AGENT_COMMAND for the stand-in."""
+    """Return HOWL_AGENT_COMMAND for the stand-in."""
     return shlex.join([*_witness(nonce), sys.executable, "-I", agent_stand_in.__file__, str(ROOT), "{prompt}"])
 
 
 def has_browser() -> bool:
-    """Whether workers of this machine can look at pages as people do."""
+    """Return whether workers on this machine can open pages in a browser."""
     return importlib.util.find_spec("playwright") is not None and any(map(shutil.which, NAMES))
 
 
 def planned(nonce: Path, digest: str, pages: dict[str, str], front: str, workers: list[str]) -> list[Work]:
-    """All tasks; `pages` are digests by URL, `front` is a page to look at. Each worker is assigned one by name."""
+    """Return all tasks, one of them assigned to each worker by name.
+
+    `pages` are digests by URL, `front` is the page for the browser.
+    """
     commands = [*_testing(nonce.parent), *_linting()]
     folders = [folder for folder in _packages() if "/" in folder]
     return [
@@ -86,7 +89,7 @@ def planned(nonce: Path, digest: str, pages: dict[str, str], front: str, workers
 
 
 def evidence(kind: str, task: dict[str, Any]) -> Evidence:
-    """From what get_task returned of a task that succeeded; raises DemoFailed when it is none."""
+    """Return the evidence in get_task's answer on a task that succeeded; raises DemoFailed if there is none."""
     try:
         ran = frozenset(event["data"]["pid"] for event in task["events"] if "pid" in event["data"])
         result = task["result"]
@@ -114,14 +117,14 @@ def _packages() -> list[str]:
 
 
 def _linting() -> Iterator[tuple[str, str, list[str]]]:
-    """Without a cache, which would be a file left behind."""
+    """Yield commands for the linter, without a cache, which would be left behind."""
     ruff = str(Path(sys.executable).with_name("ruff"))
     for folder in _packages():
         yield LINTER, f"ruff check {folder}", [ruff, "check", "--no-cache", folder]
 
 
 def _testing(home: Path) -> Iterator[tuple[str, str, list[str]]]:
-    """Each run makes a folder of its own: one that a worker could not end in time is begun again by another."""
+    """Yield commands for the tests; each run makes a folder of its own, because another worker may begin it again."""
     for number, shard in enumerate(SHARDS):
         place = home / f"shard-{number}"
         place.mkdir(exist_ok=True)

@@ -1,1 +1,1 @@
-"""Backing up and restoring what stays: the record, the files that tasks left behind, the server's configuration."""
+"""Backup and restore of what lasts: the record, the files that tasks left behind, the server's configuration."""

@@ -1,4 +1,4 @@
-"""The archive of a backup: a gzipped tar whose last member, the manifest, says what every other one must be."""
+"""The archive of a backup: a gzipped tar whose last member, the manifest, describes every other one."""
 
 import gzip
 import hashlib
@@ -19,24 +19,24 @@ from howl.backup.manifest import Manifest, Member, newer_than_known
 from howl.errors import ArchiveRefused, BackupFailed
 
 MANIFEST = "manifest.json"
-#: Bytes: larger than any manifest, smaller than any memory.
+#: Most bytes of a manifest: larger than any manifest, smaller than any memory.
 MANIFEST_LIMIT = 256 << 20
-#: Bytes of a member kept in memory before it goes to a file, and read at once.
+#: Most bytes of a member kept in memory before it goes to a file, and bytes read at once.
 IN_MEMORY, AT_ONCE = 8 << 20, 1 << 20
-#: gzip's middle: level 9 takes twice as long for a hundredth less.
+#: gzip's level: level 9 takes twice as long for one percent less.
 LEVEL = 6
 
 DAMAGED = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
 
 
 class Progress(Protocol):
-    """Told how far a step is, in rows, objects or bytes; `total` None while nobody knows."""
+    """A callback for the progress of a step, in rows, objects or bytes; `total` is None while unknown."""
 
     def __call__(self, step: str, done: int, total: int | None) -> None: ...
 
 
 class Writer:
-    """An archive in the making."""
+    """A writer of an archive's members."""
 
     def __init__(self, tar: tarfile.TarFile, folder: Path) -> None:
         self._tar = tar
@@ -45,23 +45,23 @@ class Writer:
 
     @contextmanager
     def member(self, name: str) -> Iterator[IO[bytes]]:
-        """A file to write; the member is what it holds when the block ends."""
+        """Yield a file to write; its content at the end of the block becomes the member."""
         with self.scratch() as file:
             yield file
             self.add(name, file)
 
     def scratch(self) -> IO[bytes]:
-        """A file to write that may or may not become a member; closing it removes it."""
+        """Open a temporary file that may or may not become a member; closing it removes it."""
         return tempfile.SpooledTemporaryFile(IN_MEMORY, dir=str(self._folder))
 
     def add(self, name: str, file: IO[bytes]) -> None:
-        """Make all that a scratch file holds a member."""
+        """Make a scratch file's whole content a member."""
         file.seek(0)
         self.members[name] = _measure(file)
         self._add(name, file, self.members[name].size)
 
     def finish(self, manifest: Manifest) -> None:
-        """Say what there is; nothing follows."""
+        """Write the manifest, the last member."""
         document = manifest.model_dump_json(indent=1).encode()
         self._add(MANIFEST, io.BytesIO(document), len(document))
 
@@ -74,7 +74,7 @@ class Writer:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Writer]:
-    """Make an archive that only its owner may read, whole or not at all; raises BackupFailed."""
+    """Write an archive that only its owner may read, whole or not at all; raises BackupFailed."""
     if path.exists():
         raise BackupFailed(f"{path} exists already: name another file, so that the backup you have stays.")
     try:
@@ -100,7 +100,7 @@ def _replacing_at_the_end(path: Path) -> Iterator[IO[bytes]]:
 
 
 def verify(path: Path, progress: Progress) -> Manifest:
-    """Read all of an archive, change nothing, and return its manifest; raises ArchiveRefused."""
+    """Read a whole archive, change nothing, and return its manifest; raises ArchiveRefused."""
     found: dict[str, Member] = {}
     document = b""
     with refusing_damage(path):
@@ -119,7 +119,7 @@ def verify(path: Path, progress: Progress) -> Manifest:
 
 
 def members(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, IO[bytes]]]:
-    """The wanted members of a verified archive, each to be read before the next: within `refusing_damage`."""
+    """Yield the wanted members of a verified archive, each to be read before the next; use in `refusing_damage`."""
     left = set(wanted)
     entries = _entries(path) if left else iter(())
     for name, file in entries:
@@ -130,7 +130,7 @@ def members(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, IO[bytes
 
 @contextmanager
 def refusing_damage(path: Path) -> Iterator[None]:
-    """Raise ArchiveRefused for whatever reading a damaged or absent archive may raise."""
+    """Raise ArchiveRefused for any error that reading a damaged or absent archive may raise."""
     try:
         yield
     except DAMAGED as error:

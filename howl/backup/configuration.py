@@ -1,4 +1,4 @@
-"""The server's configuration in an archive: the folder that `howl init` made, and the `.env` beside it."""
+"""Backup and restore of the server's configuration: the folder that `howl init` made, and the `.env` beside it."""
 
 import os
 import shutil
@@ -11,16 +11,16 @@ from howl.backup.archive import Progress, Writer, members
 from howl.backup.manifest import Configuration, ConfigurationFile, ConfigurationFolder
 from howl.errors import BackupFailed, RestoreRefused
 
-#: Where `howl init` leaves it unless told otherwise.
+#: The configuration's folder, unless `howl init` was given another.
 DEFAULT_FOLDER = Path("howl-server")
-#: Beside it: what compose and the commands read.
+#: The file beside it, which compose and the commands read.
 ENVIRONMENT = ".env"
-#: A configuration is a handful of small files: more is somebody's home folder, named by mistake.
+#: Most entries and bytes of a configuration, a handful of small files: more is a home folder, named by mistake.
 MOST_FILES, MOST_BYTES = 1000, 16 << 20
 
 
 def save(folder: Path, writer: Writer, progress: Progress) -> Configuration:
-    """Write the folder's files, and as files those that links lead to; raises BackupFailed."""
+    """Write the folder's files, with links as the files they lead to; raises BackupFailed."""
     try:
         described, contents = _read(folder)
     except ValidationError:
@@ -35,7 +35,7 @@ def save(folder: Path, writer: Writer, progress: Progress) -> Configuration:
 
 
 def _read(folder: Path) -> tuple[Configuration, dict[str, bytes]]:
-    """What there is, and the files' contents by member."""
+    """Return the configuration's description, and the files' contents by member."""
     paths, beside = _paths(folder), _beside(folder)
     sources = {f"configuration/{path.relative_to(folder).as_posix()}": path for path in paths if path.is_file()}
     described = Configuration(
@@ -53,7 +53,7 @@ def _beside(folder: Path) -> Path:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """Everything in it, a folder before what it holds."""
+    """List everything in the folder, a folder before what it holds."""
     paths: list[Path] = []
     size = 0
     for path in folder.rglob("*"):
@@ -76,7 +76,7 @@ def _described(path: Path, name: str, member: str) -> ConfigurationFile:
 
 
 def require_room(folder: Path, archive: Path, configuration: Configuration) -> None:
-    """Raise RestoreRefused where a folder or `.env` is there already, unless it says what the backup's says."""
+    """Raise RestoreRefused if the folder or `.env` exists, unless its content is the backup's."""
     targets = {file.member: folder / file.path for file in configuration.files if folder.exists()}
     if configuration.environment and _beside(folder).exists():
         targets[configuration.environment.member] = _beside(folder)
@@ -90,7 +90,7 @@ def require_room(folder: Path, archive: Path, configuration: Configuration) -> N
 
 
 def load(folder: Path, archive: Path, configuration: Configuration, progress: Progress) -> None:
-    """Make what is not there yet, each whole or not at all; raises BackupFailed."""
+    """Make the folder and `.env` if they do not exist, each whole or not at all; raises BackupFailed."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not folder.exists():
@@ -136,7 +136,7 @@ def _fill(workshop: Path, archive: Path, configuration: Configuration, progress:
 
 
 def _hand_over(path: Path, owned: ConfigurationFile | ConfigurationFolder) -> None:
-    """To whom it belonged: a server in a container reads its file by an account of its own."""
+    """Restore owner (as root only) and mode: a server in a container reads its files under its own account."""
     if os.geteuid() == 0:
         os.chown(path, owned.uid, owned.gid)
     path.chmod(owned.mode)

@@ -12,16 +12,16 @@ from howl.errors import BackupFailed
 
 
 def backup(settings: Settings, path: Path, folder: Path | None, progress: Progress) -> Manifest:
-    """Make the archive at `path`, whole or not at all; returns what it says of itself.
+    """Make the archive at `path`, whole or not at all; return its manifest.
 
-    `folder` is the configuration's; None takes the default one, if it is there. Raises NotConfigured,
-    DatabaseUnavailable or BackupFailed.
+    `folder` is the configuration's; None means the default one, if it exists. Raises NotConfigured, DatabaseUnavailable
+    or BackupFailed.
     """
     if folder is not None and not folder.is_dir():
         raise BackupFailed(f"{folder} is no folder: name the one that `howl init` made.")
     kept = folder or configuration.DEFAULT_FOLDER
     with archive.writing(path) as writer:
-        # Rows first: the files that they tell of are older than they are.
+        # Rows first: the files that they refer to are older than the rows.
         rows = record.save(settings.database(), writer, progress)
         files = objects.save(settings, writer, progress)
         manifest = Manifest(

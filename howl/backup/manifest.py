@@ -1,16 +1,16 @@
-"""What an archive says of itself: versions, counts, and the size and SHA-256 of every member."""
+"""The manifest of an archive: versions, counts, and the size and SHA-256 of every member."""
 
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-#: The form of the archives that this version writes, and the newest that it reads.
+#: Version of the archives' format: the one that this HOWL writes, and the newest that it reads.
 VERSION: Literal[1] = 1
 
 
 def _harmless(path: str) -> str:
-    """A path that stays below the folder it is joined to."""
+    """Accept only a path that stays below the folder it is joined to."""
     parts = path.split("/")
     if not path.isprintable() or "\\" in path or PurePosixPath(path).is_absolute() or {"", ".", ".."} & {*parts}:
         raise ValueError("a path leads out of its folder")
@@ -27,7 +27,7 @@ class _Part(BaseModel):
 
 
 class Member(_Part):
-    """A member's bytes."""
+    """A member's size in bytes, and its SHA-256."""
 
     size: Count
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -43,7 +43,7 @@ class Table(_Part):
 
 
 class Record(_Part):
-    """The database; a table stands behind those it refers to."""
+    """The database; a table comes after those it refers to."""
 
     revision: str = Field(pattern=r"^\w+$")
     postgresql: str
@@ -51,7 +51,7 @@ class Record(_Part):
 
 
 class Stored(_Part):
-    """One object; `digest` is as NATS writes it."""
+    """An object of the object store; `digest` is in NATS's form."""
 
     name: str
     description: str | None
@@ -75,7 +75,7 @@ class Bucket(_Part):
 
 
 class Objects(_Part):
-    """All buckets under one subject prefix."""
+    """All buckets of one subject prefix."""
 
     nats: str
     subject_prefix: str
@@ -89,7 +89,7 @@ class _Owned(_Part):
 
 
 class ConfigurationFolder(_Owned):
-    """A folder of the configuration; `.` is the one that holds all."""
+    """A folder of the configuration; `.` is the one that holds all others."""
 
     path: Literal["."] | HarmlessPath
 
@@ -102,7 +102,7 @@ class ConfigurationFile(_Owned):
 
 
 class Configuration(_Part):
-    """What `howl init` made; a folder comes before what is in it, and `.env` is beside them all."""
+    """The server's configuration; a folder comes before what is in it, and `environment` is the `.env` beside it."""
 
     folders: list[ConfigurationFolder]
     files: list[ConfigurationFile]
@@ -110,7 +110,7 @@ class Configuration(_Part):
 
 
 class Manifest(_Part):
-    """The last member of an archive."""
+    """The manifest, an archive's last member."""
 
     format: Literal["howl-backup"] = "howl-backup"
     version: Literal[1] = VERSION
@@ -123,7 +123,7 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        """Everything that is described has a member, and every member is described, once."""
+        """Raise ValueError unless everything described has a member, and every member is described once."""
         described = [table.member for table in self.record.tables]
         described += [stored.member for stored in self.stored()] + [file.member for file in self.files()]
         if sorted(described) != sorted(self.members):
@@ -131,16 +131,16 @@ class Manifest(_Part):
         return self
 
     def stored(self) -> list[Stored]:
-        """The objects of all buckets."""
+        """Return the objects of all buckets."""
         return [stored for bucket in self.objects.buckets for stored in bucket.objects]
 
     def files(self) -> list[ConfigurationFile]:
-        """The configuration's files; none where there was no configuration."""
+        """Return the configuration's files, `.env` included; none if there was no configuration."""
         kept = self.configuration
         return [*kept.files, *([kept.environment] if kept.environment else [])] if kept else []
 
     def counts(self) -> dict[str, int]:
-        """How much there is of everything."""
+        """Return the numbers of rows, objects and configuration files."""
         return {
             "rows": sum(table.rows for table in self.record.tables),
             "objects": len(self.stored()),
@@ -149,6 +149,6 @@ class Manifest(_Part):
 
 
 def newer_than_known(document: Any) -> bool:
-    """Whether this is the manifest of a later form of archive."""
+    """Return whether this is a manifest of a later version of the format."""
     stated = document.get("version") if isinstance(document, dict) else None
     return isinstance(stated, int) and stated > VERSION

@@ -1,4 +1,4 @@
-"""The object store in an archive: every bucket under the subject prefix, object by object, and back again."""
+"""Backup and restore of the object store: every bucket under the subject prefix, object by object."""
 
 import asyncio
 import hashlib
@@ -25,9 +25,9 @@ from howl.errors import BackupFailed, RestoreRefused
 
 #: Seconds to wait for the list of a bucket's objects.
 LIST_TIMEOUT = 60.0
-#: Bytes of a piece, where its writer did not say.
+#: Bytes of a piece of an object whose writer gave no size.
 PIECE_SIZE = 128 << 10
-#: How often an object is read anew that was replaced meanwhile.
+#: Attempts at reading an object that is replaced meanwhile.
 ATTEMPTS = 3
 
 
@@ -48,7 +48,7 @@ async def _save(settings: Settings, writer: Writer, progress: Progress) -> Objec
 
 
 async def _streams(stream: JetStreamContext, prefix: str) -> AsyncIterator[StreamInfo]:
-    """The streams of the buckets `prefix` and `prefix-…`, by name."""
+    """Yield the streams of the buckets `prefix`, `prefix-…` and `prefix_…`, sorted by name."""
     found: list[StreamInfo] = []
     while page := await stream.streams_info(offset=len(found)):
         found += page
@@ -83,7 +83,7 @@ async def _listed(store: ObjectStore) -> list[ObjectInfo]:
 async def _save_object(
     stream: JetStreamContext, store: ObjectStore, name: str, member: str, writer: Writer
 ) -> Stored | None:
-    """None when it was deleted since it was listed; one that is replaced while it is read is read again."""
+    """Save an object; None if it was deleted since it was listed. Read it again if it is replaced meanwhile."""
     for _ in range(ATTEMPTS):
         try:
             info = await store.get_info(name)
@@ -99,7 +99,7 @@ async def _save_object(
 
 
 async def _read(stream: JetStreamContext, info: ObjectInfo, file: IO[bytes]) -> bool:
-    """Whether all of it came, and is what it should be."""
+    """Read an object into a file; return whether all of it arrived with the right digest."""
     digest = hashlib.sha256()
     try:
         async for piece in pieces(stream, info):
@@ -119,7 +119,7 @@ def _described(info: ObjectInfo, member: str) -> Stored:
 
 
 def require_empty(settings: Settings, objects: Objects) -> None:
-    """Raise RestoreRefused where the buckets hold anything but these very objects, BackupFailed without JetStream."""
+    """Raise RestoreRefused if the buckets hold anything but these very objects, BackupFailed without JetStream."""
     if objects.buckets and objects.subject_prefix != settings.subject_prefix:
         raise RestoreRefused(
             f"The backup's objects belong to HOWL_SUBJECT_PREFIX={objects.subject_prefix}: set it, then restore."
@@ -128,7 +128,7 @@ def require_empty(settings: Settings, objects: Objects) -> None:
 
 
 async def _missing(settings: Settings, objects: Objects) -> set[str]:
-    """Members of the objects that are not there yet: a restore that was interrupted goes on where it was."""
+    """Return the members of missing objects, so that an interrupted restore continues where it stopped."""
     async with _connection(settings) as client:
         await client.jetstream().account_info()
         return {stored.member for bucket in objects.buckets for stored in await _missing_in(client.jetstream(), bucket)}
@@ -150,7 +150,7 @@ async def _missing_in(stream: JetStreamContext, bucket: Bucket) -> list[Stored]:
 
 
 def load(settings: Settings, archive: Path, objects: Objects, progress: Progress) -> None:
-    """Make the buckets and put what is missing into them; raises RestoreRefused or BackupFailed."""
+    """Create the buckets and put the missing objects into them; raises RestoreRefused or BackupFailed."""
     missing = asyncio.run(_missing(settings, objects))
     asyncio.run(_load(settings, archive, objects, missing, progress))
 
@@ -180,7 +180,7 @@ async def _make(stream: JetStreamContext, bucket: Bucket) -> None:
 
 def _info(bucket: Bucket, stored: Stored) -> ObjectInfo:
     options = ObjectMetaOptions(max_chunk_size=stored.chunk_size)
-    # An artifact's pieces are found by its name, which is one part of a subject.
+    # An artifact's pieces are found by its name, which is one token of a subject.
     part = stored.name if re.fullmatch(r"[A-Za-z0-9_-]+", stored.name) else secrets.token_hex(16)
     return ObjectInfo(
         name=stored.name, bucket=bucket.name, nuid=f"restored.{part}", description=stored.description,
@@ -190,14 +190,14 @@ def _info(bucket: Bucket, stored: Stored) -> ObjectInfo:
 
 @asynccontextmanager
 async def _connection(settings: Settings) -> AsyncIterator[Connection]:
-    """A connection that is not repaired: half an object is none."""
+    """Open a connection that is not re-established: half an object is none."""
     try:
         client = await Connection().open(settings, "howl backup")
         try:
             yield client
         finally:
             await client.close()
-    except (NatsError, ConnectionError, TimeoutError) as error:  # and no other OSError: a full disk is not NATS's
+    except (NatsError, ConnectionError, TimeoutError) as error:  # no other OSError: a full disk is not NATS's fault
         raise _unusable(error) from error
 
 

@@ -1,4 +1,4 @@
-"""The database in an archive: every table as one snapshot saw it, and back again in one transaction."""
+"""Backup and restore of the database: every table saved from one snapshot, and loaded in one transaction."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,17 +20,17 @@ from howl.outcomes import FINAL_RANK
 from howl.server import migrate
 from howl.submission import AS_NEW
 
-#: A table comes after those it refers to.
+#: All tables; each comes after those it refers to.
 TABLES: Sequence[ModelTable] = Base.metadata.sorted_tables
-#: The same rows are the same bytes, whatever a server, a database or a role has set.
+#: Settings with which the same rows are the same bytes, whatever a server, a database or a role has set.
 PLAIN_TEXT = ("timezone TO 'UTC'", "datestyle TO 'ISO, YMD'", "intervalstyle TO 'postgres'", "extra_float_digits TO 1")
 LOCK_TIMEOUT = "10s"
-#: What becomes of a task that ran when the backup was made: its worker, and what it held, are not in the archive.
+#: New values of a task that ran when the backup was made: its worker, and what that held, are not in the archive.
 QUEUED_AGAIN = {name: value for name, value in AS_NEW.items() if name not in ("expires_at", "target_worker_id")}
 
 
 def save(url: str, writer: Writer, progress: Progress) -> Record:
-    """Write every table as it stands at one moment; raises DatabaseUnavailable or BackupFailed."""
+    """Write every table from one snapshot; raises DatabaseUnavailable or BackupFailed."""
     with patient(LONG_PATIENCE), _refusals_explained(), session(url) as opened:
         connection = opened.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         connection.execute(text("SET TRANSACTION READ ONLY"))
@@ -57,16 +57,16 @@ def _save_table(connection: Connection, table: ModelTable, writer: Writer, progr
 
 
 def require_empty(url: str, record: Record) -> None:
-    """Raise RestoreRefused where rows would meet rows, ArchiveRefused for migrations this version does not know."""
+    """Raise RestoreRefused unless the database is empty, ArchiveRefused for a migration this version does not know."""
     _require_known(record)
     with session(url) as opened:
         _require_empty(opened.connection())
 
 
 def load(url: str, path: Path, record: Record, progress: Progress) -> int:
-    """Fill an empty database, all or nothing, and bring it to this version; returns how many tasks are queued again.
+    """Fill an empty database, all or nothing, and migrate it to this version; return the number of tasks queued again.
 
-    Raises what `require_empty` raises, DatabaseUnavailable, or BackupFailed when PostgreSQL refuses the rows.
+    Raises what `require_empty` raises, DatabaseUnavailable, or BackupFailed if PostgreSQL refuses the rows.
     """
     _require_known(record)
     with patient(LONG_PATIENCE), _refusals_explained(), session(url) as opened:
@@ -90,7 +90,7 @@ def _require_known(record: Record) -> None:
 
 
 def _require_empty(connection: Connection) -> None:
-    """Also holds the tables, until the transaction ends, against whoever would write to them."""
+    """Raise RestoreRefused for rows, foreign tables or an unknown migration; lock HOWL's tables for the transaction."""
     there = inspect(connection).get_table_names()
     tables = [table for table in TABLES if table.name in there]
     for table in tables:
@@ -112,7 +112,7 @@ def _require_empty(connection: Connection) -> None:
 
 
 def _in_archive(path: Path, record: Record) -> Iterator[tuple[Table, IO[bytes]]]:
-    """Tables come in the order they were written in, which is the one their references need."""
+    """Yield tables in the order they were written in, which is the one their references need."""
     tables = {table.member: table for table in record.tables}
     for name, file in members(path, tables):
         yield tables[name], file
@@ -130,7 +130,7 @@ def _load_table(connection: Connection, table: Table, file: IO[bytes], progress:
 
 
 def _set_sequences(connection: Connection) -> None:
-    """New rows get numbers above those that came back."""
+    """Set the sequences, so that new rows get numbers above the restored ones."""
     for table in TABLES:
         for column in table.columns:
             if column.identity is not None:
@@ -140,7 +140,7 @@ def _set_sequences(connection: Connection) -> None:
 
 
 def _queue_again(connection: Connection) -> int:
-    """Submitted tasks that ran, or waited for another attempt: the keeper pushes them unless Redis still has them."""
+    """Reset pushed tasks that ran, or waited for another attempt: maintenance pushes them unless Redis has them."""
     begun = (Task.rank > 0) & (Task.rank < FINAL_RANK) & Task.pushed_at.is_not(None)
     return connection.execute(update(Task).where(begun).values(QUEUED_AGAIN)).rowcount
 

@@ -1,4 +1,4 @@
-"""`howl restore`: an archive back into empty servers."""
+"""`howl restore`: an archive, restored into empty servers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,17 @@ from howl.errors import RestoreRefused
 
 @dataclass(frozen=True)
 class Restored:
-    """What an archive held, and what became of it."""
+    """The result of a restore: the archive's manifest, and the tasks that are queued again."""
 
     manifest: Manifest
-    #: Submitted tasks that ran when the backup was made, and are queued now.
+    #: Number of submitted tasks that ran when the backup was made, and are queued now.
     queued_again: int
 
 
 def restore(settings: Settings, path: Path, folder: Path | None, progress: Progress) -> Restored:
-    """Put everything back; refuses before it changes anything, and may be repeated after an interruption.
+    """Restore everything; refuse before anything is changed. May be repeated after an interruption.
 
-    The database comes last and in one transaction, so once it is there, so is the rest. Raises ArchiveRefused,
+    The database comes last and in one transaction: once it is restored, so is the rest. Raises ArchiveRefused,
     RestoreRefused, NotConfigured, DatabaseUnavailable or BackupFailed.
     """
     manifest = archive.verify(path, progress)
@@ -36,7 +36,7 @@ def restore(settings: Settings, path: Path, folder: Path | None, progress: Progr
 
 
 def restore_configuration(path: Path, folder: Path | None, progress: Progress) -> Manifest:
-    """Put only the configuration back: new servers need it before anything else can be restored into them.
+    """Restore only the configuration: new servers need it before anything else can be restored into them.
 
     Raises ArchiveRefused, RestoreRefused or BackupFailed.
     """

@@ -1,1 +1,1 @@
-"""Starting workers elsewhere: on GitHub, or as processes of this machine."""
+"""Bursts: workers started on GitHub, or as processes of this machine."""

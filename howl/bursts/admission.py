@@ -1,4 +1,4 @@
-"""Asking the server's leave over NATS: a burst's jobs reach no database."""
+"""Requests for admission, sent to the server over NATS: a burst's jobs reach no database."""
 
 import asyncio
 import os
@@ -17,11 +17,11 @@ from howl.errors import InvalidRequest, ServerUnavailable
 from howl.queue_names import require_queue
 from howl.server_requests import Asker, TooManyQuestions, answer_in
 
-#: Seconds for an answer; times the question is asked, which changes nothing the second time.
+#: Seconds to wait for an answer; attempts at asking (asking again changes nothing).
 ANSWER_TIMEOUT, TRIES = 10.0, 3
 
 Word = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")]
-#: A line that a person reads in a job's log and summary, where it can be neither HTML nor a link.
+#: A line shown in a job's log and summary; it can contain neither HTML nor a link.
 Sentence = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f<\[]{1,1000}$")]
 BURST_ID = r"^[0-9a-f]{32}$"
 
@@ -38,7 +38,7 @@ QueueName = Annotated[Word, AfterValidator(_is_queue)]
 
 
 class LeaveRequest(BaseModel):
-    """What a run asks for; strict, because anybody with a worker's credential may write anything."""
+    """A run's request for admission; strict, because anybody with a worker's credential may write anything."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -46,17 +46,17 @@ class LeaveRequest(BaseModel):
     run_id: str = Field(pattern=r"^[0-9]{1,20}$")
     attempt: str = Field("1", pattern=r"^[0-9]{1,6}$")
     workers: int = Field(ge=1, le=10_000)
-    #: The one job that asks for itself, because GitHub runs it again without the plan that asked for all.
+    #: The one job that asks for itself, because GitHub re-runs it without the plan that asked for all jobs.
     index: int | None = Field(None, ge=1, le=256)
-    #: Seconds.
+    #: Runtime in seconds.
     runtime: float = Field(gt=0, le=1e6)
     concurrency: int | None = Field(None, ge=1, le=10_000)
     tags: list[Word] = Field(default=[], max_length=50)
     queues: list[QueueName] = Field(default=[], max_length=50)
-    #: The burst that was granted before its run was started, if one was.
+    #: The burst, if it was granted before its run was started.
     burst_id: str | None = Field(None, pattern=BURST_ID)
     requested_by: Word | None = None
-    #: What the names of its workers begin with.
+    #: The first part of its workers' names.
     user: str = Field("worker", pattern=r"^[A-Za-z0-9_-]{1,64}$")
 
 
@@ -68,9 +68,9 @@ class Job(BaseModel):
 
 
 class LeaveAnswer(BaseModel):
-    """Leave, or `reason` why not; `matrix` is empty then. `failed` says why nothing was decided.
+    """The server's answer: `reason` if not `granted` (`matrix` is empty then); `failed` if nothing was decided.
 
-    Strict, because a job makes its outputs of it, a line each, and reads some as code.
+    Strict, because a job turns it into outputs, one a line, and reads some of them as code.
     """
 
     model_config = ConfigDict(strict=True)
@@ -84,7 +84,7 @@ class LeaveAnswer(BaseModel):
 
 
 def this_run(settings: Settings, **asked: object) -> LeaveRequest:
-    """A question in the name of the GitHub Actions run around us; raises InvalidRequest outside one."""
+    """Return a request on behalf of the current GitHub Actions run; raises InvalidRequest outside one."""
     told = os.environ.get
     user = user_of(settings)
     values = {
@@ -101,7 +101,7 @@ def this_run(settings: Settings, **asked: object) -> LeaveRequest:
 
 
 def ask(request: LeaveRequest, settings: Settings) -> LeaveAnswer:
-    """The server's answer; raises ServerUnavailable, NotConfigured."""
+    """Return the server's answer; raises ServerUnavailable, NotConfigured."""
     settings.nats()
     return asyncio.run(_Asker(request, settings).ask())
 
@@ -110,7 +110,7 @@ class _Asker:
     def __init__(self, request: LeaveRequest, settings: Settings) -> None:
         self.request, self.settings = request, settings
         self.flight: Flight | None = None
-        #: What nats-py complained of last: that no server is left to try says nothing.
+        #: The last error that nats-py reported: its final one, that no server is left to try, names no cause.
         self.complaint: Exception | None = None
 
     async def ask(self) -> LeaveAnswer:
@@ -128,7 +128,7 @@ class _Asker:
         self.flight = Flight(client)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                # What is not said is left out: an older server does not know it.
+                # Leave out fields that are not set: an older server does not know them.
                 question = self.request.model_dump_json(exclude_none=True).encode()
                 answers = await Asker(self.flight, self.settings).ask("leave", question)
                 return _read((await self.flight.patiently(answer_in(answers))).data)
@@ -163,6 +163,6 @@ def _read(answer: bytes) -> LeaveAnswer:
 
 
 def _mistakes(error: ValidationError) -> str:
-    """By name, without values."""
+    """List the first three mistakes by field name, without values."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     return "; ".join(f"{problem['loc'][0]} ({problem['msg']})" for problem in problems[:3])

@@ -1,8 +1,8 @@
-"""The budget: whether a burst on GitHub may start, decided here for whoever asks, one after the other.
+"""The budget: decides whether a burst on GitHub may start, one request at a time.
 
-What is counted are bursts of this calendar month (UTC), a job's minutes rounded up as GitHub does: of bursts that ended
-what their workers used, of others what was planned. A job's minutes before its worker registers, and those of the
-planning job, are GitHub's alone to know.
+Bursts of this calendar month (UTC) that ended count the minutes their workers used; bursts that have not ended count
+the minutes planned. Each job's minutes are rounded up, as GitHub does. Only GitHub knows the minutes before a job's
+worker registers, and those of the planning job.
 """
 
 import uuid
@@ -21,13 +21,13 @@ from howl.config import Settings
 from howl.errors import BurstBegun
 from howl.models import Burst, Worker
 
-#: GitHub's own limits: jobs of one matrix, and minutes of a job, of which its set-up needs some.
+#: GitHub's limits: jobs of one matrix, and minutes of a job less some for its set-up.
 MOST_WORKERS, LONGEST_MINUTES = 256, 350
-#: After its runtime, how long a burst may still have workers that nobody has heard of: GitHub lets jobs wait.
+#: How long after its runtime a burst may still have workers that never registered: GitHub lets jobs wait.
 LATEST = timedelta(minutes=60)
-#: How long a worker must have been silent to be gone for good.
+#: How long a lost worker must have been silent to count as gone for good.
 SILENCE = timedelta(minutes=5)
-#: Answers to runs' questions that are recorded in a day for one credential.
+#: Most answers to runs that are recorded within a day for one credential.
 A_DAY = 200
 
 
@@ -38,20 +38,20 @@ class Run:
     repository: str
     run_id: str
     attempt: str = "1"
-    #: The number of the one job that asks for itself, as GitHub runs it again alone; None: all that its plan asks for.
+    #: The number of the one job that asks for itself, when GitHub re-runs it alone; None: all jobs of the plan.
     index: str | None = None
-    #: Whose word it is that there is such a run: a worker's credential; None for the server's own, and GitHub's.
+    #: The worker's credential that reported the run; None if the server or GitHub did.
     credential: str | None = None
 
     @property
     def known(self) -> dict[str, Any]:
-        """What is recorded of it."""
+        """Fields of the run to record: those that are not None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leave:
-    """What was decided: `refused` is None, or the arithmetic in a sentence."""
+    """A decision on a burst: `refused` is None, or the reason in a sentence."""
 
     burst_id: str
     workers: int
@@ -60,7 +60,7 @@ class Leave:
     refused: str | None = None
 
     def matrix(self, user: str) -> list[dict[str, Any]]:
-        """The jobs of the run: `index` from 1, and the worker's `name`, which begins with its credential's; or none."""
+        """Return the run's jobs, if any: `index` from 1, and the worker's `name`, which begins with `user`."""
         if self.refused is not None or self.run is None:
             return []
         stem = f"{user}-{self.run.run_id}-{self.run.attempt}"
@@ -74,9 +74,9 @@ class Leave:
 def ask(session: Session, settings: Settings, request: BurstRequest, run: Run | None = None) -> Leave:
     """Decide, record what was granted, and commit; a run that asks again gets the same answer.
 
-    `run` is who asks, unless the run is yet to be started; a burst recorded before under the request's `burst_id`
+    `run` is the run that asks; None if it is yet to be started. A burst recorded before under the request's `burst_id`
     becomes this run, with what was granted then, unless these `settings`, the server's, are stricter.
-    Raises BurstBegun if there is one, and no run of it asks.
+    Raises BurstBegun if such a burst exists and `run` is None.
     """
     _one_at_a_time(session)
     _settle(session)
@@ -86,16 +86,16 @@ def ask(session: Session, settings: Settings, request: BurstRequest, run: Run | 
 
 
 def _one_at_a_time(session: Session) -> None:
-    """Until the transaction ends: two who ask at once must not both be given the last minutes.
+    """Lock until the transaction ends: two requests at once must not both be granted the last minutes.
 
-    A lock of a mode that conflicts with itself alone (and with vacuuming): whoever may only read cannot take it, as it
-    could an advisory lock.
+    The lock's mode conflicts with itself (and with vacuuming), not with reads or writes. Unlike an advisory lock, it
+    cannot be taken by a role that may only read.
     """
     session.execute(text("LOCK TABLE bursts IN SHARE UPDATE EXCLUSIVE MODE"))
 
 
 def _answered(session: Session, run: Run | None) -> Leave | None:
-    """What this run, and this attempt of it, was told before; a job, also what its plan was told for all."""
+    """Return the earlier answer to this attempt of the run; for a single job, also the answer to its plan."""
     if run is None:
         return None
     run_itself = replace(run, credential=None)
@@ -105,21 +105,21 @@ def _answered(session: Session, run: Run | None) -> Leave | None:
         same &= index.is_(None)
     else:
         same &= (index == run.index) | (index.is_(None) & (Burst.num_workers >= int(run.index)))
-    # What another credential was told is no answer to this one.
+    # An answer to another credential is not an answer to this one.
     whose = Burst.run["credential"].astext
     row = session.scalar(select(Burst).where(same, whose.is_(None) | (whose == run.credential)).limit(1))
     return replace(_leave(row), run=run_itself) if row else None
 
 
 def _begun(session: Session, settings: Settings, request: BurstRequest, run: Run | None) -> Leave | None:
-    """The leave of a burst that was granted before its run was started; None if this run is none of it."""
+    """Return the decision on a burst granted before its run was started; None if there is none, or for a re-run."""
     row = session.get(Burst, request.burst_id, populate_existing=True, with_for_update=True)
     if row is None:
         return None
     if run is None:
         raise BurstBegun(f"Burst {row.burst_id} has been asked for before: `howl burst list` shows what became of it.")
     if row.run.get("run_id") == run.run_id:
-        return None  # another attempt of it, which costs as much again
+        return None  # another attempt, which costs as much again
     if "run_id" in row.run:
         return _no(
             request, run, f"Burst {row.burst_id} is run {row.run['run_id']} already: this second one does nothing."
@@ -135,7 +135,7 @@ def _begun(session: Session, settings: Settings, request: BurstRequest, run: Run
 
 def _new(session: Session, settings: Settings, request: BurstRequest, run: Run | None) -> Leave:
     if run is not None:
-        request = replace(request, burst_id=uuid.uuid4().hex)  # what a run calls itself may be another's id
+        request = replace(request, burst_id=uuid.uuid4().hex)  # the id that a run gives may be another burst's
     if run is not None and (often := _too_often(session, run.credential)):
         return _no(request, run, often)
     refused = _nonsense(request) or _refusal(session, settings, request)
@@ -188,7 +188,7 @@ def _refuse(session: Session, row: Burst, why: str) -> None:
 
 
 def planned(request: BurstRequest) -> int:
-    """Minutes that GitHub will count: each job's are rounded up."""
+    """Return the minutes that GitHub will count: each job's are rounded up."""
     return request.workers * ceil(request.runtime / 60)
 
 
@@ -201,7 +201,7 @@ def _nonsense(request: BurstRequest) -> str | None:
 
 
 def _refusal(session: Session, settings: Settings, request: BurstRequest, but: str = "") -> str | None:
-    """The arithmetic, if it forbids the burst; one that is recorded already does not count against itself."""
+    """Return the arithmetic if it forbids the burst; the recorded burst `but` does not count against itself."""
     found = sums(session, settings, but)
     if planned(request) > found["left"]:
         return (
@@ -219,7 +219,7 @@ def _refusal(session: Session, settings: Settings, request: BurstRequest, but: s
 
 
 def _too_often(session: Session, credential: str | None) -> str | None:
-    """Each answer is a row."""
+    """Return a refusal if the credential has asked `A_DAY` times within a day: each answer is a row."""
     asked = Burst.run["credential"].astext == credential
     number = session.scalar(select(func.count()).where(asked, Burst.started_at > _now(session) - timedelta(days=1)))
     if credential is None or (number or 0) < A_DAY:
@@ -228,7 +228,7 @@ def _too_often(session: Session, credential: str | None) -> str | None:
 
 
 def _too_much(session: Session, settings: Settings, request: BurstRequest, credential: str) -> str | None:
-    """What a credential may take on its own word: whoever has it can ask for runs that never were."""
+    """Return a refusal if a credential exceeds its share: its holder can ask for runs that do not exist."""
     found = sums(session, settings, whose=credential)
     minutes, workers = (int(settings.budget_share * found[name]) for name in ("budget", "concurrency"))
     if found["used"] + found["planned"] + planned(request) <= minutes and found["workers"] + request.workers <= workers:
@@ -242,16 +242,16 @@ def _too_much(session: Session, settings: Settings, request: BurstRequest, crede
 
 
 def look(session: Session, settings: Settings) -> dict[str, Any]:
-    """This month's minutes (`budget`, `used`, `planned`, `left`), and workers under way (`workers`, `concurrency`)."""
+    """Settle; return the month's minutes (`budget`, `used`, `planned`, `left`) and `workers` (of `concurrency`)."""
     _one_at_a_time(session)
     _settle(session)
     return sums(session, settings)
 
 
 def sums(session: Session, settings: Settings, but: str = "", whose: str | None = None) -> dict[str, Any]:
-    """The same as they stand, without one burst, or of those alone that a credential asked for by itself.
+    """Return the same without settling, less the burst `but`, or only for bursts that the credential `whose` asked for.
 
-    Changes nothing: such as just ended may still count in full.
+    Changes nothing: bursts that have just ended may still count in full. Bursts that HOWL started are not `whose`.
     """
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     ours, ended = Burst.origin == ON_GITHUB, Burst.ended_at.is_not(None)
@@ -276,13 +276,13 @@ def sums(session: Session, settings: Settings, but: str = "", whose: str | None 
 
 
 def settle(session: Session) -> None:
-    """Note the end, and the minutes used, of bursts whose workers are gone."""
+    """Record the end, and the minutes used, of bursts whose workers are gone."""
     _one_at_a_time(session)
     _settle(session)
 
 
 def became(session: Session, burst_id: str, run: Run, url: str) -> None:
-    """Note which run a burst has become: GitHub's word, whatever a run has said of itself."""
+    """Record which run a burst has become, as GitHub reports it, whatever a run has said of itself."""
     _one_at_a_time(session)
     row = session.get_one(Burst, burst_id, populate_existing=True, with_for_update=True)
     said = row.run if row.run.get("run_id") == run.run_id else {}
@@ -292,7 +292,7 @@ def became(session: Session, burst_id: str, run: Run, url: str) -> None:
 
 
 def give_up(session: Session, burst_id: str, why: str) -> None:
-    """A burst whose run was never started takes no minutes."""
+    """End a burst whose run was never started: it takes no minutes."""
     _one_at_a_time(session)
     row = session.get_one(Burst, burst_id, populate_existing=True, with_for_update=True)
     if row.ended_at is None and "run_id" not in row.run:
@@ -301,7 +301,7 @@ def give_up(session: Session, burst_id: str, why: str) -> None:
 
 
 def disown(session: Session, burst_id: str) -> None:
-    """A burst whose run GitHub does not know takes no minutes."""
+    """End a burst whose run GitHub does not know: it takes no minutes."""
     _one_at_a_time(session)
     row = session.get_one(Burst, burst_id, populate_existing=True, with_for_update=True)
     if row.ended_at is None:
@@ -332,7 +332,7 @@ def _is_gone(worker: Worker, now: datetime) -> bool:
 
 
 def _used(row: Burst, workers: Iterable[Worker]) -> float:
-    """A job of a run that never brought a worker has taken its minute all the same."""
+    """Sum up the minutes used; a job of a run counts one even if its worker never registered."""
     minutes = [max(1, ceil((_last_heard(worker) - worker.registered_at).total_seconds() / 60)) for worker in workers]
     missing = max(0, row.num_workers - len(minutes)) if "run_id" in row.run else 0
     return sum(minutes) + missing

@@ -1,4 +1,4 @@
-"""A burst on this machine that goes on after the command that started it: another command stays with its workers."""
+"""A burst on this machine that outlives the command that started it: another command stays with its workers."""
 
 import subprocess
 import sys
@@ -12,7 +12,10 @@ from howl.errors import BurstFailed
 
 
 def start(request: BurstRequest, settings: Settings) -> int:
-    """Returns when its workers have registered, with the id of the process that stays; raises BurstFailed."""
+    """Start a burst, wait until its workers have registered, and return the id of the process that stays.
+
+    Raises BurstFailed.
+    """
     log = settings.home / "bursts" / f"{request.burst_id}.log"
     process = _start_keeper(request, log)
     try:

@@ -1,4 +1,4 @@
-"""Bursts on GitHub's runners: granted by the budget, started by one dispatch, ended by a cancel."""
+"""Bursts on GitHub's runners: granted by the budget, started by a dispatch, ended by a cancel."""
 
 import random
 import time
@@ -18,17 +18,17 @@ from howl.connections import postgres
 from howl.errors import BurstRefused, GitHubUnsure, HowlError
 from howl.models import Burst
 
-#: Times a dispatch is made whose run does not show. A second run of one burst would be told to do nothing.
+#: Attempts at a dispatch whose run does not appear. A second run of the same burst would be told to do nothing.
 DISPATCHES = 2
-#: Seconds that a run may take to show in GitHub's list, and between two looks.
+#: Seconds for a run to appear in GitHub's list, and between two polls of it.
 FIND_TIMEOUT, FIND_POLL = 20.0, 2.0
-#: Most runs that GitHub is asked about in one round: it answers some thousand questions an hour.
+#: Most runs that GitHub is asked about in one round: it answers some thousand requests an hour.
 AT_ONCE = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A burst that GitHub has taken, and its run's id and page."""
+    """A burst that GitHub has accepted, with its run's id and page."""
 
     burst_id: str
     run_id: str
@@ -36,10 +36,10 @@ class Started:
 
 
 def start(request: BurstRequest, settings: Settings) -> Started:
-    """Ask the budget, start the workflow, and note which run it is; workers come a minute or so later.
+    """Ask the budget, start the workflow, and record its run; workers register a minute or so later.
 
-    Raises BurstRefused, GitHubFailed, NotConfigured or DatabaseUnavailable; no minutes are planned for it then, and a
-    run that appears all the same does nothing. Raises BurstBegun, and changes nothing, if there is one of that id.
+    Raises BurstRefused, GitHubFailed, NotConfigured or DatabaseUnavailable; the burst plans no minutes then, and a run
+    of it that appears all the same does nothing. Raises BurstBegun, and changes nothing, if a burst has that id.
     """
     with GitHub(settings) as github:
         with postgres.session(settings.database()) as session:
@@ -57,7 +57,7 @@ def start(request: BurstRequest, settings: Settings) -> Started:
 
 
 def cancel(row: Burst, settings: Settings) -> None:
-    """End its run: workers put back what they run and leave within seconds; raises GitHubFailed or NotConfigured."""
+    """Cancel the run: workers put back what they run and leave in seconds; raises GitHubFailed or NotConfigured."""
     with GitHub(settings) as github:
         run_id = row.run.get("run_id") or _look(github, row.burst_id)[0]
         if run_id:
@@ -65,12 +65,12 @@ def cancel(row: Burst, settings: Settings) -> None:
 
 
 def conclude(settings: Settings) -> None:
-    """Note how runs of the last day ended; raises GitHubFailed, DatabaseUnavailable or NotConfigured."""
+    """Record how the last day's runs ended; raises GitHubFailed, DatabaseUnavailable or NotConfigured."""
     with postgres.session(settings.database()) as session:
         rows = session.scalars(select(Burst).where(Burst.origin == ON_GITHUB, Burst.started_at > _yesterday())).all()
     granted = [row for row in rows if not row.request.keys() & {"refused", "failed"}]
     wanted = [row for row in granted if "run_id" in row.run and "conclusion" not in row.run]
-    random.shuffle(wanted)  # what cannot be asked now is asked in a later round
+    random.shuffle(wanted)  # those not asked about now are asked about in a later round
     with GitHub(settings) as github:
         for row in wanted[:AT_ONCE]:
             if row.run["repository"] == github.repository:
@@ -87,8 +87,8 @@ def _conclude(github: GitHub, row: Burst, settings: Settings) -> None:
 
 
 def _disown(github: GitHub, row: Burst, settings: Settings) -> None:
-    """Somebody has asked for leave for a run that is none."""
-    github.runs()  # raises if it is all of the workflow that GitHub does not show us
+    """End a burst whose run does not exist, although somebody has asked for its admission."""
+    github.runs()  # raises if GitHub does not show us the workflow at all
     with postgres.session(settings.database()) as session:
         budget.disown(session, row.burst_id)
 
@@ -98,7 +98,7 @@ def _yesterday() -> datetime:
 
 
 def inputs(request: BurstRequest) -> dict[str, str]:
-    """What burst.yml is given; its `burst_id` is part of its run-name, by which the run is found."""
+    """Return the inputs of burst.yml; `burst_id` is part of its run-name, by which the run is found."""
     told = {
         "burst_id": request.burst_id,
         "runtime_minutes": str(ceil(request.runtime / 60)),
@@ -111,7 +111,7 @@ def inputs(request: BurstRequest) -> dict[str, str]:
 
 
 def _dispatch(github: GitHub, request: BurstRequest, settings: Settings) -> tuple[str, str]:
-    """Its run's id and page; a dispatch that may have happened is looked for before it is made again."""
+    """Start a run and return its id and page; look for a run that may have started before dispatching again."""
     for _ in range(DISPATCHES):
         try:
             answer = github.dispatch(inputs(request))
@@ -126,7 +126,7 @@ def _dispatch(github: GitHub, request: BurstRequest, settings: Settings) -> tupl
 
 
 def _find(github: GitHub, request: BurstRequest, settings: Settings) -> tuple[str, str] | None:
-    """The run that bears the burst's id, or has asked for leave under it."""
+    """Wait for the run that bears the burst's id, or has asked for admission under it."""
     deadline = time.monotonic() + FIND_TIMEOUT
     while True:
         run_id, url = _look(github, request.burst_id)

@@ -1,6 +1,6 @@
-"""GitHub's REST API, as much of it as bursts need: each error is a sentence that says what to do.
+"""The part of GitHub's REST API that bursts need; each error is a sentence that says what to do.
 
-docs.github.com/en/rest/actions/workflows and /workflow-runs; how long to wait when there were too many requests:
+Sources: docs.github.com/en/rest/actions/workflows and /workflow-runs; how long to wait after too many requests:
 docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api.
 """
 
@@ -20,24 +20,24 @@ from howl.config import LOOPBACK_HOSTS, Settings
 from howl.errors import GitHubFailed, GitHubUnsure, NotConfigured
 
 VERSION = "2026-03-10"
-#: Seconds for a connection, and for each answer.
+#: Seconds to connect, and to wait for each answer.
 CONNECT_TIMEOUT, TIMEOUT = 5.0, 15.0
-#: How often a request is made that may be repeated, and seconds before the second time; doubled from then on. After
-#: SILENCE seconds without an answer it is not repeated: a person hears of it within 20.
+#: Attempts at a request that may be repeated; half the seconds before the second one, doubled for each further one.
+#: After SILENCE seconds without an answer it is not repeated, so that a person hears of it within 20.
 TRIES, FIRST_WAIT, SILENCE = 4, 0.5, 10.0
-#: Seconds that are waited for a rate limit to end; when it ends later, that is said.
+#: Most seconds to wait for a rate limit to end; one that ends later is reported.
 PATIENCE = 20.0
-#: GitHub asks for a minute after a secondary limit that does not say how long it lasts.
+#: Seconds assumed for a secondary limit that does not say how long it lasts: GitHub asks for a minute.
 UNSAID = 60.0
-#: The longest of GitHub's limits that is believed.
+#: Longest rate limit in seconds; a longer one is cut to it.
 LONGEST = 86_400.0
-#: Newest runs among which one is looked for.
+#: Number of newest runs in which to look for one.
 RUNS_SEEN = 50
 
-#: What a token is made of: anything else would be quoted, token and all, by the error of who cannot send it.
+#: Characters of a token: the error for one that cannot be sent would quote the token.
 TOKEN = re.compile(r"[\x21-\x7e]+")
 
-#: Before the request was sent: nothing can have happened.
+#: Errors before the request was sent: nothing can have happened.
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -53,14 +53,14 @@ class WorkflowRun:
 
 
 class GitHub:
-    """A connection for the length of a `with`; raises NotConfigured, GitHubFailed, or GitHubUnsure where it says so."""
+    """A connection, used in a `with`; raises NotConfigured, GitHubFailed, or GitHubUnsure where documented."""
 
     def __init__(self, settings: Settings) -> None:
         if not is_configured(settings):
             raise NotConfigured("Bursts on GitHub need HOWL_GITHUB_REPOSITORY and HOWL_GITHUB_TOKEN; or add --local.")
         if settings.loopback_only and urlsplit(settings.github_api).hostname not in LOOPBACK_HOSTS:
             raise NotConfigured("HOWL_GITHUB_API names another machine, and HOWL_LOOPBACK_ONLY is set.")
-        assert settings.github_token  # noqa: S101  # is_configured has looked, which mypy cannot see
+        assert settings.github_token  # noqa: S101  # is_configured has checked, which mypy cannot see
         self.repository = str(settings.github_repository)
         self.workflow, self.ref = settings.github_workflow, settings.github_ref
         token = settings.github_token.get_secret_value().strip()
@@ -77,9 +77,9 @@ class GitHub:
         self._http.close()
 
     def dispatch(self, inputs: dict[str, str]) -> tuple[str, str] | None:
-        """Start the workflow; its run's id and page, or None if GitHub took it but does not say.
+        """Start the workflow; return its run's id and page, or None if GitHub accepted it without naming the run.
 
-        Raises GitHubUnsure when it may have been started although no answer says so: never repeat it before a look.
+        Raises GitHubUnsure when it may have started although no answer says so: look for the run before repeating.
         """
         body = {"ref": self.ref, "inputs": inputs}
         answer = self._ask("POST", f"/workflows/{self.workflow}/dispatches", body, repeatable=False)
@@ -89,18 +89,18 @@ class GitHub:
         return (str(told["workflow_run_id"]), str(told.get("html_url", ""))) if "workflow_run_id" in told else None
 
     def runs(self) -> list[WorkflowRun]:
-        """The newest runs that were started by a dispatch."""
+        """Return the newest runs that a dispatch started."""
         path = f"/workflows/{self.workflow}/runs?event=workflow_dispatch&per_page={RUNS_SEEN}"
         found = _json(self._ask("GET", path)).get("workflow_runs") or []
         return [_run(told) for told in found if isinstance(told, dict)]
 
     def run(self, run_id: str, attempt: str) -> WorkflowRun | None:
-        """One attempt of a run; None if GitHub knows none of that id."""
+        """Return one attempt of a run; None if GitHub does not know it."""
         answer = self._ask("GET", f"/runs/{run_id}/attempts/{attempt}", accepted=(httpx.codes.NOT_FOUND,))
         return None if answer.status_code == httpx.codes.NOT_FOUND else _run(_json(answer))
 
     def cancel(self, run_id: str) -> bool:
-        """End a run; False if it had ended already."""
+        """Cancel a run; return False if it had ended already."""
         answer = self._ask("POST", f"/runs/{run_id}/cancel", accepted=(httpx.codes.CONFLICT,))
         return answer.status_code != httpx.codes.CONFLICT
 
@@ -157,15 +157,15 @@ class GitHub:
 
 
 def is_configured(settings: Settings) -> bool:
-    """Whether bursts on GitHub can be started from here."""
+    """Return whether bursts on GitHub can be started from here."""
     return settings.github_repository is not None and settings.github_token is not None
 
 
 def _client(url: str, token: str) -> httpx.Client:
-    """With the proxy that the environment names for this one host, and nothing else of it.
+    """Open a client with the proxy that the environment names for this host, and no other.
 
-    httpx reads all of NO_PROXY, ALL_PROXY and the like, and raises for what it does not know: a network (`fd07::/64`),
-    as other programs take, or SOCKS.
+    httpx reads all of NO_PROXY, ALL_PROXY and the like, and raises for what it does not know: SOCKS, or a network
+    (`fd07::/64`), which other programs accept.
     """
     headers = {
         "Accept": "application/vnd.github+json",
@@ -186,7 +186,7 @@ def _client(url: str, token: str) -> httpx.Client:
 
 
 def _proxy(url: str) -> str | None:
-    """Of HTTPS_PROXY (or HTTP_PROXY) and ALL_PROXY, unless NO_PROXY names the host."""
+    """Return the proxy of HTTPS_PROXY (or HTTP_PROXY) or ALL_PROXY, unless NO_PROXY names the host."""
     where = urlsplit(url)
     named = getproxies()
     found = named.get(where.scheme) or named.get("all")
@@ -206,7 +206,7 @@ _ADVICE = {
 
 
 def _limited_for(answer: httpx.Response) -> float | None:
-    """Seconds until GitHub takes requests again; None if too many requests are not the matter."""
+    """Return the seconds until GitHub accepts requests again; None if this is no rate limit."""
     if answer.status_code not in (httpx.codes.FORBIDDEN, httpx.codes.TOO_MANY_REQUESTS):
         return None
     told = answer.headers
@@ -235,7 +235,7 @@ def _reason(error: Exception) -> str:
 
 
 def _said(answer: httpx.Response) -> str:
-    """GitHub's own words, which are an error's only clue at times."""
+    """Return GitHub's own message, at times the only clue to an error."""
     try:
         message = str(answer.json()["message"])
     except (ValueError, LookupError, TypeError):

@@ -22,12 +22,12 @@ from howl.worker.lifecycle.environment import CREDENTIALS
 
 logger = logging.getLogger(__name__)
 
-#: Most workers a burst may start on one machine, and its longest runtime in seconds.
+#: Most workers of a burst on one machine, and its longest runtime in seconds.
 MOST_WORKERS = 64
 LONGEST_RUNTIME = 86_400.0
-#: Seconds beyond its deadline after which a worker that has not left is killed.
+#: Seconds past its deadline after which a worker that has not left is killed.
 OVERTIME = 20.0
-#: Seconds for a worker to put its running tasks back when it is told to leave at once.
+#: Seconds for a worker to put back its running tasks when told to leave at once.
 LAST_WORDS = 10.0
 #: Seconds for workers to register, and at the end for the last outcomes to be recorded.
 REGISTER_TIMEOUT = 60.0
@@ -36,16 +36,16 @@ POLL = 0.5
 
 LOG_TAIL = 2048  # bytes
 
-#: Settings that are not passed on as they are: PostgreSQL, GitHub and Flower are none of a worker's business, complete
-#: URLs replace hosts and passwords, and who it is its command line says.
+#: Prefixes of settings that are not passed on as they are: workers do not need PostgreSQL, GitHub or Flower, complete
+#: URLs replace hosts and passwords, and the command line says which worker it is.
 NOT_PASSED_ON = ("database_", "postgres_", "redis_", "nats_", "worker_", "github_", "flower_")
-#: Variables of this process that would lead a worker to PostgreSQL, or to other servers than the settings'.
+#: Prefixes of variables that would lead a worker to PostgreSQL, or to other servers than the settings'.
 LEADING = ("HOWL_", "MANAGER_", "REDIS_", "NATS_", "POSTGRES_", "PG", "WORKER_", "CELERY_", "FLOWER_")
 
 
 @dataclass
 class LocalWorker:
-    """One worker's process."""
+    """A worker's process, its name and its log."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -54,17 +54,17 @@ class LocalWorker:
     ended: float | None = None
 
     def alive(self) -> bool:
-        """Whether it runs; notes when it was first seen not to."""
+        """Return whether it runs; record when it was first seen to have ended."""
         if self.ended is None and self.process.poll() is not None:
             self.ended = time.monotonic()
         return self.ended is None
 
     def seconds(self) -> float:
-        """How long it has run."""
+        """Return how many seconds it has run."""
         return (self.ended or time.monotonic()) - self.began
 
     def log_tail(self) -> str:
-        """The last few lines it wrote."""
+        """Return the last few lines it wrote."""
         with self.log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-8:])
@@ -72,9 +72,9 @@ class LocalWorker:
 
 @dataclass(frozen=True, kw_only=True)
 class BurstState:
-    """How a burst is doing."""
+    """The state of a burst."""
 
-    #: How many of its workers the server has heard of, and how many processes run.
+    #: Numbers of its workers that have registered, and of its processes that run.
     registered: int
     alive: int
     tasks: TaskCounts
@@ -82,13 +82,13 @@ class BurstState:
 
     @property
     def ended(self) -> int:
-        """Tasks that are over."""
+        """Number of its tasks that have ended."""
         return sum(counts.get(status, 0) for counts in self.tasks.values() for status in FINAL_STATUSES)
 
 
 @dataclass(frozen=True)
 class LocalBurst:
-    """Running workers, until `finish`."""
+    """A burst with its running workers, until `finish`."""
 
     request: BurstRequest
     folder: Path
@@ -96,11 +96,11 @@ class LocalBurst:
     began: float = field(default_factory=time.monotonic)
 
     def alive(self) -> list[LocalWorker]:
-        """Those that have not left yet."""
+        """Return the workers that have not left yet."""
         return [worker for worker in self.workers if worker.alive()]
 
     def seconds_left(self) -> float:
-        """Until the deadline."""
+        """Return the seconds until the deadline, or 0."""
         return max(0.0, self.began + self.request.runtime - time.monotonic())
 
 
@@ -108,9 +108,9 @@ class LocalBurst:
 
 
 def start(request: BurstRequest, settings: Settings) -> LocalBurst:
-    """Record a burst and start its workers; they log to `<home>/bursts/<burst id>/<worker id>.log`.
+    """Record a burst and start its workers, which log to `<home>/bursts/<burst id>/<worker id>.log`.
 
-    Old bursts' logs go. Raises BurstFailed, NotConfigured or DatabaseUnavailable; nothing is left running then.
+    Removes old bursts' logs. Raises BurstFailed, NotConfigured or DatabaseUnavailable; nothing is left running then.
     """
     require_chosen_servers()
     environment = worker_environment(settings)
@@ -130,7 +130,7 @@ def start(request: BurstRequest, settings: Settings) -> LocalBurst:
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
-    """This process's variables, with the settings a worker needs and without any that lead to PostgreSQL.
+    """Return this process's variables, with the settings a worker needs and without any that lead to PostgreSQL.
 
     Raises NotConfigured.
     """
@@ -145,14 +145,14 @@ def worker_environment(settings: Settings) -> dict[str, str]:
         f"HOWL_{name.upper()}": _as_variable(values[name]) for name in values if not name.startswith(NOT_PASSED_ON)
     }
     servers = {"HOWL_REDIS_URL": settings.redis(), "HOWL_NATS_URL": settings.nats()}
-    if settings.join:  # which says all but where a tunnel ends
+    if settings.join:  # it holds everything but where a tunnel ends
         servers = {"HOWL_REDIS_PORT": str(settings.redis_port), "HOWL_NATS_PORT": str(settings.nats_port)}
-    # What .env says has been read: a worker that reads it again would learn PostgreSQL's password.
+    # .env has been read already: a worker that reads it again would learn PostgreSQL's password.
     return inherited | agents | given | servers | {"HOWL_ENV_FILE": ""}
 
 
 def _its_own(name: str, request: BurstRequest) -> dict[str, str]:
-    """By which a worker, and so its tasks, are known to be of this burst."""
+    """Return the variables by which a worker, and so its tasks, are known to belong to this burst."""
     return {"HOWL_BURST_ID": request.burst_id, "HOWL_WORKER_INDEX": name.rpartition("-")[2]}
 
 
@@ -183,7 +183,7 @@ def _make_folder(folder: Path) -> Path:
 def _tidy(folder: Path, settings: Settings) -> None:
     try:
         logs.tidy(folder, records.running_here(settings.database(), since=LONGEST_RUNTIME + OVERTIME))
-    except OSError as error:  # another burst's start tidies too
+    except OSError as error:  # another burst that starts removes logs too
         logger.warning("Logs of old bursts stay where they are: %s.", error)
 
 
@@ -216,7 +216,7 @@ def _start_worker(name: str, request: BurstRequest, folder: Path, environment: d
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C in a terminal is for us, who tell the workers to drain; to their pools it would be the end.
+                # Ctrl-C in a terminal is for this process, which drains the workers; it would end their pools.
                 start_new_session=True,
             )
     except OSError as error:
@@ -240,7 +240,7 @@ def _command_line(name: str, request: BurstRequest) -> list[str]:
 
 
 def watch(burst: LocalBurst, settings: Settings) -> Iterator[BurstState]:
-    """Its state twice a second, until all its workers are gone; those that overstay are killed."""
+    """Yield the burst's state twice a second until all its workers are gone; kill those that overstay."""
     state = look(burst, settings)
     while burst.alive():
         yield state
@@ -253,7 +253,7 @@ def watch(burst: LocalBurst, settings: Settings) -> Iterator[BurstState]:
 
 
 def look(burst: LocalBurst, settings: Settings, last: BurstState | None = None) -> BurstState:
-    """Its state now; while PostgreSQL is away, with the counts of `last`."""
+    """Return the burst's state now, with the counts of `last` while PostgreSQL is unavailable."""
     registered, tasks = (last.registered, last.tasks) if last else (0, {})
     try:
         registered, tasks = records.count(settings.database(), burst.request.names)
@@ -264,9 +264,10 @@ def look(burst: LocalBurst, settings: Settings, last: BurstState | None = None) 
 
 
 def wait_until_registered(burst: LocalBurst, settings: Settings, timeout: float = REGISTER_TIMEOUT) -> BurstState:
-    """The state in which the server has heard of all workers.
+    """Return the state in which all workers have registered.
 
-    Raises BurstFailed with the end of a log when they do not all register in time; those that did work on.
+    Raises BurstFailed with the end of a log when they do not all register within `timeout` seconds; those that did
+    continue to work.
     """
     deadline = time.monotonic() + timeout
     for state in watch(burst, settings):
@@ -282,9 +283,9 @@ def wait_until_registered(burst: LocalBurst, settings: Settings, timeout: float 
 
 
 def drain(burst: LocalBurst) -> Iterator[float]:
-    """Let the workers end what they run; yields the seconds they still have for it, then they are killed.
+    """Let the workers end what they run, yielding the seconds they still have for it; then kill them.
 
-    After their grace they are told to put running tasks back. The process group is never signalled before that: its
+    After their grace they are told to put running tasks back. A process group is not signalled before the kill: the
     pool's children would die with their tasks.
     """
     for number, patience in ((signal.SIGTERM, burst.request.patience), (signal.SIGQUIT, LAST_WORDS)):
@@ -298,14 +299,14 @@ def drain(burst: LocalBurst) -> Iterator[float]:
 
 
 def kill(burst: LocalBurst) -> None:
-    """End what is left of the workers and of their pools, at once."""
+    """Kill the workers that are left, and their pools, at once."""
     for worker in burst.alive():
         os.killpg(worker.process.pid, signal.SIGKILL)
         worker.process.wait()
 
 
 def finish(burst: LocalBurst, settings: Settings) -> TaskCounts:
-    """Record the end of a burst whose workers are gone; returns their tasks by worker and status.
+    """Record the end of a burst whose workers are gone; return numbers of tasks by worker and status.
 
     Raises DatabaseUnavailable.
     """
@@ -315,7 +316,7 @@ def finish(burst: LocalBurst, settings: Settings) -> TaskCounts:
 
 
 def _final_counts(burst: LocalBurst, settings: Settings) -> TaskCounts:
-    """The last outcomes may still be on their way into the record."""
+    """Count the tasks, waiting `RECORD_TIMEOUT` seconds at most for the last outcomes to be recorded."""
     deadline = time.monotonic() + RECORD_TIMEOUT
     while True:
         _, tasks = records.count(settings.database(), burst.request.names)

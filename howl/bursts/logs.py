@@ -1,4 +1,4 @@
-"""The logs of bursts on this machine: those of the newest are kept."""
+"""Retention of the logs of bursts on this machine: those of the newest are kept."""
 
 import logging
 import re
@@ -9,14 +9,14 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-#: Bursts whose logs are kept, and bytes of them all.
+#: Most bursts whose logs are kept, and most bytes of all logs.
 KEPT, KEPT_BYTES = 50, 256 << 20
-#: A burst's folder, with a log of each worker, or its keeper's log.
+#: A burst's folder, with a log of each worker, or the log of the command that stays with its workers.
 NAME = re.compile(r"([0-9a-f]{32})(\.log)?")
 
 
 def tidy(folder: Path, running: Collection[str]) -> None:
-    """Remove the oldest bursts' logs, beyond so many or so many bytes; never the newest's, nor those of `running`."""
+    """Remove the oldest bursts' logs beyond KEPT or KEPT_BYTES; never the newest burst's, nor those of `running`."""
     total = 0
     for number, (burst_id, entries) in enumerate(_newest_first(folder)):
         total += sum(map(_size, entries))
@@ -25,7 +25,7 @@ def tidy(folder: Path, running: Collection[str]) -> None:
 
 
 def _newest_first(folder: Path) -> list[tuple[str, list[Path]]]:
-    """What there is of each burst; what is none of HOWL's is left alone."""
+    """Return each burst's files and folder, newest burst first; leave alone what is not HOWL's."""
     found: defaultdict[str, list[Path]] = defaultdict(list)
     for entry in folder.iterdir():
         if match := NAME.fullmatch(entry.name):

@@ -1,4 +1,4 @@
-"""What the database holds of a burst: its row, its workers, their tasks."""
+"""Bursts in the database: a burst's row, its workers, their tasks."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,11 +11,11 @@ from howl.connections import postgres
 from howl.errors import UnknownBurst
 from howl.models import Burst, Task, Worker
 
-#: Where a burst's workers run: bursts.origin.
+#: Values of bursts.origin: where a burst's workers run.
 ON_GITHUB, ON_THIS_MACHINE = "github-actions", "local"
-#: Fewest characters of a burst's id that may stand for all of it, and most that any has.
+#: Fewest characters that may abbreviate a burst's id, and most that an id may have.
 PREFIX_LENGTH, ID_LENGTH = 6, 64
-#: Most bursts that a list may have.
+#: Most bursts in a list.
 LIMIT = 1000
 
 #: Numbers of tasks by worker and status.
@@ -23,20 +23,20 @@ TaskCounts = dict[str, dict[str, int]]
 
 
 def begin(database_url: str, **values: Any) -> None:
-    """Write a burst's row, with values by column name; raises DatabaseUnavailable."""
+    """Insert a burst's row, with values by column name; raises DatabaseUnavailable."""
     with postgres.session(database_url) as session:
         session.add(Burst(**values))
 
 
 def end(database_url: str, burst_id: str, minutes_used: float) -> None:
-    """Note that a burst is over; raises DatabaseUnavailable."""
+    """Record that a burst has ended; raises DatabaseUnavailable."""
     with postgres.session(database_url) as session:
         row = update(Burst).where(Burst.burst_id == burst_id)
         session.execute(row.values(ended_at=func.now(), minutes_used=minutes_used))
 
 
 def count(database_url: str, worker_ids: list[str]) -> tuple[int, TaskCounts]:
-    """How many of these workers have registered, and the tasks they began; raises DatabaseUnavailable."""
+    """Count these workers that have registered, and the tasks they began; raises DatabaseUnavailable."""
     tasks: TaskCounts = {name: {} for name in worker_ids}
     with postgres.session(database_url) as session:
         registered = session.scalar(select(func.count()).where(Worker.worker_id.in_(worker_ids)))
@@ -47,7 +47,7 @@ def count(database_url: str, worker_ids: list[str]) -> tuple[int, TaskCounts]:
 
 
 def running_here(database_url: str, since: float) -> set[str]:
-    """Ids of bursts on this machine that began so many seconds ago or later and have not ended."""
+    """Return ids of bursts on this machine that began within the last `since` seconds and have not ended."""
     recent = Burst.started_at > datetime.now(UTC) - timedelta(seconds=since)
     with postgres.session(database_url) as session:
         return set(
@@ -58,13 +58,13 @@ def running_here(database_url: str, since: float) -> set[str]:
 
 
 def installation(session: Session) -> str:
-    """What tells this record from any other's: PostgreSQL's own number, and the database's name."""
+    """Return what identifies this database: PostgreSQL's system identifier, and the database's name."""
     number, name = session.execute(text("SELECT system_identifier, current_database() FROM pg_control_system()")).one()
     return f"{number}/{name}"
 
 
 def find(session: Session, burst_id: str) -> Burst:
-    """The one burst whose id begins so (6 characters or more will do); raises UnknownBurst."""
+    """Return the one burst whose id begins with `burst_id` (6 characters or more); raises UnknownBurst."""
     if not (PREFIX_LENGTH <= len(burst_id) <= ID_LENGTH and burst_id.isalnum()):
         raise UnknownBurst(
             f"No burst has such an id: give {PREFIX_LENGTH} characters of one, as `howl burst list` shows."
@@ -77,14 +77,14 @@ def find(session: Session, burst_id: str) -> Burst:
 
 
 def list_all(session: Session, seconds: float) -> list[dict[str, Any]]:
-    """Bursts begun so long ago or later, or not yet ended, newest first."""
+    """Return bursts that began within the last `seconds`, or have not ended, newest first."""
     recent = (Burst.started_at > datetime.now(UTC) - timedelta(seconds=seconds)) | Burst.ended_at.is_(None)
     rows = session.scalars(select(Burst).where(recent).order_by(Burst.started_at.desc()).limit(LIMIT))
     return [summary(session, row) for row in rows]
 
 
 def summary(session: Session, row: Burst) -> dict[str, Any]:
-    """What a list says of a burst."""
+    """Return a burst as a list shows it."""
     return {
         "burst_id": row.burst_id,
         "origin": row.origin,
@@ -103,7 +103,7 @@ def summary(session: Session, row: Burst) -> dict[str, Any]:
 
 
 def status(row: Burst) -> str:
-    """`refused`, `failed` (no run began), `starting`, `running`, `stopping`, or how it ended: `cancelled`, `ended`."""
+    """Return `refused`, `failed` (no run began), `starting`, `running`, `stopping`, `cancelled` or `ended`."""
     if row.request.get("refused"):
         return "refused"
     if row.request.get("failed"):
@@ -116,7 +116,7 @@ def status(row: Burst) -> str:
 
 
 def crew(session: Session, row: Burst) -> list[Worker]:
-    """Its workers that have registered: on GitHub those of its run, on this machine those of its names."""
+    """Return the burst's registered workers: on GitHub those of its run, on this machine those with its names."""
     if row.origin != ON_GITHUB:
         names = BurstRequest(burst_id=row.burst_id, workers=row.num_workers, runtime=1).names
         ours: ColumnElement[bool] = Worker.worker_id.in_(names)
@@ -124,7 +124,7 @@ def crew(session: Session, row: Burst) -> list[Worker]:
         run = {name: row.run[name] for name in ("repository", "run_id", "attempt", "index") if name in row.run}
         ours = Worker.run.contains(run)
         if whose := row.run.get("credential"):
-            # Another's workers may say of themselves what they like.
+            # Workers with another credential may claim to be of any run.
             ours &= func.coalesce(Worker.credential, whose) == whose
     else:
         return []
@@ -132,6 +132,6 @@ def crew(session: Session, row: Burst) -> list[Worker]:
 
 
 def conclude(session: Session, burst_id: str, conclusion: str) -> None:
-    """Note how its run ended: GitHub's word, the first one."""
+    """Record how the burst's run ended, as GitHub reports it; the first conclusion stays."""
     row = session.get_one(Burst, burst_id, with_for_update=True, populate_existing=True)
     row.run = {"conclusion": conclusion} | row.run

@@ -1,20 +1,20 @@
-"""What a burst is asked to be, wherever its workers run."""
+"""The request for a burst, wherever its workers run."""
 
 import uuid
 from dataclasses import dataclass, field
 
 from howl.queue_names import require_queue
 
-#: Seconds before its deadline at which a worker stops taking tasks: at most this, and a quarter of a short runtime.
+#: Most seconds before its deadline at which a worker stops taking tasks; less for a short runtime, a quarter of it.
 DEFAULT_GRACE = 90.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class BurstRequest:
-    """What somebody wants started."""
+    """A request to start workers for a limited time."""
 
     workers: int
-    #: Seconds until every worker is gone, and how long before that it stops taking tasks.
+    #: Seconds until every worker is gone, and seconds before that at which it stops taking tasks.
     runtime: float
     grace: float | None = None
     concurrency: int | None = None
@@ -24,16 +24,16 @@ class BurstRequest:
     burst_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
-        """Raises InvalidRequest for what is no queue."""
+        """Raise InvalidRequest for a name that no queue may have."""
         for name in self.queues:
             require_queue(name)
 
     @property
     def names(self) -> list[str]:
-        """The ids its workers will have."""
+        """The ids of its workers, on this machine."""
         return [f"local-{self.burst_id[:8]}-{number}" for number in range(1, self.workers + 1)]
 
     @property
     def patience(self) -> float:
-        """Seconds that a draining worker has for the tasks it runs."""
+        """Seconds for a draining worker to end the tasks it runs."""
         return min(DEFAULT_GRACE, self.runtime / 4) if self.grace is None else self.grace

@@ -1,4 +1,4 @@
-"""When a server starts bursts by itself: HOWL_BURST_SCHEDULE and HOWL_BURST_WHEN, read strictly."""
+"""The schedule and the threshold by which a server starts bursts: HOWL_BURST_SCHEDULE and HOWL_BURST_WHEN, strictly."""
 
 import operator
 import re
@@ -17,17 +17,17 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {">": operator.gt, ">="
 
 @dataclass(frozen=True)
 class Schedule:
-    """Minutes (UTC) of one or more cron expressions; all five fields of one must fit, as Celery understands cron."""
+    """Minutes (UTC) of one or more cron expressions; all five fields of one must match, as in Celery's crontab."""
 
     lines: tuple[crontab, ...]
 
     @classmethod
     def parse(cls, text: str) -> "Schedule":
-        """Of `*/30 8-17 * * mon-fri; 0 3 * * *`; raises SettingsError."""
+        """Parse a schedule such as `*/30 8-17 * * mon-fri; 0 3 * * *`; raises SettingsError."""
         return cls(tuple(_crontab(line) for line in text.split(";")))
 
     def newest(self, after: datetime, until: datetime) -> datetime | None:
-        """The last minute of the schedule that began after the one moment and not after the other."""
+        """Return the last minute of the schedule that began after `after` and not after `until`; None if none did."""
         minute = until.astimezone(UTC).replace(second=0, microsecond=0)
         while minute > after:
             if any(_fits(line, minute) for line in self.lines):
@@ -38,7 +38,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Demand:
-    """A threshold: `waiting` tasks on the queues, or seconds that the `oldest` of them has waited."""
+    """A threshold: number of tasks `waiting` in the queues, or seconds that the `oldest` of them has waited."""
 
     measure: str
     sign: str
@@ -46,7 +46,7 @@ class Demand:
 
     @classmethod
     def parse(cls, text: str) -> "Demand":
-        """Of `waiting > 100` or `oldest > 5m`; raises SettingsError."""
+        """Parse a threshold such as `waiting > 100` or `oldest > 5m`; raises SettingsError."""
         match = re.fullmatch(r"\s*(waiting|oldest)\s*(>=?)\s*(\S+)\s*", text)
         threshold = _threshold(match[1], match[3]) if match else None
         if match is None or threshold is None:
@@ -56,7 +56,7 @@ class Demand:
         return cls(match[1], match[2], threshold)
 
     def is_met(self, value: float) -> bool:
-        """Whether so many tasks, or so many seconds, call for a burst."""
+        """Return whether so many tasks, or so many seconds, call for a burst."""
         return COMPARISONS[self.sign](value, self.threshold)
 
 
@@ -81,7 +81,7 @@ def _fits(line: crontab, minute: datetime) -> bool:
 
 
 def _threshold(measure: str, text: str) -> float | None:
-    """A number of tasks, or seconds; None if it is neither."""
+    """Parse a number of tasks, or seconds; return None if it is neither."""
     if measure == "waiting":
         return float(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else None
     try:

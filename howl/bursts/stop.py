@@ -1,4 +1,4 @@
-"""Ending a burst before its time, wherever its workers run."""
+"""Ending a burst before its deadline, wherever its workers run."""
 
 from datetime import timedelta
 from typing import Any
@@ -17,11 +17,11 @@ from howl.remote_shutdown import dismiss, require_answers
 
 
 def stop(burst_id: str, settings: Settings) -> dict[str, Any]:
-    """Its workers put back what they cannot end, and leave; returns what a list says of the burst.
+    """Have a burst's workers put back what they cannot end, and leave; return the burst as a list shows it.
 
-    On GitHub the run is cancelled, here the workers are asked to drain. One that has ended stays as it is. Raises
-    UnknownBurst, GitHubFailed, NotConfigured, DatabaseUnavailable, QueueUnavailable, or WorkerSilent when a worker did
-    not hear: the burst is as it was then.
+    Cancels the run on GitHub, or asks the workers on this machine to drain. A burst that has ended stays as it is.
+    Raises UnknownBurst, GitHubFailed, NotConfigured, DatabaseUnavailable, QueueUnavailable, or WorkerSilent when a
+    worker did not answer: the burst is then as it was.
     """
     with postgres.session(settings.database()) as session:
         row = records.find(session, burst_id)
@@ -46,7 +46,7 @@ def _drain(row: Burst, settings: Settings) -> None:
     with postgres.session(settings.database()) as session:
         now = session.scalars(select(func.now())).one()
         if now > row.started_at + timedelta(minutes=row.runtime_minutes):
-            return  # they leave by themselves, whoever hears nothing
+            return  # workers leave by themselves now, even those that hear nothing
         there = [worker.worker_id for worker in records.crew(session, row)]
         if len(there) < row.num_workers and now < row.started_at + timedelta(seconds=REGISTER_TIMEOUT):
             raise WorkerSilent(

@@ -15,15 +15,15 @@ from howl.models import Burst
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the workers table, and two questions to GitHub.
+#: Seconds between two polls of the workers table, and of GitHub.
 POLL, GITHUB_POLL = 1.0, 10.0
-#: Seconds that workers may take to come: GitHub's runners are not always free.
+#: Seconds for workers to register: GitHub's runners are not always free.
 TIMEOUT = 900.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arrivals:
-    """How many of a burst's workers have registered; `run_status` is GitHub's word, such as queued or in_progress."""
+    """Numbers of a burst's workers, and of those `registered`; `run_status` is GitHub's, such as queued."""
 
     burst_id: str
     workers: int
@@ -32,9 +32,10 @@ class Arrivals:
 
 
 def watch(burst_id: str, settings: Settings, timeout: float = TIMEOUT) -> Iterator[Arrivals]:
-    """A look a second until all have registered; raises UnknownBurst, DatabaseUnavailable, BurstRefused or BurstFailed.
+    """Yield a burst's arrivals once a second until all its workers have registered.
 
-    BurstFailed says that it ended before, or that `timeout` seconds have passed: then it goes on.
+    Raises UnknownBurst, DatabaseUnavailable or BurstRefused; or BurstFailed when the burst ended before, or `timeout`
+    seconds have passed: the burst then goes on.
     """
     deadline = time.monotonic() + timeout
     run, next_question = None, 0.0
@@ -66,7 +67,7 @@ def _look(burst_id: str, settings: Settings) -> tuple[Burst, int]:
 
 
 def _ask_github(row: Burst, settings: Settings) -> WorkflowRun | None:
-    """A run that fails in its set-up says so nowhere else."""
+    """Return the burst's run, if any: a failure in its set-up is reported nowhere else."""
     if row.origin != ON_GITHUB or "run_id" not in row.run or not is_configured(settings):
         return None
     try:

@@ -1,1 +1,1 @@
-"""Real Redis, NATS and PostgreSQL servers on one machine with no set-up, for development, demo and tests."""
+"""Real Redis, NATS and PostgreSQL servers on one machine without set-up, for development, demo and tests."""

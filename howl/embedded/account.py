@@ -1,4 +1,4 @@
-"""Whom PostgreSQL runs as: it refuses root, so root runs it as `nobody`, who must be able to reach its files."""
+"""The account that PostgreSQL runs as: it refuses root, so root runs it as `nobody`, who must reach its files."""
 
 import os
 import pwd
@@ -24,7 +24,7 @@ class Account:
 
 
 def postgres_account() -> Account | None:
-    """The account to switch to, or None when this process is an ordinary user's; raises EmbeddedServerError."""
+    """Return the account to switch to, or None unless this process runs as root; raises EmbeddedServerError."""
     if os.geteuid() != 0:
         return None
     try:
@@ -37,7 +37,7 @@ def postgres_account() -> Account | None:
 
 
 def closed_folder(path: Path) -> Path | None:
-    """The first folder on the way down to `path`, itself included, that other users may not enter."""
+    """Return the first folder on the way down to `path`, itself included, that other users may not enter."""
     whole = path.resolve()
     return next((folder for folder in (*reversed(whole.parents), whole) if not _enterable(folder)), None)
 

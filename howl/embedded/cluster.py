@@ -1,4 +1,4 @@
-"""Making a PostgreSQL data folder, and an installation that the account it runs as can reach."""
+"""Creation of a PostgreSQL data folder, and of an installation that PostgreSQL's account can reach."""
 
 import shutil
 import signal
@@ -15,7 +15,7 @@ from howl.errors import EmbeddedServerError
 SUPERUSER = "postgres"
 INITDB_PATIENCE = 120.0  # seconds
 
-# The builtin provider sorts alike on every machine, whatever locales it has.
+# The builtin provider sorts the same on every machine, whatever its locales.
 INITDB_OPTIONS = (
     f"--username={SUPERUSER}",
     "--auth=scram-sha-256",
@@ -27,7 +27,7 @@ INITDB_OPTIONS = (
 
 
 def reachable_installation(home: Path, account: Account | None) -> Path:
-    """The wheel's PostgreSQL, or a copy of it below `home` when `account` may not enter the wheel's folder."""
+    """Return the wheel's PostgreSQL, or a copy below `home` if `account` may not enter the wheel's folder."""
     installation = binaries.postgres_installation()
     if account is None or closed_folder(installation / "bin") is None:
         return installation
@@ -35,17 +35,17 @@ def reachable_installation(home: Path, account: Account | None) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what an interrupted run left beside and in the data folder, once nothing of that run lives any more."""
+    """Remove what an interrupted run left beside and in the data folder, once all of its processes have ended."""
     with take_over(folder.with_suffix(".alive")):
         for leftover in folder.parent.glob(f"{folder.name}-new-*"):
             shutil.rmtree(leftover)
         if not _someone_else_runs(folder):
-            # PostgreSQL would take whichever process has the dead one's id by now for a server on this folder.
+            # PostgreSQL would take any process that now has the dead one's id for a server on this folder.
             (folder / "postmaster.pid").unlink(missing_ok=True)
 
 
 def create_data_folder(folder: Path, installation: Path, password: str, account: Account | None) -> None:
-    """Make `folder` in one step: an interrupted attempt leaves only a temporary folder for `remove_leftovers`."""
+    """Create `folder` in one step: an interrupted attempt leaves only a temporary folder for `remove_leftovers`."""
     workshop = Path(tempfile.mkdtemp(prefix=f"{folder.name}-new-", dir=folder.parent))
     try:
         _hand_over(workshop, password, account)
@@ -87,7 +87,7 @@ def _initdb(workshop: Path, folder: Path, installation: Path, account: Account |
 
 
 def _someone_else_runs(folder: Path) -> bool:
-    """Whether a PostgreSQL that we did not start may be at work here: we hold the lock that all of ours hold."""
+    """Return whether a PostgreSQL that is not ours may run here: ours cannot, because we hold the lock they hold."""
     try:
         pid = (folder / "postmaster.pid").read_text().partition("\n")[0]
         return Path("/proc", str(int(pid)), "comm").read_text().strip() == "postgres"
@@ -96,7 +96,7 @@ def _someone_else_runs(folder: Path) -> bool:
 
 
 def _copy_of(installation: Path, home: Path) -> Path:
-    """A copy with its libraries beside it, as in the wheel; made once for each version of the wheel, in one step."""
+    """Return a copy with its libraries beside it, as in the wheel; make it once per wheel version, in one step."""
     package = installation.parent
     copy = home / f"postgres-program-{version(binaries.POSTGRES_PACKAGE)}"
     if not copy.exists():
@@ -112,13 +112,13 @@ def _copy_of(installation: Path, home: Path) -> Path:
 
 
 def _unused(folder: str, names: list[str]) -> set[str]:
-    """The other PostgreSQL of the wheel, its Python code, headers and static libraries."""
+    """Ignore the wheel's other PostgreSQL, its Python code, headers and static libraries."""
     installations = {name for name in names if name.startswith("pginstall")} - {binaries.POSTGRES_VERSION_FOLDER}
     return installations | set(shutil.ignore_patterns("*.py", "__pycache__", "include", "*.a")(folder, names))
 
 
 def _open_to_all(folder: Path) -> None:
-    """A wheel installed under a strict umask is copied with its modes."""
+    """Make a copy readable for all: a wheel installed under a strict umask is copied with its modes."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644)

@@ -1,8 +1,8 @@
-"""An environment in which nothing inherited can point at a real server: for demo and tests."""
+"""An environment, for demo and tests, in which no inherited variable can point at a real server."""
 
 import os
 
-#: All that passes, beside LC_*; a list of what to drop would miss the next variable that some library learns to read.
+#: Variables that are kept, beside LC_*; a list of those to drop would miss the next one that a library starts to read.
 PERSON = ("HOME", "USER", "LOGNAME", "SHELL", "TERM", "COLUMNS", "LINES", "NO_COLOR", "TMPDIR", "TZ", "LANG", "CI")
 PROGRAMS = ("PATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 PYTHON = ("PYTHONPATH", "PYTHONUTF8", "PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
@@ -10,7 +10,7 @@ ALLOWED = frozenset((*PERSON, *PROGRAMS, *PYTHON))
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """What this process inherited, less everything that could configure HOWL, a library or a client; plus `settings`.
+    """Return the inherited variables, less all that could configure HOWL, a library or a client, plus `settings`.
 
     No `.env` is read and only loopback hosts are accepted, unless `settings` say otherwise.
     """

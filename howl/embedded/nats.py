@@ -13,7 +13,7 @@ from howl.local_stack import HOST
 
 USER = "howl"
 
-# The store is relative to the folder that the server is started in, so no path needs quoting.
+# The store's path is relative to the folder that the server starts in, so it needs no quoting.
 CONFIGURATION = """\
 server_name: "{name}"
 listen: "{host}:{port}"
@@ -30,7 +30,7 @@ class Nats(Server):
 
     def __init__(self, home: Path, passwords: Passwords) -> None:
         super().__init__(home, passwords)
-        #: The server greets with it, which tells it from another one on the same port.
+        #: The server sends it in its greeting, which distinguishes it from another one on the same port.
         self._name = f"howl-{secrets.token_hex(6)}"
 
     @property

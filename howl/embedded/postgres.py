@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL."""
+"""The embedded PostgreSQL server."""
 
 import signal
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from howl.embedded.server import Server
 from howl.errors import EmbeddedServerError
 from howl.local_stack import HOST
 
-#: The role that everybody but this module uses, and the database it owns.
+#: The role that all but this module use, and the database it owns.
 ROLE = "howl"
 DATABASE = "mcp_manager"
 
 CONNECT_PATIENCE = 10  # seconds
 
-# No socket file: its path would have to be short, and its folder writable for the account.
+# No socket file: its path would have to be short, and its folder writable by the account.
 SETTINGS = {"listen_addresses": HOST, "unix_socket_directories": "", "max_connections": "100"}
 
 #: Lines of postmaster.pid, counted from 0 (PostgreSQL, src/include/utils/pidfile.h).
@@ -59,7 +59,7 @@ class Postgres(Server):
         return [installation / "bin" / "postgres", "-D", self.folder, *options]
 
     def _is_ready(self) -> bool:
-        """A file left by an earlier life may say "ready" too, but not with this process id."""
+        """Read postmaster.pid; a file left by an earlier run may say "ready" too, but not with this process id."""
         try:
             lines = (self.folder / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
@@ -93,7 +93,7 @@ def _exists(connection: psycopg.Connection, query: str, name: str) -> bool:
 
 
 def _create_role(connection: psycopg.Connection, password: str) -> sql.Composed:
-    """With the password's verifier, so that the server could never log the password itself."""
+    """Build the statement with the password's verifier, so that the server cannot log the password."""
     verifier = connection.pgconn.encrypt_password(password.encode(), ROLE.encode(), b"scram-sha-256").decode()
     statement = sql.SQL("CREATE ROLE {} LOGIN CREATEDB PASSWORD {}")
     return statement.format(sql.Identifier(ROLE), sql.Literal(verifier))

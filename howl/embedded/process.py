@@ -15,14 +15,14 @@ from howl.embedded.account import Account
 from howl.errors import EmbeddedServerError
 from howl.files import take_lock
 
-# macOS has no prctl: there a SIGKILLed parent leaves its children, and the next start names the lock they still hold.
+# macOS has no prctl: a SIGKILLed parent leaves its children there, and the next start reports the lock they still hold.
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
-#: Nothing of ours reaches a server through its environment: PGPORT, PGDATA and the like would change what it does.
+#: The servers' whole environment: an inherited PGPORT, PGDATA or the like would change what they do.
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
-#: Seconds for a predecessor to let go of its lock, and for a child to end after each signal.
+#: Seconds for a predecessor to release its lock, and for a child to end after each signal.
 LOCK_PATIENCE = 5.0
 STOP_PATIENCE = 10.0
 LOG_TAIL = 4096  # bytes
@@ -31,8 +31,8 @@ LOG_TAIL = 4096  # bytes
 class Child:
     """A program started now, writing to a log file of its own (the previous one is kept as .log.old).
 
-    `alive` is a lock file that the child and its descendants hold while any of them lives; `account` is whom it runs
-    as; `death_signal` is what the kernel sends it when this process dies. Raises EmbeddedServerError.
+    `alive` is a lock file that the child and its descendants hold while any of them lives; `account` is the user it
+    runs as; `death_signal` is sent to it by the kernel when this process dies. Raises EmbeddedServerError.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Child:
         death_signal: signal.Signals = signal.SIGKILL,
     ) -> None:
         if threading.current_thread() is not threading.main_thread():
-            # The kernel's notice comes when the thread that started the child ends, not when the process does.
+            # The kernel sends the death signal when the thread that started the child ends, not the process.
             raise EmbeddedServerError("Embedded servers can only be started from the main thread.")
         self._log = log
         self._death_signal = death_signal
@@ -57,11 +57,11 @@ class Child:
         return self._popen.pid
 
     def exit_status(self) -> int | None:
-        """None while it runs; a signal's number, negative, when one ended it."""
+        """Return the exit status: None while it runs, a negative signal number if a signal ended it."""
         return self._popen.poll()
 
     def wait(self, timeout: float) -> int:
-        """Its exit status; after `timeout` seconds it is killed instead."""
+        """Wait for it to end and return its exit status; kill it after `timeout` seconds."""
         try:
             return self._popen.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -73,7 +73,7 @@ class Child:
         self._popen.send_signal(number)
 
     def end(self, stop_signal: signal.Signals) -> None:
-        """Ask it to stop, then insist: at most `STOP_PATIENCE` seconds for each of three signals."""
+        """Stop it: send up to three signals and wait at most `STOP_PATIENCE` seconds for each."""
         for number in (stop_signal, self._death_signal, signal.SIGKILL):
             self.send(number)
             try:
@@ -83,7 +83,7 @@ class Child:
             return
 
     def log_tail(self) -> str:
-        """The last few lines it wrote."""
+        """Return the last few lines it wrote."""
         with self._log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-10:])
@@ -102,7 +102,7 @@ class Child:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     pass_fds=(mark.fileno(),),
-                    # Ctrl-C in a terminal is for us, who stop the servers after their clients.
+                    # Ctrl-C in a terminal is for this process, which stops the servers after their clients.
                     start_new_session=True,
                     # After the change of user, which would clear the request.
                     preexec_fn=partial(die_with, os.getpid(), self._death_signal),
@@ -113,7 +113,7 @@ class Child:
 
 
 def take_over(alive: Path) -> BinaryIO:
-    """The lock of a server that no earlier one holds any more; raises EmbeddedServerError when one lives on."""
+    """Take a server's lock once no earlier server holds it; raises EmbeddedServerError if one still does."""
     try:
         return take_lock(alive, LOCK_PATIENCE)
     except BlockingIOError:
@@ -129,7 +129,7 @@ def _new_log(path: Path) -> BinaryIO:
 
 
 def die_with(parent: int, death_signal: signal.Signals) -> None:
-    """In the child, between fork and exec: ask the kernel to end it with its parent, who may be gone by now."""
+    """Ask the kernel to end this process with its parent, which may have ended already; runs between fork and exec."""
     if _prctl is None:
         return
     if death_signal != signal.SIGKILL:

@@ -1,4 +1,4 @@
-"""What the embedded servers have in common: a port, a start that waits until ready, a stop."""
+"""The base class of the embedded servers: a port, a start that waits until ready, a stop."""
 
 import random
 import signal
@@ -15,8 +15,8 @@ from howl.errors import EmbeddedServerError
 from howl.files import Passwords
 from howl.local_stack import HOST
 
-#: Below the range that kernels hand out for outgoing connections: a client that keeps trying to reach a stopped
-#: server on a port in that range ends up connected to itself, and the server cannot have its port back.
+#: Ports below the range that kernels use for outgoing connections: a client that keeps trying to reach a stopped server
+#: on a port in that range ends up connected to itself, and the server cannot get its port back.
 PORTS = range(15_000, 32_000)
 PORT_ATTEMPTS = 3
 
@@ -25,9 +25,9 @@ START_PATIENCE = 60.0
 
 
 class Server(ABC):
-    """One server with its data in a folder of its own; its port is chosen once and kept over `stop` and `start`.
+    """A server with its data in a folder of its own; its port is chosen once and kept over `stop` and `start`.
 
-    A `port` that was set before is taken if it is free.
+    A `port` that was set before is used if it is free.
     """
 
     title: ClassVar[str]
@@ -46,17 +46,17 @@ class Server(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where clients connect, password included."""
+        """The URL for clients, password included."""
 
     @property
     def pid(self) -> int:
-        """The server's process id; raises EmbeddedServerError when it was not started, or was stopped."""
+        """The server's process id; raises EmbeddedServerError if it was not started, or was stopped."""
         if self._child is None:
             raise EmbeddedServerError(f"{self.title} is not running: start it first.")
         return self._child.pid
 
     def start(self) -> None:
-        """Start, and wait until it answers; raises EmbeddedServerError with its last log lines."""
+        """Start the server and wait until it answers; raises EmbeddedServerError with its last log lines."""
         self.launch()
         try:
             self.wait_until_ready()
@@ -73,7 +73,7 @@ class Server(ABC):
         self._child = self._spawn()
 
     def wait_until_ready(self) -> None:
-        """Wait until it answers; a port that somebody took in the meantime is exchanged for another."""
+        """Wait until it answers; choose another port if this one was taken in the meantime."""
         for _ in range(PORT_ATTEMPTS):
             if self._becomes_ready():
                 self._port_is_kept = True
@@ -85,28 +85,28 @@ class Server(ABC):
         raise self._failure("could not be started")
 
     def begin_stop(self) -> None:
-        """Ask it to stop without waiting, so that several can stop at once."""
+        """Ask it to stop, without waiting, so that several servers can stop at once."""
         if self._child is not None:
             self._child.send(self.stop_signal)
 
     def stop(self) -> None:
-        """Stop and wait, at most half a minute; a server that does not run is left alone."""
+        """Stop it and wait, at most half a minute; do nothing if it does not run."""
         if self._child is not None:
             self._child.end(self.stop_signal)
             self._child = None
 
     def check(self) -> None:
-        """Raise EmbeddedServerError with its last log lines if it ended without being told to."""
+        """Raise EmbeddedServerError with its last log lines if it ended by itself."""
         if self._child is not None and self._child.exit_status() is not None:
             raise self._failure("stopped by itself")
 
     @abstractmethod
     def _command(self) -> Sequence[str | Path]:
-        """Write the configuration for the current port; what to run then."""
+        """Write the configuration for the current port; return the command to run."""
 
     @abstractmethod
     def _is_ready(self) -> bool:
-        """Whether this very process, not another one on its port, answers."""
+        """Return whether this very process, not another one on its port, answers."""
 
     def _account(self) -> Account | None:
         return None
@@ -122,7 +122,7 @@ class Server(ABC):
         )
 
     def _becomes_ready(self) -> bool:
-        """False when it ended instead."""
+        """Wait until it answers; return False if it ended instead."""
         deadline = time.monotonic() + START_PATIENCE
         while self._child is not None and self._child.exit_status() is None:
             if self._is_ready():
@@ -142,7 +142,7 @@ class Server(ABC):
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now; raises EmbeddedServerError after a hundred tries."""
+    """Return a loopback port that nobody listens on now; raises EmbeddedServerError after a hundred tries."""
     for port in random.sample(PORTS, 100):
         if _is_free(port):
             return port
@@ -151,7 +151,7 @@ def free_port() -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as attempt:
-        # Connections that ended a moment ago hold up no server.
+        # Connections that ended a moment ago do not block a server.
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             attempt.bind((HOST, port))

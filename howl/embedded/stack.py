@@ -19,13 +19,13 @@ from howl.errors import EmbeddedServerError
 from howl.files import Passwords, take_lock, write_private
 from howl.local_stack import last_ports
 
-#: Seconds to insist on the lock: a command that only looks whether a stack runs holds it for a moment.
+#: Seconds to retry for the lock: a command that only checks whether a stack runs holds it for a moment.
 LOCK_PATIENCE = 0.5
 
 
 @dataclass(frozen=True)
 class StackUrls:
-    """Where the servers are, passwords included."""
+    """The servers' URLs, passwords included."""
 
     redis_url: str = field(repr=False)
     nats_url: str = field(repr=False)
@@ -35,8 +35,8 @@ class StackUrls:
 class Stack:
     """Real Redis protocol (Valkey), NATS with JetStream and PostgreSQL servers on loopback, in one state folder.
 
-    Their data, logs and passwords stay in the folder; the servers end with this process, however it ends. Each can be
-    stopped and started again by itself. Start it from the main thread.
+    Their data, logs and passwords stay in the folder; the servers end with this process, however it ends. Each server
+    can be stopped and started again by itself. A stack must be started from the main thread.
     """
 
     urls: StackUrls
@@ -47,16 +47,16 @@ class Stack:
         self.redis = Valkey(self.home, passwords)
         self.nats = Nats(self.home, passwords)
         self.postgres = Postgres(self.home, passwords)
-        # PostgreSQL last: the others get ready while it makes its data folder.
+        # PostgreSQL last: the others become ready while it makes its data folder.
         self._servers = (self.redis, self.nats, self.postgres)
         self._lock: BinaryIO | None = None
-        #: Whether they listen elsewhere than the last time, because somebody else listens there.
+        #: Whether they listen on other ports than the last time, because those were taken.
         self.has_moved = False
 
     def start(self) -> None:
         """Start all servers and wait until they answer, or start none.
 
-        Raises EmbeddedServerError when one cannot be started, or another process runs this folder's servers.
+        Raises EmbeddedServerError if one cannot be started, or another process runs this folder's servers.
         """
         with _file_errors_explained(self.home):
             self._prepare_home()
@@ -81,7 +81,7 @@ class Stack:
         self._lock = None
 
     def check(self) -> None:
-        """Raise EmbeddedServerError, with its last log lines, if a server ended without being told to."""
+        """Raise EmbeddedServerError, with its last log lines, if a server ended by itself."""
         for server in self._servers:
             server.check()
 
@@ -98,7 +98,7 @@ class Stack:
         if not self.home.exists():
             self.home.mkdir(parents=True)
             self.home.chmod(0o711 if os.geteuid() == 0 else 0o700)
-            write_private(self.home / ".gitignore", "*\n")  # it may be in somebody's checkout, and holds passwords
+            write_private(self.home / ".gitignore", "*\n")  # it may be in a checkout, and holds passwords
         state = self.home.stat()
         if state.st_uid != os.geteuid() or state.st_mode & stat.S_IWOTH:
             raise EmbeddedServerError(
@@ -124,7 +124,7 @@ class Stack:
             ) from None
 
     def _start_servers(self) -> None:
-        before = last_ports(self.home)  # of which other terminals may have been told
+        before = last_ports(self.home)  # which other terminals may be using
         for server in self._servers:
             if before.get(server.slug) in PORTS:
                 server.port = server.port or before[server.slug]

@@ -1,4 +1,4 @@
-"""Everything on this machine, in the foreground: the embedded servers, the migrations, `howl server`."""
+"""`howl up`: the embedded servers, the migrations and `howl server`, on this machine, in the foreground."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from howl.embedded.stack import Stack, StackUrls
 from howl.errors import EmbeddedServerError
 from howl.server import migrate
 
-#: Seconds between two looks at the servers, and for `howl server` to end when told to.
+#: Seconds between two checks of the servers, and for `howl server` to end when asked to.
 LOOK = 0.2
 STOP_PATIENCE = 10.0
 
@@ -24,7 +24,7 @@ STOP_PATIENCE = 10.0
 def run(home: Path, *, verbose: bool, when_up: Callable[[Stack], None]) -> None:
     """Run until SIGINT, SIGTERM or SIGHUP; call `when_up` once everything runs.
 
-    Raises EmbeddedServerError when a server could not be started, or ended by itself.
+    Raises EmbeddedServerError if a server cannot be started, or ends by itself.
     """
     with _stop_signals() as told, Stack(home) as stack:
         migrate.upgrade(stack.urls.database_url)
@@ -38,7 +38,7 @@ def run(home: Path, *, verbose: bool, when_up: Callable[[Stack], None]) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """A list that the signals which mean "stop" are added to."""
+    """Yield a list to which the signals that mean "stop" are added as they arrive."""
     told: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
@@ -55,12 +55,12 @@ def _stop_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _howl_server(urls: StackUrls, *, verbose: bool) -> Iterator[subprocess.Popen[bytes]]:
-    """`howl server` writing to this terminal; addresses and their passwords reach it through its environment."""
+    """Run `howl server`, writing to this terminal; pass URLs with their passwords through its environment."""
     server = subprocess.Popen(
         [sys.executable, "-P", "-m", "howl.cli", "server", *(["--verbose"] if verbose else [])],
         env=os.environ | _variables(urls),
         stdin=subprocess.DEVNULL,
-        # Ctrl-C in a terminal is for us, who stop it before the servers it talks to.
+        # Ctrl-C in a terminal is for this process, which stops it before the servers it uses.
         start_new_session=True,
         preexec_fn=partial(die_with, os.getpid(), signal.SIGKILL),
     )

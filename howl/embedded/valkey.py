@@ -12,8 +12,8 @@ from howl.embedded.server import Server
 from howl.files import write_private
 from howl.local_stack import HOST
 
-# A relative folder: the server is started inside it, so no path needs quoting. An append-only file synced each second
-# loses at most one second when the machine dies, and nothing when only the server does.
+# A relative folder: the server starts in it, so no path needs quoting. An append-only file synced each second loses at
+# most one second when the machine dies, and nothing when only the server does.
 CONFIGURATION = """\
 bind {host}
 port {port}
@@ -28,7 +28,7 @@ busy-reply-threshold 2000
 
 
 class Valkey(Server):
-    """Redis protocol on loopback behind a password."""
+    """The Redis protocol on loopback behind a password."""
 
     title = "Redis"
     slug = "redis"
@@ -47,9 +47,9 @@ class Valkey(Server):
         client = redis.Redis.from_url(self.url, socket_timeout=2, retry=Retry(NoBackoff(), 0))
         try:
             told = client.info()
-            # While it reads its data it answers INFO, and nothing else.
+            # While it loads its data it answers INFO and nothing else.
             return bool(told.get("process_id") == self.pid and not told.get("loading"))
         except redis.RedisError:
-            return False  # not listening yet, reading its data, or somebody else's server
+            return False  # not listening yet, loading its data, or another server
         finally:
             client.close()

@@ -1,1 +1,1 @@
-"""Secrets, certificates, rights and configuration of a real server: what `howl init` makes."""
+"""Secrets, certificates, permissions and configuration of a real server, as `howl init` makes them."""

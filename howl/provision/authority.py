@@ -1,7 +1,7 @@
 """The server's own certificate authority, and the certificate it signs for Redis and NATS.
 
-With `cryptography` rather than the openssl program: keys stay in this process, nothing is parsed from what a program
-prints, and every installation that can run `howl server` has it already.
+Uses `cryptography` rather than the openssl program: keys stay in this process, no program's output is parsed, and every
+installation that can run `howl server` has it already.
 """
 
 import ipaddress
@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-#: How long certificates last: the authority's as long as a server may, the server's until `howl init` renews it.
+#: Lifetimes of certificates: the authority's lasts as long as a server may, the server's until `howl init` renews it.
 AUTHORITY_LIFE, SERVER_LIFE = timedelta(days=3650), timedelta(days=825)
-#: A server certificate that expires sooner is renewed.
+#: A server certificate that expires within this time is renewed.
 RENEWAL = timedelta(days=120)
-#: Certificates count from a little earlier: other machines' clocks are behind.
+#: How much earlier a certificate's validity begins: other machines' clocks may be behind.
 CLOCKS = timedelta(days=1)
 
 
@@ -32,7 +32,7 @@ class Pair:
 
 
 def make_authority(host: str) -> Pair:
-    """An authority that may sign servers' certificates and no further authorities'."""
+    """Make an authority that may sign servers' certificates, but no further authorities'."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"HOWL at {host}"[:64])])
     usage = _usage(key_cert_sign=True, crl_sign=True)
@@ -46,14 +46,14 @@ def make_authority(host: str) -> Pair:
 
 
 def issue(authority: Pair, names: Iterable[str], life: timedelta = SERVER_LIFE) -> Pair:
-    """A server certificate for DNS names and IP addresses, signed by the authority."""
+    """Issue a server certificate for DNS names and IP addresses, signed by the authority."""
     signer = serialization.load_pem_private_key(authority.key.encode(), None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise TypeError("the authority's key is not one that make_authority made")
     issuer = x509.load_pem_x509_certificate(authority.certificate.encode())
     key, stated = ec.generate_private_key(ec.SECP256R1()), [_general_name(name) for name in names]
     builder = (
-        # Names stand in the extension alone: nobody looks for them elsewhere any more (RFC 9525).
+        # Names are in the extension alone: clients no longer look for them elsewhere (RFC 9525).
         _builder(x509.Name([]), issuer.subject, key.public_key(), life)
         .add_extension(x509.SubjectAlternativeName(stated), critical=True)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -66,7 +66,7 @@ def issue(authority: Pair, names: Iterable[str], life: timedelta = SERVER_LIFE) 
 
 
 def is_good_for(certificate: str, names: Iterable[str], authority: Pair) -> bool:
-    """Whether the authority signed it, for exactly these names, and it lasts a while yet."""
+    """Return whether the authority signed it, for exactly these names, and it lasts longer than `RENEWAL`."""
     read, issuer = (x509.load_pem_x509_certificate(pem.encode()) for pem in (certificate, authority.certificate))
     try:
         read.verify_directly_issued_by(issuer)

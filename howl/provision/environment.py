@@ -1,4 +1,4 @@
-"""The `.env` beside docker-compose.yml: what compose and the commands on this machine read."""
+"""The `.env` beside docker-compose.yml, which compose and the commands on this machine read."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from howl.provision.state import FLOWER, OWNER, PERMANENT, READER, SERVER, State
 
 LINE = re.compile(r"^(?P<name>[A-Z_][A-Z0-9_]*)=(?P<value>.*)$", re.MULTILINE)
-#: Variables that must agree with what the servers know.
+#: Variables that must agree with the servers' users and passwords.
 SECRETS = (
     "REDIS_USER", "REDIS_PASSWORD", "NATS_USER", "NATS_PASSWORD", "POSTGRES_USER", "POSTGRES_PASSWORD",
     "READER_PASSWORD", "PERMANENT_PASSWORD", "FLOWER_BASIC_AUTH",
@@ -16,7 +16,7 @@ HEADER = "# Written by `howl init`, which only adds what is missing; .env.exampl
 
 
 def variables(state: State, ca: Path) -> dict[str, str]:
-    """Every variable that follows from the server's state; `ca` is where its authority's certificate is."""
+    """Return every variable that follows from the server's state; `ca` is the path of its authority's certificate."""
     passwords = state.passwords
     return {
         "MANAGER_HOST": state.host,
@@ -39,22 +39,22 @@ def variables(state: State, ca: Path) -> dict[str, str]:
 
 
 def _addresses(state: State) -> dict[str, str]:
-    """Of Redis and NATS as seen from this machine, and between containers: names the certificate is good for."""
+    """Return Redis's and NATS's hosts, from this machine and between containers: names that the certificate covers."""
     here = "127.0.0.1" if state.is_published_everywhere else state.publish
     inside = {"REDIS": "redis", "NATS": "nats"}
-    if state.given:  # it knows the outer name alone, by which compose then calls the containers too
+    if state.given:  # the certificate covers the outer name alone, by which compose then calls the containers too
         here, inside = state.host, dict.fromkeys(inside, state.host)
     return {f"{server}_HOST": here for server in inside} | {f"INSIDE_{server}": name for server, name in inside.items()}
 
 
 def read(path: Path) -> dict[str, str]:
-    """What the file says, by variable; empty where there is none."""
+    """Return the file's values by variable; none where there is no file."""
     text = path.read_text() if path.exists() else ""
     return {match["name"]: match["value"].strip().strip("'\"") for match in LINE.finditer(text)}
 
 
 def merged(text: str, before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """`text` with what is missing added, and secrets and what changed since `before` replaced; other lines stay."""
+    """Return `text` with missing variables added, secrets and changes since `before` replaced, other lines kept."""
     present = {match["name"] for match in LINE.finditer(text)}
     due = {name: value for name, value in now.items() if name in SECRETS or before.get(name, value) != value}
     text = LINE.sub(lambda line: _line(line["name"], due[line["name"]]) if line["name"] in due else line[0], text)

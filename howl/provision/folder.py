@@ -1,7 +1,7 @@
 """The folder of a real server: made by `howl init`, mounted by docker-compose.yml.
 
-Nobody but its owner may enter it. The folders in it that containers see are readable once inside, because the servers
-there run as users of their own; folders are mounted, not files, so that a file replaced here is replaced there.
+Only its owner may enter it. The folders in it that containers mount are readable once inside, because the servers there
+run as users of their own. Folders are mounted, not files, so that a file replaced here is replaced there.
 """
 
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from howl.provision.authority import Pair, is_good_for, issue, make_authority
 from howl.provision.state import HEALTH, SUPERUSER, State
 
 NAME = "howl-server"
-#: Seen by one container each; the authority's key and server.json are seen by none.
+#: Folders mounted by containers; the authority's key and server.json are mounted by none.
 MOUNTED = ("redis", "nats", "clients", "postgres", "postgres/init")
 PRIVATE, READABLE = 0o600, 0o644
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Where a server's files are: `.env` and howl-server/ in `out`, beside docker-compose.yml."""
+    """The place of a server's files: `.env` and howl-server/ in `out`, beside docker-compose.yml."""
 
     out: Path
     #: What was done to each file: `made`, `changed` or `kept`.
@@ -37,28 +37,28 @@ class Folder:
 
     @property
     def ca(self) -> Path:
-        """The certificate that clients check the servers' against."""
+        """The authority's certificate, by which clients verify the servers'."""
         return self.path / "clients" / "ca.crt"
 
     @property
     def prefixes(self) -> tuple[str, str]:
-        """Of Redis's keys and NATS's subjects."""
+        """Prefixes of Redis's keys and NATS's subjects."""
         told = environment.read(self.env)
         return told.get("HOWL_KEY_PREFIX") or "howl:", told.get("HOWL_SUBJECT_PREFIX") or "howl"
 
     def state(self) -> State | None:
-        """What is known of the server; None where nothing was made yet."""
+        """Read the server's state; None where nothing was made yet."""
         return State.read(self.path / "server.json")
 
     def existing(self) -> State:
-        """The same; raises ProvisionFailed where nothing was made yet."""
+        """Read the server's state; raises ProvisionFailed where nothing was made yet."""
         state = self.state()
         if state is None:
             raise ProvisionFailed(f"Nothing is in {self.path}: run `howl init --host NAME` first, or give --out.")
         return state
 
     def put(self, name: str | Path, text: str, mode: int) -> None:
-        """Write a file in one step, unless it says that already."""
+        """Write a file in one step, unless it has that content already."""
         path = self.path / name
         before = path.read_text() if path.exists() else None
         if before != text:
@@ -67,17 +67,17 @@ class Folder:
         self.report[path] = "made" if before is None else "kept" if before == text else "changed"
 
     def put_once(self, name: str, text: str, mode: int) -> None:
-        """Write a file that is a person's own once it is there."""
+        """Write a file unless it exists: people may have edited it since."""
         path = self.path / name
         self.put(name, path.read_text() if path.exists() else text, mode)
 
 
 def build(folder: Folder, state: State, given: tuple[Pair, str | None] | None = None) -> None:
-    """Make what is missing, and bring up to date what follows from the state; what is secret stays.
+    """Make what is missing, and update what follows from the state; secrets stay.
 
-    Raises ProvisionFailed or SettingsError; run again, it goes on where it stopped.
+    Raises ProvisionFailed or SettingsError; run again, it continues where it stopped.
     """
-    redis.users(state, folder.prefixes[0])  # a grant that cannot be is refused before anything is written
+    redis.users(state, folder.prefixes[0])  # an invalid grant is refused before anything is written
     try:
         before = folder.state()
         if before is None:
@@ -92,7 +92,7 @@ def build(folder: Folder, state: State, given: tuple[Pair, str | None] | None = 
 
 
 def _refuse_foreign_secrets(folder: Folder, state: State) -> None:
-    """A `.env` from before is somebody's running server, whose passwords are not ours to change."""
+    """Refuse an earlier `.env` with other secrets: it belongs to a running server, whose passwords must stay."""
     told, wanted = environment.read(folder.env), environment.variables(state, folder.ca)
     foreign = [name for name in environment.SECRETS if told.get(name) and told[name] != wanted[name]]
     if foreign:

@@ -1,4 +1,4 @@
-"""The string that lets a worker in, for each credential that `howl init` knows."""
+"""Join strings, with which workers connect: one for each credential that `howl init` knows."""
 
 import re
 
@@ -12,7 +12,10 @@ NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 
 def grant(state: State, queues: tuple[str, ...], name: str | None) -> tuple[str, bool]:
-    """A worker credential for these queues (none: all), and whether it is new; raises ProvisionFailed."""
+    """Return the name of a worker credential for these queues (none: all), and whether it is new.
+
+    Adds a new one to `state`. Raises ProvisionFailed.
+    """
     wanted = list(queues) or None
     name = name or (WORKER if wanted is None else _name_of(queues))
     if not NAME.fullmatch(name) or (name in CREDENTIALS and name not in state.grants):
@@ -31,12 +34,12 @@ def _name_of(queues: tuple[str, ...]) -> str:
 
 
 def join_string(folder: Folder, state: State, name: str) -> str:
-    """What a worker elsewhere is told, and nobody else may see."""
+    """Return the string that a worker elsewhere is given; it is secret."""
     return encode(joined(folder, state, name))
 
 
 def joined(folder: Folder, state: State, name: str) -> Join:
-    """The same, readable."""
+    """Return the same, decoded."""
     told = environment.read(folder.env)
     key_prefix, subject_prefix = folder.prefixes
     return Join(

@@ -1,4 +1,4 @@
-"""NATS's configuration, and its users."""
+"""NATS's configuration, and its file of users."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,25 +27,25 @@ write_deadline: "10s"
 ping_interval: "30s"
 """
 
-#: To find the server, and to have it read its configuration again.
+#: Permissions to find the server, and to have it reload its configuration.
 RELOADING = {"publish": ["$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.*.RELOAD"], "subscribe": ["_INBOX.>"]}
 
 
 def users(state: State, subject_prefix: str) -> str:
-    """What users.conf holds."""
+    """Return the content of users.conf."""
     accounts = told(subject_prefix, SERVER, [grant.name for grant in state.worker_grants], state.passwords)
     system = {"users": [_user(OPERATOR, state.passwords, RELOADING)]}
-    # JSON is a form that NATS reads.
+    # NATS reads JSON.
     document = json.dumps(accounts | {"SYS": system}, indent=1)
     return f"# Made by `howl init`.\nsystem_account: SYS\naccounts: {document}\n"
 
 
 def told(prefix: str, server: str, workers: Sequence[str], passwords: Mapping[str, str]) -> dict[str, Any]:
-    """NATS's accounts: HOWL's own, with JetStream, and one for each of the `workers`' credentials.
+    """Return NATS's accounts: HOWL's own, with JetStream, and one for each of the `workers`' credentials.
 
-    NATS answers a message wherever its sender wishes, with rights of its own: JetStream's receipts would reach other
-    people's inboxes, streams and the API. Accounts have no subject in common but those that one exports and another
-    imports, so what a worker causes comes back to its own credential alone.
+    NATS sends a reply to whatever subject the sender names, with its own permissions: JetStream's receipts would reach
+    other people's inboxes, streams and the API. Accounts share only the subjects that one exports and another imports,
+    so the replies that a worker causes reach its own credential alone.
     """
     exports = [{"service": f"{prefix}.{kind}.*"} for kind in rights.TOLD]
     imports = [{"service": {"account": _account(name), "subject": rights.inbox(prefix, name)}} for name in workers]

@@ -1,6 +1,6 @@
-"""What a credential may do at Redis and at NATS: rules for an ACL file, subjects for a nats.conf.
+"""Permissions of a credential in Redis and NATS: rules for an ACL file, subjects for a nats.conf.
 
-Redis 7 or Valkey is needed: older ones cannot tell reading a key from writing it. All is in database 0.
+Needs Redis 7 or Valkey: older versions cannot tell reading a key from writing it. Everything is in database 0.
 """
 
 import re
@@ -10,16 +10,16 @@ from howl.broker.namespaces import DEFAULT_USER, Namespace
 from howl.errors import InvalidRequest, SettingsError
 from howl.queue_names import ITS_OWN, NO_QUEUES, PRIORITY_MARK, require_queue
 
-#: A name of nothing else than itself in an ACL file, where spaces separate and these characters match others.
+#: A name that stands for itself alone in an ACL file, where spaces separate and these characters match others.
 LITERAL = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]*")
 USER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-#: What every list of rules begins with, so that it says all.
+#: The first rules of every list: they reset all permissions, so that the list is complete.
 NOTHING = ("resetkeys", "resetchannels", "clearselectors", "-@all")
-#: What turn.lua says, since scripts run with their caller's rights, and what kombu and redis-py say beside it. No EVAL
-#: and no SCRIPT LOAD: the only scripts are the server's. No DEL, no PUBLISH, and nothing that names keys or clients.
-#: Redis serves one command at a time, however long it takes: none here takes long, asks for little, and answers little.
-#: So no MULTI, in which a thousand long answers are made before any is counted, no HKEYS and no MEMORY USAGE.
+#: Commands of turn.lua, since scripts run with their caller's permissions, and those of kombu and redis-py beside it.
+#: No EVAL and no SCRIPT LOAD: the only scripts are the server's. No DEL, no PUBLISH, and nothing that lists keys or
+#: clients. Redis serves one command at a time, however long it takes: none here takes long, and each asks and answers
+#: little. So no MULTI, in which a thousand long answers are made before any is counted, no HKEYS and no MEMORY USAGE.
 WORKER_COMMANDS = (
     "hello", "ping", "client|setname", "time", "evalsha",
     "getrange", "set", "llen", "lindex", "lpush", "rpush", "rpop", "brpop", "ltrim", "pexpire",
@@ -28,7 +28,7 @@ WORKER_COMMANDS = (
 )  # fmt: skip
 
 
-#: What a worker's credential may tell the server over NATS, each on `<prefix>.<kind>.<credential>`.
+#: Kinds of messages that a worker's credential may send the server over NATS, on `<prefix>.<kind>.<credential>`.
 TOLD = ("events", "leave", "upload")
 
 
@@ -41,7 +41,9 @@ class Grant:
 
 
 def worker_rules(prefix: str, grant: Grant) -> list[str]:
-    """Redis's ACL rules, without `on` and the password; raises SettingsError for names that no rule can hold.
+    """Return a worker's Redis ACL rules, without `on` and the password.
+
+    Raises SettingsError for names that no rule can hold.
 
     A worker can be assigned tasks by its own name if that is the grant's, or begins with it and a hyphen.
     """
@@ -49,32 +51,32 @@ def worker_rules(prefix: str, grant: Grant) -> list[str]:
     _require_literal("The key prefix", prefix)
     queues = _every_queue(prefix) if grant.queues is None else _queues(prefix, grant)
     return [
-        # Its own first: Redis looks for a key's pattern from the first to the last.
+        # Its own keys first: Redis tries a user's key patterns from the first to the last.
         *NOTHING, *_own(Namespace(prefix, grant.name)), *queues,
-        # Whose tasks shall not run, and who is bound to which exchange.
+        # Revoked tasks, and the bindings of exchanges.
         f"%R~{prefix}revoked", f"%R~{prefix}_kombu.binding.*",
-        # Answers to remote control, which a worker hears and cannot give.
+        # Answers to remote control: a worker can receive commands, and cannot send them.
         f"%W~{prefix}*.celery.pidbox", f"%W~{prefix}*.celery.pidbox{PRIORITY_MARK}*", f"&{prefix}/0.celery.pidbox",
         *(f"+{command}" for command in WORKER_COMMANDS),
     ]  # fmt: skip
 
 
 def server_rules(prefix: str) -> list[str]:
-    """The same for `howl server`, Flower and people's commands: all below the prefix, and nothing that runs Redis."""
+    """Return the same for `howl server`, Flower and people's commands: all below the prefix, but no administration."""
     _require_literal("The key prefix", prefix)
-    # What subscribes by pattern must be granted the pattern to the letter.
+    # A subscription by pattern needs a grant of exactly that pattern.
     channels = (f"{prefix}*", *(f"{prefix}/0.{name}" for name in ("celery.pidbox", "celeryev/*", "celeryev/worker.*")))
     may = ["+@all", "-@admin", "-@dangerous", "-select", "+info"]
-    # It asks what its workers may, before it moves anything for them; and whose script it was that it has stopped.
+    # It checks its workers' permissions before it moves anything for them, and finds out whose script it has stopped.
     may += ["+acl|whoami", "+acl|users", "+acl|dryrun", "+slowlog|get", "+client|list"]
     return [*NOTHING, f"~{prefix}*", *(f"&{name}" for name in channels), *may]
 
 
 def worker_subjects(subject_prefix: str, name: str) -> dict[str, list[str]]:
-    """NATS's permissions: `publish` and `subscribe`. Neither list is ever empty, which NATS would take for "all".
+    """Return a worker's NATS permissions: `publish` and `subscribe`, neither ever empty, which NATS takes for "all".
 
-    Each subject is the credential's own, so that the server knows who speaks, and one credential makes few of them. A
-    piece of a file goes where the server's answer may be answered: once, below `_R_`, in this credential's account.
+    Each subject is the credential's own, so that the server knows the sender, and one credential makes few of them. A
+    piece of a file is sent as the reply to the server's answer: once, below `_R_`, in this credential's account.
     """
     _require_user(name)
     publish = [*(f"{subject_prefix}.{kind}.{name}" for kind in TOLD), "_R_.>"]
@@ -82,27 +84,27 @@ def worker_subjects(subject_prefix: str, name: str) -> dict[str, list[str]]:
 
 
 def inbox(subject_prefix: str, name: str) -> str:
-    """All subjects on which a credential hears answers."""
+    """Return the subject pattern on which a credential receives answers."""
     return f"{subject_prefix}.inbox.{name}.>"
 
 
 def server_subjects(subject_prefix: str) -> dict[str, list[str]]:
-    """The same for `howl server`: its subjects, and JetStream."""
+    """Return the same for `howl server`: its subjects, and JetStream."""
     subjects = [f"{subject_prefix}.>", "$JS.>", "$O.>", "_INBOX.>"]
     return {"publish": subjects, "subscribe": list(subjects)}
 
 
 def _own(namespace: Namespace) -> list[str]:
-    """What the credential's workers hold; what they leave for the server they may not read again."""
+    """Return rules for the keys that its workers hold; those left for the server may be written, not read."""
     held = [f"~{namespace.key(name)}" for name in ("claims:*", "turns:*", "deaths", "outcomes:bytes")]
     left = [f"%W~{namespace.key(name)}" for name in ("leases", "outcomes", "parked", "unknown", "dead", "unreadable")]
     return [*held, *left]
 
 
 def _every_queue(prefix: str) -> list[str]:
-    """All names but those of HOWL's and kombu's own keys, and bells: Redis's rules can only allow, and know no "but".
+    """Allow all names but those of HOWL's and kombu's own keys, and doorbells: Redis's rules can only allow.
 
-    So: what goes another way than every such name, letter by letter from the first, and what ends before it does.
+    So they allow each name that differs from every such name, letter by letter from the first, or ends before it does.
     """
     forbidden = [name for name in NO_QUEUES if name != "doorbell:"] + [f"{name}\0" for name in ITS_OWN]
     beginnings = sorted(

@@ -1,4 +1,4 @@
-"""PostgreSQL's roles: the owner of HOWL's tables, and a reader. Nothing of HOWL's runs as superuser."""
+"""PostgreSQL's roles: the owner of HOWL's tables, and a reader. No part of HOWL runs as superuser."""
 
 import base64
 import hashlib
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from howl.provision.state import OWNER, READER, State
 
-#: PostgreSQL's own number (scram_iterations).
+#: SCRAM iterations: PostgreSQL's default (scram_iterations).
 ROUNDS = 4096
 
 
 def roles(state: State) -> str:
-    """The script that makes them (roles.sql), with verifiers of their passwords in it, not the passwords."""
+    """Return the script that creates the roles (roles.sql), with verifiers of their passwords, not the passwords."""
     script = Path(__file__).with_name("roles.sql").read_text()
     for role in (OWNER, READER):
         script = script.replace(f"@{role}@", _verifier(role, state.passwords[role]))
@@ -20,7 +20,10 @@ def roles(state: State) -> str:
 
 
 def _verifier(role: str, password: str) -> str:
-    """As PostgreSQL keeps it (RFC 5802 and 7677); the salt is as random as the password, and stays while it does."""
+    """Return a verifier as PostgreSQL stores it (RFC 5802 and 7677).
+
+    The salt is as random as the password, and stays the same while the password does.
+    """
     salt = hashlib.sha256(f"{role} salt {password}".encode()).digest()[:16]
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, ROUNDS)
     stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()

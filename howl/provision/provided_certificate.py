@@ -1,4 +1,4 @@
-"""A certificate somebody brings, such as Let's Encrypt's: tried as a client would meet it, before any server has it."""
+"""A certificate from elsewhere, such as Let's Encrypt's, checked as a client would before any server uses it."""
 
 import ssl
 import tempfile
@@ -8,12 +8,15 @@ from howl.connections import tls
 from howl.errors import ProvisionFailed
 from howl.provision.authority import Pair
 
-#: Messages of a handshake between two ends in one process: more are never needed.
+#: Most rounds of a handshake between two ends in one process: more are never needed.
 ROUNDS = 8
 
 
 def read_given(certificate: Path, key: Path, ca: Path | None, host: str) -> tuple[Pair, str | None]:
-    """The pair, and the authority's certificate (None: a public one); raises ProvisionFailed, saying what is wrong."""
+    """Return the pair, and the authority's certificate (None: a public one).
+
+    Raises ProvisionFailed, with the reason, for a certificate that clients would refuse.
+    """
     try:
         pair = Pair(certificate.read_text(), key.read_text())
         authority = ca.read_text() if ca else None
@@ -31,7 +34,7 @@ def read_given(certificate: Path, key: Path, ca: Path | None, host: str) -> tupl
 
 def _server(pair: Pair) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # The ssl module reads key pairs from files alone.
+    # The ssl module reads key pairs only from files.
     with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
         file.write(f"{pair.key}\n{pair.certificate}")
         file.flush()

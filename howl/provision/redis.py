@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from howl.provision import permissions
 from howl.provision.state import HEALTH, OPERATOR, SERVER, State
 
-#: Where the container sees the folder.
+#: The folder's path inside the container.
 FOLDER = "/etc/howl"
 
 CONFIGURATION = f"""\
@@ -47,10 +47,10 @@ lazyfree-lazy-user-del yes
 
 
 def users(state: State, prefix: str) -> str:
-    """The ACL file: hashes of passwords, and the default user, who has none and is switched off: nobody logs in as it.
+    """Return the ACL file: users with hashes of passwords, and the default user, which is off and without a password.
 
-    It may do everything all the same. Redis reads its append-only file as that user, and before redis/redis#14545 left
-    out every transaction and script whose commands it may not say, for good.
+    The default user has all permissions all the same. Redis loads its append-only file as that user, and before
+    redis/redis#14545 dropped, for good, every transaction and script with a command that it may not run.
     """
     lines = [
         "user default off resetpass ~* &* +@all",

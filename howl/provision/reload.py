@@ -1,4 +1,4 @@
-"""Telling running servers that their users changed: nothing stops, and who lost a credential is sent away."""
+"""Reloading the users of running servers: nothing stops, and clients whose credential changed are disconnected."""
 
 import asyncio
 import json
@@ -17,26 +17,26 @@ from howl.provision import environment
 from howl.provision.folder import Folder
 from howl.provision.state import OPERATOR, State
 
-#: Seconds for each server to answer.
+#: Seconds to wait for each server to answer.
 PATIENCE = 5
 DONE = "has the new users"
-#: What NATS is told who we are.
+#: Name of this client in NATS.
 NAME = "howl init"
-#: Below which the operator hears answers.
+#: Prefix of the subjects on which the user `operator` receives answers.
 INBOX = "_INBOX"
 
 
 def tell(folder: Folder, before: State, now: State) -> list[str]:
-    """Have Redis and NATS read their users again; what became of it, a sentence each.
+    """Have Redis and NATS reload their users; return the results, a sentence each.
 
-    Whoever tells them logs in with the password that they knew `before`.
+    Logs in as `operator` with its password from `before`, which the servers still know.
     """
     old, new = _operator(folder, before), _operator(folder, now)
     return [f"Redis: {_tell_redis(old)}.", f"NATS: {asyncio.run(_tell_nats(old, new))}."]
 
 
 def _operator(folder: Folder, state: State) -> Settings:
-    """Settings that lead to the servers as this machine reaches them, whatever the environment says."""
+    """Return settings to reach the servers from this machine, whatever the environment says."""
     told = environment.read(folder.env)
     login = {"user": OPERATOR, "password": state.passwords[OPERATOR]}
     named = {f"{server}_{name}": value for server in ("redis", "nats") for name, value in login.items()}
@@ -62,7 +62,7 @@ async def _tell_nats(old: Settings, new: Settings) -> str:
         try:
             if old.nats() == new.nats():
                 return await _reload(client)
-            # A request, or NATS would not do it; but it sends us away before its answer.
+            # It must be a request, or NATS would ignore it; but NATS disconnects us before it answers.
             subject = f"$SYS.REQ.SERVER.{await _server_id(client)}.RELOAD"
             await client.publish(subject, reply=client.new_inbox())
             with suppress(*TROUBLE):
@@ -79,7 +79,7 @@ async def _server_id(client: Any) -> str:
 
 
 async def _reload(client: Any) -> str:
-    """Twice: after the first, nats-server 2.15 passes on nothing between an account that is new and the others."""
+    """Reload twice: after one reload, nats-server 2.15 passes nothing between a new account and the others."""
     refusal = None
     for _ in range(2):
         answer = await client.request(f"$SYS.REQ.SERVER.{await _server_id(client)}.RELOAD", timeout=PATIENCE)
@@ -88,7 +88,7 @@ async def _reload(client: Any) -> str:
 
 
 async def _knows(settings: Settings) -> str:
-    """Try until the new password is good, `PATIENCE` seconds at most; raises NATS's error then."""
+    """Retry until the new password is accepted, for `PATIENCE` seconds at most; raises NATS's error then."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -97,7 +97,7 @@ async def _knows(settings: Settings) -> str:
                 return await _reload(client)
             finally:
                 await client.close()
-        except TROUBLE:  # sent away once more, while it reads its users
+        except TROUBLE:  # disconnected once more, while NATS reads its users
             if time.monotonic() > deadline:
                 raise
             await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311  # jitter, no secret

@@ -1,4 +1,4 @@
-"""Replacing one credential while the servers run."""
+"""Rotation of one credential while the servers run."""
 
 from copy import deepcopy
 
@@ -12,7 +12,7 @@ ROLES = (
     "PostgreSQL still knows the old one: run `docker compose exec postgres psql -U postgres -d mcp_manager "
     "-f /docker-entrypoint-initdb.d/roles.sql`"
 )
-#: What is left to do, by credential.
+#: What is left to do by hand after a rotation, by credential.
 LEFT = {
     SERVER: f"The containers still know the old one: {UP}.",
     PERMANENT: f"The permanent worker still knows the old one: {UP}.",
@@ -26,7 +26,10 @@ NEW_JOIN = "Workers that hold the old one are out: store a new HOWL_JOIN, which 
 
 
 def rotate(folder: Folder, name: str) -> list[str]:
-    """Give `name` a new password: what was done, and what is left to do, a sentence each. Raises ProvisionFailed."""
+    """Give `name` a new password; return what was done and what is left to do, a sentence each.
+
+    Raises ProvisionFailed.
+    """
     state = folder.existing()
     if name not in LEFT and name not in state.grants:
         raise ProvisionFailed(

@@ -1,4 +1,4 @@
-"""What `howl init` knows of a server: written down once, so that running it again changes nothing by itself."""
+"""The state of a server as `howl init` stores it, so that running it again changes nothing by itself."""
 
 import json
 import secrets
@@ -9,15 +9,15 @@ from typing import Self
 from howl.errors import ProvisionFailed
 from howl.provision.permissions import Grant
 
-#: Who logs in to Redis or NATS beside the workers: `howl server` and people's commands; the container's health check;
-#: and `howl init` itself, to say that there are new credentials.
+#: Users of Redis or NATS beside the workers: `howl server` and people's commands; the container's health check; and
+#: `howl init` itself, to have new credentials loaded.
 SERVER, HEALTH, OPERATOR = "server", "health", "operator"
 #: The workers' credentials: for burst machines, and for the permanent worker beside the servers.
 WORKER, PERMANENT = "worker", "permanent"
-#: PostgreSQL's roles: who owns the tables, who reads them, and whom nobody uses.
+#: PostgreSQL's roles: the owner of the tables, their reader, and the superuser, which no program uses.
 OWNER, READER, SUPERUSER = "howl_server", "howl_reader", "postgres"
 FLOWER = "flower"
-#: What the servers are called by their neighbours, and on this machine.
+#: The servers' names between containers, and on this machine.
 INNER_NAMES = ("redis", "nats", "localhost", "127.0.0.1", "::1")
 CREDENTIALS = (SERVER, HEALTH, OPERATOR, WORKER, PERMANENT, OWNER, READER, SUPERUSER, FLOWER)
 
@@ -26,13 +26,13 @@ CREDENTIALS = (SERVER, HEALTH, OPERATOR, WORKER, PERMANENT, OWNER, READER, SUPER
 class State:
     """A server's names and secrets."""
 
-    #: The address that workers are told.
+    #: The address that workers connect to.
     host: str
-    #: Other names and addresses that the certificate is good for.
+    #: Other names and addresses that the certificate covers.
     also: list[str] = field(default_factory=list)
     #: The address of this machine that Redis and NATS are published on.
-    publish: str = "0.0.0.0"  # noqa: S104  # TLS and passwords stand before them
-    #: Whether somebody brought the certificate, and whether a public authority signed it.
+    publish: str = "0.0.0.0"  # noqa: S104  # TLS and passwords protect them
+    #: Whether the certificate was provided from elsewhere, and whether a public authority signed it.
     given: bool = False
     public: bool = False
     passwords: dict[str, str] = field(default_factory=dict, repr=False)
@@ -45,7 +45,7 @@ class State:
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """None where nothing was made yet; raises ProvisionFailed."""
+        """Read the state; None where nothing was made yet. Raises ProvisionFailed."""
         try:
             return cls(**json.loads(path.read_text()))
         except FileNotFoundError:
@@ -54,18 +54,18 @@ class State:
             raise ProvisionFailed(f"{path} is not what `howl init` wrote: put its backup back.") from None
 
     def document(self) -> str:
-        """What `read` reads."""
+        """Return the state as JSON, for `read`."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @property
     def names(self) -> list[str]:
-        """What a certificate of our own is for: from outside, between containers, and on this machine."""
+        """Names in a certificate of our own: from outside, between containers, and on this machine."""
         published = [] if self.is_published_everywhere else [self.publish]
         return list(dict.fromkeys([self.host, *self.also, *published, *INNER_NAMES]))
 
     @property
     def is_published_everywhere(self) -> bool:
-        """Whether Redis and NATS listen on every address of the machine."""
+        """True if Redis and NATS listen on every address of the machine."""
         return self.publish in ("0.0.0.0", "::")  # noqa: S104
 
     @property
@@ -74,5 +74,5 @@ class State:
 
 
 def new_password() -> str:
-    """192 random bits, in characters that no file format or URL minds."""
+    """Return 192 random bits, in characters that need no quoting in any file format or URL."""
     return secrets.token_hex(24)
