@@ -1,4 +1,4 @@
-"""What runs on workers: commands, web pages, browsers, and coding agents."""
+"""Tasks that run on workers: commands, web pages, browsers, and coding agents."""
 
-#: Modules with tasks; a new one is a line here.
+#: Modules that define tasks; add a new one here.
 TASK_MODULES: tuple[str, ...] = ("workers.command", "workers.web", "workers.agent", "workers.browser")

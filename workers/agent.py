@@ -1,4 +1,4 @@
-"""Giving work to a headless coding agent, whichever one this worker's owner has set up."""
+"""The task that gives work to a headless coding agent, whichever one the worker's owner has set up."""
 
 import os
 import re
@@ -32,16 +32,16 @@ from workers.process.output import last_lines
 from workers.process.process import ProcessResult
 from workers.process.spec import check_timeout, passable
 
-#: What stands in HOWL_AGENT_COMMAND for the prompt as an argument, and for the path of a file that holds it; with
-#: neither, it comes on the agent's standard input.
+#: Placeholders in HOWL_AGENT_COMMAND for the prompt as an argument, and for the path of a file that holds it; with
+#: neither, the prompt is written to the agent's standard input.
 PLACE, FILE = "{prompt}", "{prompt_file}"
 
-#: Names that an agent is never given, whatever HOWL_AGENT_ENV says: they lead to the server.
+#: Variables that an agent is never given, whatever HOWL_AGENT_ENV says: they lead to the server.
 CREDENTIALS = re.compile("(HOWL|REDIS|NATS|POSTGRES|CELERY)_|PG[A-Z]+$")
 
 
 class AgentResult(ProcessResult, Left):
-    """How an agent ended, and what it left."""
+    """The exit and the output of an agent, and what it left."""
 
 
 @shared_task(name="agent.run")
@@ -91,7 +91,7 @@ def run(
 
 @dataclass(frozen=True)
 class Agent:
-    """The agent's command line, its prompt, and the seconds it may take."""
+    """An agent's command line, its prompt, its variables, and the seconds it may take."""
 
     template: list[str]
     prompt: str
@@ -99,7 +99,7 @@ class Agent:
     timeout: float | None
 
     def work(self, folder: Path, cwd: str) -> ProcessResult:
-        """Run it, with its prompt's file in `folder`; raises AgentFailed."""
+        """Run the agent, with its prompt's file in `folder`; raises AgentFailed."""
         result = self._run(folder / "prompt.md", cwd)
         if result["exit_status"] != 0:
             said = last_lines(result["stdout"], result["stderr"])
@@ -107,7 +107,7 @@ class Agent:
         return result
 
     def _run(self, file: Path, cwd: str) -> ProcessResult:
-        """The template was split first and is filled in afterwards: nothing in a prompt can become an argument."""
+        """Fill in the template after it was split, so that nothing in a prompt becomes a separate argument; run it."""
         if self._has(FILE):
             file.write_bytes(self.prompt.encode("utf-8", "surrogateescape"))
         argv = [part.replace(FILE, str(file)).replace(PLACE, self.prompt) for part in self.template]
@@ -148,7 +148,7 @@ def _run_in(folder: Path, agent: Agent, source: Source | None) -> AgentResult:
 
 
 def _salvage(keep: Callable[[], Left]) -> None:
-    """Keep what a failed agent left; that it failed is the outcome, whatever comes of this."""
+    """Keep what a failed agent left; its failure is the outcome, even if this fails too."""
     try:
         keep()
     except HowlError as error:
@@ -162,14 +162,14 @@ def _checked(prompt: object) -> str:
 
 
 def _patience(timeout: float | None) -> float | None:
-    """Seconds as the task says, or without any limit of its own as the worker's owner does."""
+    """Return the task's timeout in seconds; without it and without a time limit, the one of the worker's owner."""
     if timeout is None and not any(run.request.timelimit or ()):
         return settings().agent_timeout
     return timeout
 
 
 def _template() -> list[str]:
-    """The owner's command line."""
+    """Split the owner's command line into arguments; raises NotConfigured or SettingsError."""
     template = settings().agent_command
     if not template:
         raise NotConfigured(

@@ -1,4 +1,4 @@
-"""Looking at a page with a real browser on a worker: a picture of it, or its text and links."""
+"""Tasks that visit a page with a real browser: for a screenshot, or for its text and links."""
 
 import struct
 from typing import Any, NamedTuple, TypedDict
@@ -12,12 +12,12 @@ from workers.chromium.visit import DEFAULT_VIEWPORT, Sight, Visit, check
 
 NAME = "screenshot.png"
 MEDIA_TYPE = "image/png"
-#: Where a PNG says its width and height (ISO 15948, 11.2.2).
+#: Layout of a PNG up to its width and height (ISO 15948, 11.2.2).
 SIZE = struct.Struct(">16x2I")
 
 
 class Screenshot(TypedDict):
-    """A picture of a page, width and height in pixels, and the artifact that it became."""
+    """A screenshot of a page, its width and height in pixels, and the artifact that it became."""
 
     url: str
     status: int
@@ -28,7 +28,7 @@ class Screenshot(TypedDict):
 
 
 class Shot(NamedTuple):
-    """A picture of a page, and what was seen there."""
+    """A screenshot of a page, and what was read there."""
 
     png: bytes
     seen: Sight
@@ -96,7 +96,7 @@ def capture(
     wait_for: str | None = None,
     timeout: float = 30.0,
 ) -> Shot:
-    """A picture of a page, kept nowhere yet; arguments and errors are those of screenshot()."""
+    """Take a screenshot without keeping it as an artifact; arguments and errors are those of screenshot()."""
     seen, png = _look(url, picture=True, full_page=full_page, viewport=viewport, wait_for=wait_for, timeout=timeout)
     return Shot(png, seen)
 

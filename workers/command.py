@@ -1,4 +1,4 @@
-"""Running a command on a worker, or as shards on many."""
+"""Tasks that run a command on one worker, or as shards on many."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def run(
     argv: list[str],
     cwd: str | None = None,
     env: dict[str, str] | None = None,
-    input: str | None = None,  # noqa: A002 - what people know it as from subprocess
+    input: str | None = None,  # noqa: A002 - the name that people know from subprocess
     timeout: float | None = None,
 ) -> ProcessResult:
     """Run a program on a worker and return its exit status and output.
@@ -106,11 +106,11 @@ def summarize(reports: list[Any]) -> Summary:
 
 
 def _place(task: Task) -> dict[str, Any]:
-    """Where this task was sent, and how urgently: its parts belong there as well."""
+    """Return the queue and priority of this task, for its parts."""
     came = task.request.delivery_info or {}
     return {"queue": came.get("routing_key"), "priority": came.get("priority")}
 
 
 def _worker_id(task: Task) -> str | None:
-    """None outside a worker."""
+    """Return the id of the worker that runs this task; None outside a worker."""
     return worker_id_of(task.request.hostname) if task.request.hostname else None

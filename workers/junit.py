@@ -1,4 +1,4 @@
-"""Reading a JUnit file: what a suite's tests ended as. It is written by a program, so by anybody."""
+"""A reader of JUnit files, the results of a test suite; a file is written by any program, and so not trusted."""
 
 import json
 import math
@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import BinaryIO, TypedDict
 from xml.parsers import expat
 
-#: Bytes of a file that is read, and how many at once.
+#: Most bytes of a file that is read, and bytes read at once.
 FILE_LIMIT = 64_000_000
 CHUNK = 1 << 16
-#: Characters kept of a test's name and of its message.
+#: Most characters kept of a test's name and of its message.
 NAME_LIMIT, MESSAGE_LIMIT = 300, 500
 
-#: What a test may hold that says how it ended, and under which heading it is counted.
+#: Elements in a test case that say how it ended, and the count that each adds to.
 ENDINGS = {"failure": "failures", "error": "errors", "skipped": "skipped"}
 
 
 class Counts(TypedDict):
-    """How many tests there were, and how they ended; time is in seconds, of all of them together."""
+    """Counts of tests by how they ended; time is in seconds, summed over all tests."""
 
     tests: int
     failures: int
@@ -34,15 +34,15 @@ class Failing(TypedDict):
 
 
 class Unreadable(ValueError):
-    """The file is not there, is too large, or is no XML that is read here; its text is a sentence."""
+    """The file is missing, too large, or XML that is not accepted here; the message is a sentence."""
 
 
 def read(path: Path, room: int) -> tuple[Counts, list[Failing], int]:
-    """The counts, the failing tests as far as their JSON fits `room` bytes, and how many more there are.
+    """Return the counts, the failing tests whose JSON fits `room` bytes, and the number of those left out.
 
     A file of any size takes little memory. Raises Unreadable.
     """
-    if not path.is_file():  # nor a pipe, which nobody may ever write to
+    if not path.is_file():  # a pipe is refused too: nobody may ever write to it
         raise Unreadable("No JUnit file was written.")
     if path.stat().st_size > FILE_LIMIT:
         raise Unreadable(f"The JUnit file has more than {FILE_LIMIT:,} bytes.")
@@ -52,13 +52,13 @@ def read(path: Path, room: int) -> tuple[Counts, list[Failing], int]:
             reader.read(file)
     except Unreadable:
         raise
-    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two of encodings that it names
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two from encodings that the file names
         raise Unreadable(f"The JUnit file is no XML that can be read: {error}.") from None
     return reader.counts, reader.failing, reader.left_out
 
 
 class Reader:
-    """Counts test cases as they come by; the totals that suites state of themselves are not trusted."""
+    """A counter of test cases as they are parsed; the totals that suites state themselves are not trusted."""
 
     def __init__(self, room: int) -> None:
         self.counts: Counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0, "time": 0.0}
@@ -66,14 +66,14 @@ class Reader:
         self.left_out = 0
         self._room = room
         self._name = ""
-        #: Whether it is still open how the test at hand ended: a second word on that is not counted.
+        #: Whether the current test has no ending yet: a second ending is not counted.
         self._is_open = False
         self._parser = expat.ParserCreate()
         self._parser.StartDoctypeDeclHandler = _refuse
         self._parser.StartElementHandler = self._begin
 
     def read(self, file: BinaryIO) -> None:
-        """Raises Unreadable, or expat's error."""
+        """Parse a file; raises Unreadable, or expat's error."""
         while chunk := file.read(CHUNK):
             self._parser.Parse(chunk)
         self._parser.Parse(b"", True)
@@ -101,7 +101,7 @@ class Reader:
 
 
 def _refuse(*_: object) -> None:
-    """A document type declares entities, of which a few lines can make gigabytes; the parser stops here."""
+    """Stop the parser at a document type: it declares entities, a few lines of which can expand to gigabytes."""
     raise Unreadable("The JUnit file declares a document type, which is not read.")
 
 

@@ -1,4 +1,4 @@
-"""One command as many shards: what each of them is told, what it reports, and what they come to together."""
+"""One command as many shards: their arguments, their reports, and the summary of all."""
 
 import json
 import re
@@ -18,16 +18,16 @@ from workers.process import process
 from workers.process.output import last_lines
 from workers.process.spec import check_timeout, order
 
-#: Most shards of one command, and most bytes of what all of them are sent.
+#: Most shards of one command, and most bytes of the arguments of all of them together.
 MOST, SENT = 256, 16 << 20
 PLACE = re.compile(r"\{(shard|shards|junit)\}")
-#: The part of an outcome that what the shards say in words may take, all of them together.
+#: Most of an outcome, as a fraction, that the texts of all shards together may take.
 SHARE = 1 / 4
 LINES = 20
 
 
 class Report(TypedDict):
-    """How one shard ended: without an exit status, `error` says why; duration is in seconds."""
+    """The report of one shard: without an exit status, `error` says why; duration is in seconds."""
 
     shard: int
     worker: str | None
@@ -41,7 +41,7 @@ class Report(TypedDict):
 
 
 class FailingTest(Failing):
-    """A failing test, and the shard that it failed in."""
+    """A failing test, with the shard that it failed in."""
 
     shard: int
 
@@ -57,14 +57,14 @@ class Trouble(TypedDict):
 
 
 class Slowest(TypedDict):
-    """The shard that took longest, in seconds."""
+    """The shard that took longest; duration is in seconds."""
 
     shard: int
     duration: float
 
 
 class Summary(TypedDict):
-    """What all shards came to; duration is in seconds, of all of them together."""
+    """The summary of all shards; duration is in seconds, summed over all shards."""
 
     shards: int
     succeeded: int
@@ -80,7 +80,7 @@ class Summary(TypedDict):
 def check(
     argv: list[str], shard: int, shards: int, cwd: str | None, env: Mapping[str, str] | None, timeout: float | None
 ) -> None:
-    """Raise InvalidRequest unless this is a command that can be split so."""
+    """Raise InvalidRequest unless this is a command that can be split into these shards."""
     check_timeout(timeout)
     order(argv, env, cwd)
     if not isinstance(shards, int) or isinstance(shards, bool) or not 1 <= shards <= MOST:
@@ -96,7 +96,7 @@ def check(
 def run(
     argv: list[str], shard: int, shards: int, cwd: str | None, env: Mapping[str, str] | None, timeout: float | None
 ) -> Report:
-    """Run one shard. Whatever becomes of the program is an answer: the other shards' reports are not to be lost."""
+    """Run one shard; a failure of the program is a report, not an error, so that no other shard's report is lost."""
     report = _blank(shard)
     with tempfile.TemporaryDirectory(prefix="howl-shard-", ignore_cleanup_errors=True) as folder:
         path = Path(folder, "junit.xml")
@@ -116,7 +116,7 @@ def run(
 
 
 def summary(reports: list[Any]) -> Summary:
-    """What the shards came to, from their reports, or what the server says became of them, in their order."""
+    """Summarize the shards, in their order, from their reports or from the server's word on those without one."""
     told = [_told(shard, report) for shard, report in enumerate(reports, 1)]
     failed = [report for report in told if not _is_well(report)]
     timed = [report for report in told if report["duration"] is not None]
@@ -156,14 +156,14 @@ def _read_tests(report: Report, path: Path, room: int) -> None:
     try:
         report["tests"], report["failing"], report["failing_left_out"] = junit.read(path, room)
     except (Unreadable, OSError) as error:
-        # A shard that was ended has said what is the matter already.
+        # A shard that was ended already has an error that says why.
         report["error"] = report["error"] or str(error)
 
 
 def _told(shard: int, report: dict[str, Any]) -> Report:
-    """A part that has no result, because it was cancelled or its process died too often, is there as well."""
+    """Return a shard's report, also for one without a result because it was cancelled or its process died too often."""
     if PART_STATUS not in report:
-        return {**_blank(shard), **report}  # type: ignore[typeddict-item]  # a shard's own words
+        return {**_blank(shard), **report}  # type: ignore[typeddict-item]  # a shard's own report
     reason = f"{report[PART_STATUS]}: {report['error_type']}: {report['error_message']}"
     return {**_blank(shard), "worker": report["worker_id"], "error": _beginning_of(reason, 1000)}
 
@@ -199,7 +199,7 @@ def _total(counts: list[Counts]) -> Counts | None:
 
 
 def _beginning_of(text: str, size: int) -> str:
-    """As much as takes so many bytes of JSON."""
+    """Return as much of the beginning as fits `size` characters of JSON."""
     while len(json.dumps(text)) > size:
         text = text[: len(text) * 3 // 4]
     return text

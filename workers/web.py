@@ -1,4 +1,4 @@
-"""Fetching a page on a worker."""
+"""The task that fetches a web page."""
 
 import asyncio
 import hashlib
@@ -19,7 +19,7 @@ from workers import addresses
 from workers.checkout.permissions import settings
 from workers.chromium import page
 
-#: Bytes of a body that a task may ask to be read, and seconds it may take.
+#: Most bytes of a body that a task may ask for, and most seconds it may take.
 LARGEST_LIMIT = 10_000_000
 LONGEST_TIMEOUT = 600.0
 
@@ -27,16 +27,16 @@ REDIRECTS = 5
 CONNECT_TIMEOUT = 10.0
 REQUEST_HEADERS = {"User-Agent": "howl-worker", "Accept": "*/*", "Accept-Encoding": "gzip", "Connection": "close"}
 
-#: Bytes of a body that are read as text, and what of it is returned, in characters.
+#: Most bytes of a body that are read as text, and most characters of it that are returned, as are those of a title.
 TEXT_LIMIT = 500_000
 EXCERPT_LIMIT = 4_000
 TITLE_LIMIT = 300
 
-#: Headers returned, and characters of each.
+#: Most headers returned, and most characters of each.
 HEADERS_LIMIT = 64
 HEADER_LIMIT = 1_000
 
-#: Codecs that Python calls text and that no page is written in; decoding punycode takes quadratic time.
+#: Codecs that Python counts as text but that no page is written in; decoding punycode takes quadratic time.
 NOT_FOR_PAGES = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined"})
 
 
@@ -85,7 +85,7 @@ def fetch(url: str, *, limit: int = 1_000_000, timeout: float = 30.0) -> Page:
 
 async def _follow(url: httpx.URL, limit: int) -> Page:
     for _ in range(REDIRECTS + 1):
-        # A transport for each hop: a connection is never shared between two names that have one address.
+        # One transport per hop: two names with the same address must never share a connection.
         async with httpx.AsyncHTTPTransport(verify=_trusted(), trust_env=False) as transport:
             async with aclosing(await _send(transport, url)) as response:
                 if not response.has_redirect_location:
@@ -95,18 +95,18 @@ async def _follow(url: httpx.URL, limit: int) -> Page:
 
 
 async def _send(transport: httpx.AsyncHTTPTransport, url: httpx.URL) -> httpx.Response:
-    """Ask for a page at the first of its addresses that accepts a connection."""
+    """Request a page from the first of its addresses that accepts a connection."""
     found = await addresses.resolve(url, settings().web_allow_private)
     for address in found[:-1]:
         try:
             return await transport.handle_async_request(_request(url, address))
         except (httpx.ConnectError, httpx.ConnectTimeout):
-            continue  # the last address decides
+            continue  # an error of the last address is raised
     return await transport.handle_async_request(_request(url, found[-1]))
 
 
 def _request(url: httpx.URL, address: str) -> httpx.Request:
-    """A request to this very address that still names the host, to the server and to TLS."""
+    """Build a request to this very address that still names the host, to the server and to TLS."""
     return httpx.Request(
         "GET",
         url.copy_with(host=address),
@@ -123,7 +123,7 @@ def _target(url: httpx.URL, response: httpx.Response) -> httpx.URL:
 
 
 async def _read(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
-    """The unpacked body within the limit, and whether it went on; a small packed body cannot become a large one."""
+    """Return the unpacked body within the limit, and whether it went on; unpacking stops at the limit too."""
     unpack = _unpacker(response)
     body = bytearray()
     async for chunk in response.aiter_raw():

@@ -1,4 +1,4 @@
-"""The `howl` command: a group that loads a command's file, by name, when that command is used."""
+"""The `howl` command: a group that loads the file of a command when that command is used."""
 
 import difflib
 import importlib
@@ -13,14 +13,15 @@ import click
 from howl import __version__
 from howl.cli.ui.options import application
 
-#: The variable that shows the traceback of what nobody foresaw; characters of its words, and what is left out of them.
+#: The variable that shows the traceback of an unexpected error; characters of its message that are shown; and what is
+#: masked there.
 TRACEBACKS, QUOTED = "HOWL_TRACEBACK", 200
 PASSWORD = re.compile(r"://[^\s/@]*@")
-#: Commands whose output is a log: it says where.
+#: Commands that log to the terminal: their log shows tracebacks.
 SERVICES = ("worker", "server")
 
-#: Commands in the order of a first hour, with what `howl --help` says of each: showing it must not load them all.
-#: Command `up` is `up` in howl/cli/up.py.
+#: Commands in the order of a first session, with their lines in `howl --help`, which must not load them all. Command
+#: `up` is `up` in howl/cli/up.py.
 COMMANDS = {
     "up": "Run all servers on this machine, in the foreground.",
     "env": "Print where the servers are, for a shell.",
@@ -45,7 +46,7 @@ COMMANDS = {
 
 
 class CommandFiles(click.Group):
-    """A group whose commands are the files of a package; `told` is what its help says of each, in order."""
+    """A group whose commands are the files of a package; `told` maps each to its help line, in order."""
 
     def __init__(self, *args: Any, package: str, told: dict[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -71,9 +72,9 @@ class CommandFiles(click.Group):
 
 
 class Howl(CommandFiles):
-    """The whole command: what nobody foresaw is one sentence too, and its traceback is for who asks.
+    """The whole command: it reports an unexpected error as one sentence too, with the traceback on request.
 
-    Where something fails, it says if this terminal still has the addresses of servers that are no longer there.
+    When a command fails, it also says if this terminal still has the addresses of servers that are no longer there.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -97,7 +98,7 @@ class Howl(CommandFiles):
 
 
 def _outdated() -> str | None:
-    """By name, for no help needs them."""
+    """Import by name, because help needs neither module."""
     try:
         settings = importlib.import_module("howl.config").load_settings()
     except click.ClickException:
@@ -107,7 +108,7 @@ def _outdated() -> str | None:
 
 
 def _load(package: str, name: str) -> click.Command:
-    """Command `name` of its file, which calls it `name_` where Python has taken the name."""
+    """Load a command from its file; it is called `name_` there if Python has taken the name."""
     try:
         file = importlib.import_module(f"{package}.{name}")
         command: Any = getattr(file, name if hasattr(file, name) else f"{name}_")
@@ -138,5 +139,5 @@ def main() -> None:
     something failed, 2 when the command line was wrong.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what this terminal's encoding lacks ends no command
+        if isinstance(stream, io.TextIOWrapper):  # a character the terminal's encoding lacks must not end a command
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""`howl analytics`: how tasks, workers, queues and bursts fared."""
+"""`howl analytics`: statistics of tasks, workers, queues and bursts."""
 
 from collections.abc import Callable
 from typing import Any

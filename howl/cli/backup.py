@@ -1,4 +1,4 @@
-"""`howl backup`: everything that stays, in one file."""
+"""`howl backup`: write all persistent data to one file."""
 
 import shutil
 import subprocess
@@ -47,7 +47,7 @@ def backup(file: Path, config: Path | None, as_json: bool) -> None:
 
 
 def _is_news_to_git(file: Path) -> bool:
-    """Whether it is in somebody's checkout, where the next `git add` would take it."""
+    """Return whether the file is in a git checkout and not ignored, so that the next `git add` would take it."""
     git = shutil.which("git")
     if git is None:
         return False

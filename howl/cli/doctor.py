@@ -1,4 +1,4 @@
-"""`howl doctor`: is everything there, well, and as it should be?"""
+"""`howl doctor`: check that everything is present, healthy and configured correctly."""
 
 import json
 import time
@@ -41,7 +41,7 @@ def doctor(context: click.Context, role: str, as_json: bool) -> None:
     failed = any(finding.verdict is Verdict.FAILURE for finding in findings)
     if as_json:
         seconds = round(time.monotonic() - began, 3)
-        # Not howl.cli.ui.output, which needs what a burst machine does not install.
+        # Not howl.cli.ui.output, which needs packages that a burst machine does not install.
         answer = {"well": not failed, "seconds": seconds, "findings": [asdict(each) for each in findings]}
         click.echo(json.dumps(answer, indent=2))
     else:
@@ -59,7 +59,7 @@ def _findings(role: str) -> list[Finding]:
 
 
 def _print(findings: list[Finding]) -> None:
-    """A line each; a server's words must not steer a person's terminal."""
+    """Print a line per finding; control characters in a server's text must not reach the terminal."""
     servers, checks = (max(len(getattr(each, name)) for each in findings) for name in ("server", "check"))
     for each in findings:
         mark, colour = MARKS[each.verdict]

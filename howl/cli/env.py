@@ -1,4 +1,4 @@
-"""`howl env`: where the servers are, for a shell."""
+"""`howl env`: print the addresses of the servers, for a shell."""
 
 import shlex
 import shutil
@@ -10,7 +10,7 @@ from howl.config import Settings, load_settings
 from howl.embedded import binaries
 from howl.errors import EmbeddedServerError
 
-#: What libpq reads, by the name of a parameter in the URL.
+#: Variables that libpq reads, by the name of the URL's parameter.
 QUERY_VARIABLES = {"sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT"}
 
 
@@ -39,7 +39,7 @@ def env(which: str | None) -> None:
 
 
 def variables(settings: Settings) -> dict[str, str]:
-    """What is known of the servers, by variable; raises NotConfigured when nothing is."""
+    """Return the known addresses and settings of the servers, by variable; raises NotConfigured if there are none."""
     urls = {
         "HOWL_REDIS_URL": settings.redis_url,
         "HOWL_NATS_URL": settings.nats_url,
@@ -64,7 +64,7 @@ def _for_libpq(url: str) -> dict[str, str]:
 
 
 def _folder_of_psql() -> str | None:
-    """Where the only psql of this machine is, unless one is on PATH already."""
+    """Return the folder of the psql from howl[embedded]; None if a psql is on PATH already."""
     if shutil.which("psql"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""`howl flower`: Celery's web page of workers and tasks, behind a password."""
+"""`howl flower`: serve Celery's web page of workers and tasks, behind a password."""
 
 import logging
 from functools import partial
@@ -58,7 +58,7 @@ def flower(port: int, address: str, url_prefix: str, read_only: bool, verbose: b
 
 
 def _who_may_enter(settings: Settings, address: str) -> tuple[tuple[str, ...], str]:
-    """Credentials, and where a person finds the password."""
+    """Return the credentials, and where a person finds the password."""
     if settings.flower_basic_auth:
         return settings.flower_basic_auth, "FLOWER_BASIC_AUTH has the password"
     path = settings.home / "flower" / "password"

@@ -29,7 +29,7 @@ out = click.option(
 
 
 def _host(_: click.Context, __: click.Parameter, value: Any) -> Any:
-    """A DNS name or an IP address, and nothing around it; of an option given several times, each."""
+    """Accept a DNS name or an IP address and nothing else; an option given several times is checked value by value."""
     if isinstance(value, tuple):
         return tuple(_host(_, __, each) for each in value)
     if value is None or _is_address(value) or HOST.fullmatch(value):

@@ -1,4 +1,4 @@
-"""`howl migrate`: the database's tables, brought to this version's."""
+"""`howl migrate`: bring the database's tables to this version's."""
 
 import click
 

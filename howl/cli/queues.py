@@ -1,4 +1,4 @@
-"""`howl queues`: what waits, who holds what, what is set aside."""
+"""`howl queues`: show waiting messages, claims, and what is set aside."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ COLUMNS = (
     Column("oldest", "oldest", formats.length),
     Column("owners", "by", lambda owners: ", ".join(owners), folds=True),
 )
-#: What is said below the table, in this order, when there is any of it.
+#: Facts shown below the table, in this order, those that are not empty.
 ASIDE = ("unserved", "parked", "unknown", "deaths", "dead", "unreadable", "outcomes_waiting", "outcomes_bytes",
          "held_up", "in_flight", "removed", "set_aside")  # fmt: skip
 
@@ -56,7 +56,7 @@ def queues(as_json: bool) -> None:
 
 
 def _told_by_record(settings: Settings) -> tuple[dict[str, Any], set[str] | None]:
-    """Seconds of waiting, by queue (only submitted tasks have a row before they start), and the queues with workers."""
+    """Return seconds waited by queue (only submitted tasks have a row before they start), and queues with workers."""
     if not settings.database_url:
         return {}, None
     with session(settings.database()) as opened:

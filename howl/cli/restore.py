@@ -1,4 +1,4 @@
-"""`howl restore`: a backup, back into empty servers."""
+"""`howl restore`: put a backup back into empty servers."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""`howl server`: the persistent side."""
+"""`howl server`: run the persistent side."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""`howl submit`: put a task on the queue, and wait for it if asked to."""
+"""`howl submit`: put a task on the queue, and wait for it on request."""
 
 import inspect
 import json
@@ -27,7 +27,7 @@ TASK_COLUMNS = (Column("name", "task"), Column("signature", "takes", folds=True)
 
 
 class Arguments(click.ParamType[Any]):
-    """A JSON list or object: as it stands, in a file (`@path`), or on standard input (`-`)."""
+    """A JSON list or object: given inline, in a file (`@path`), or on standard input (`-`)."""
 
     name = "json"
 
@@ -115,7 +115,7 @@ def submit(
 
 def _submit(request: TaskRequest) -> str:
     with session(load_settings().database()) as opened:
-        served = overview.served_queues(opened)  # first: whatever fails after it has been submitted would hide its id
+        served = overview.served_queues(opened)  # first: a failure after the submission would hide the task's id
         task_id = put_on_queue(request, opened, howl.app)
         task = opened.get_one(Task, task_id)
     if task.rank < FINAL_RANK and task.worker_id is None and task.queue not in served:
@@ -135,7 +135,7 @@ def _request(name: str, arguments: Any, by_name: dict[str, Any], given: dict[str
 
 
 def _by_name(task: str, named: tuple[str, ...]) -> dict[str, Any]:
-    """`NAME=VALUE` each; what is text to the task stands as it is."""
+    """Parse arguments written as `NAME=VALUE`; where the task takes text, the value is kept as it is."""
     given = dict(word.partition("=")[::2] for word in named)
     if len(given) < len(named) or not all(map(str.isidentifier, given)) or not all("=" in word for word in named):
         raise click.UsageError("Write arguments as NAME=VALUE, each name once, or as JSON with --args.")
@@ -155,7 +155,7 @@ def _value(parameter: inspect.Parameter | None, text: str) -> Any:
 
 
 def _exit_status(result: Any) -> int:
-    """What a shell would make of it: 128 and the number of the signal that ended the command."""
+    """Return the status as a shell would: 128 plus the signal's number for a command that a signal ended."""
     status = result.get("exit_status") if isinstance(result, dict) else None
     if not isinstance(status, int):
         raise click.ClickException("The task has succeeded, and its result has no exit_status: leave out --check.")

@@ -1,4 +1,4 @@
-"""`howl tasks`: what was asked for, and what became of it."""
+"""`howl tasks`: list, show, watch, cancel and retry tasks."""
 
 from collections.abc import Callable
 from textwrap import indent
@@ -35,7 +35,7 @@ EVENT_COLUMNS = (
     Column("worker_id", "worker", folds=True),
     Column("data", "details", lambda data: formats.clipped(formats.inline(data), 200) if data else "", folds=True),
 )
-#: What `show` prints below the rest.
+#: Values that `show` prints below the rest.
 BLOCKS = ("result", "traceback")
 READ: dict[str, Callable[[Any], str]] = {
     "runtime": formats.length,
@@ -164,7 +164,7 @@ def _cancelled(task_id: str, status_before: str) -> str:
 
 
 def _print_task(task: dict[str, Any]) -> None:
-    """Facts in a table; long texts as they are, because a folded traceback cannot be read; then files and events."""
+    """Print facts in a table, long texts unfolded because a folded traceback cannot be read, then files and events."""
     events, artifacts = task.pop("events"), task.pop("artifacts")
     blocks = {name: task.pop(name) for name in BLOCKS}
     emit(task, as_json=False, read=READ)

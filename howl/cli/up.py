@@ -1,4 +1,4 @@
-"""`howl up`: all servers on this machine, in the foreground."""
+"""`howl up`: run all servers on this machine, in the foreground."""
 
 import shlex
 import sys

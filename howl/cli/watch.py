@@ -1,4 +1,4 @@
-"""`howl watch`: the whole house live in the terminal."""
+"""`howl watch`: show the overview live in the terminal."""
 
 import json
 import os
@@ -25,11 +25,11 @@ from howl.queries import overview
 from howl.queries.live_state import Gauge
 from howl.run_progress import progress
 
-#: Seconds between two looks: shortest, and after PostgreSQL did not answer.
+#: Seconds between two polls: the minimum, and the pause after PostgreSQL did not answer.
 SHORTEST, PATIENCE = 0.2, 2.0
-#: Columns where nobody says how wide lines may be.
+#: Columns of output if neither a terminal nor COLUMNS says how wide lines may be.
 WIDTH = 120
-#: Running tasks whose progress is read.
+#: Most running tasks whose progress is read.
 BARS = 100
 
 
@@ -64,7 +64,7 @@ def watch(interval: float, once: bool, as_json: bool) -> None:
 
 
 def _show(gauge: Gauge, interval: float, console: Console) -> None:
-    """On the terminal's other page, so that what stood there comes back."""
+    """Show the overview on the terminal's alternate screen, so that the previous content comes back afterwards."""
     seen = _look(gauge)
     with Live(console=console, screen=True, auto_refresh=False) as shown:
         while True:
@@ -88,7 +88,7 @@ def _looks(gauge: Gauge, interval: float, *, once: bool) -> Iterator[dict[str, A
 
 
 def _look(gauge: Gauge) -> dict[str, Any]:
-    """What `live.house` says, `queues` (messages that wait, by name) and the `progress` of running tasks."""
+    """Return the overview with `queues` (waiting messages by name) and the `progress` of running tasks."""
     settings: Settings = gauge.settings
     with session(settings.database()) as opened:
         seen = overview.house(opened)

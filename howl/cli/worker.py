@@ -1,4 +1,4 @@
-"""`howl worker`: take tasks until told to stop."""
+"""`howl worker`: run a worker that takes tasks until it is told to stop."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""`howl workers`: who works, and where; and having them leave."""
+"""`howl workers`: list, show, drain and stop workers."""
 
 import click
 

@@ -1,1 +1,1 @@
-"""Tools for models over MCP, and the server that answers them."""
+"""Tools for models over MCP, and the server that serves them."""

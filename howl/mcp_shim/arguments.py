@@ -1,10 +1,10 @@
-"""What tools take, and what a client is told of all of them together."""
+"""Types of the tools' arguments, and the instructions for clients about all tools."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-#: Longest time in seconds that a call may wait for a task, below the minute after which MCP clients give up on a call.
+#: Most seconds that a call may wait for a task: less than the minute after which MCP clients give up on a call.
 LONGEST_WAIT = 50
 
 INSTRUCTIONS = """HOWL runs tasks on a crew of remote workers. Submit work with assign_task (a coding agent follows a \

@@ -1,4 +1,4 @@
-"""How much of anything a model is shown: an answer's characters, and their fair shares for its parts."""
+"""Bounds on what a model is shown: the characters of an answer, and fair shares of them for its parts."""
 
 import json
 from collections.abc import Sequence
@@ -6,30 +6,30 @@ from typing import Any
 
 #: Most characters of an answer as JSON: clients stop reading at some 25,000 tokens, and a token may be one character.
 ANSWER_LIMIT = 24_000
-#: Of one row of a list, and of one text in it.
+#: Most characters of one row of a list, and of one text in it.
 ROW_LIMIT, SHORT_TEXT = 4000, 300
-#: Characters of a text or file that one call reads on.
+#: Most characters of a text or file that one call returns.
 PIECE = 20_000
-#: Deepest nesting of a value in an answer; the protocol's own writer fails above 255.
+#: Deepest nesting of a value in an answer; the protocol's JSON writer fails above 255.
 DEPTH_LIMIT = 30
-#: Characters for an entry of an object of which parts are shown, where they do not all fit, and for what says of a cut.
+#: Characters reserved for each entry of an object whose entries do not all fit, and for a note about a cut.
 ENTRY, MARK = 200, 160
-#: Where the rest of what is cut is.
+#: How to read a value that was cut.
 UNCUT = "get_task with `part` reads on, `howl tasks show ID --json` prints all"
 
 
 def size(value: Any) -> int:
-    """Characters of the value as an answer's JSON."""
+    """Return the number of characters of the value in an answer's JSON."""
     return len(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str))
 
 
 def cut(text: str, longest: int) -> str:
-    """The text, or the beginning of it and how much there is of it."""
+    """Return the text, or its beginning with a note of its length."""
     return text if len(text) <= longest else f"{text[:longest]} … (cut: it has {len(text):,} characters; {UNCUT})"
 
 
 def shallow(value: Any, longest: int, depth: int = 0) -> Any:
-    """The value with texts cut to `longest` characters, and with nothing nested deeper than DEPTH_LIMIT."""
+    """Return the value with texts cut to `longest` characters and nesting cut at DEPTH_LIMIT."""
     if isinstance(value, str):
         return cut(value, longest)
     if not isinstance(value, dict | list):
@@ -42,7 +42,7 @@ def shallow(value: Any, longest: int, depth: int = 0) -> Any:
 
 
 def fitted(value: Any, room: int) -> Any:
-    """The value, or as much of each of its parts as `room` characters have room for."""
+    """Return the value, or as much of it and its parts as fits `room` characters."""
     if size(value) <= room:
         return value
     if isinstance(value, dict):
@@ -56,7 +56,7 @@ def fitted(value: Any, room: int) -> Any:
 
 
 def within(answer: dict[str, Any], room: int = ANSWER_LIMIT) -> dict[str, Any]:
-    """An answer of so many characters at most, its entries sharing the room; all of them are in it."""
+    """Return an answer of at most `room` characters that has all entries; they share the room."""
     names = [*answer]
     sizes = [size(value) for value in answer.values()]
     room -= sum(size(name) + 2 for name in names)
@@ -65,7 +65,7 @@ def within(answer: dict[str, Any], room: int = ANSWER_LIMIT) -> dict[str, Any]:
 
 
 def fitting(items: Sequence[Any], room: int) -> int:
-    """How many of the items, from the first on, `room` characters hold."""
+    """Return how many of the items, from the first on, fit `room` characters."""
     for number, item in enumerate(items):
         room -= size(item) + 1
         if room < 0:
@@ -74,7 +74,7 @@ def fitting(items: Sequence[Any], room: int) -> int:
 
 
 def shares(wanted: Sequence[int], room: int) -> list[int]:
-    """`room` dealt out fairly: nobody gets more than he wants, and what he leaves is for the others."""
+    """Divide `room` fairly: none gets more than it wants, and what it leaves goes to the others."""
     given = [0] * len(wanted)
     for left, index in zip(range(len(wanted), 0, -1), sorted(range(len(wanted)), key=wanted.__getitem__), strict=True):
         given[index] = min(wanted[index], max(room, 0) // left)
@@ -83,7 +83,7 @@ def shares(wanted: Sequence[int], room: int) -> list[int]:
 
 
 def _fitted_entries(value: dict[str, Any], room: int) -> dict[str, Any]:
-    """As many of the first entries as there is room for, or of fewer a part of each."""
+    """Return as many of the first entries as fit, cutting each where fewer than room // ENTRY fit whole."""
     whole = fitting([{name: item} for name, item in value.items()], room - MARK)
     names = [*value][: max(whole, room // ENTRY, 1)]
     shown = within({name: value[name] for name in names}, room - MARK)
@@ -92,7 +92,7 @@ def _fitted_entries(value: dict[str, Any], room: int) -> dict[str, Any]:
 
 
 def _fitted_text(text: str, room: int) -> str:
-    """In JSON, a character may take six."""
+    """Cut a text to `room` characters of JSON, where one character may take six."""
     longest = max(room - MARK, room // 2, 0)
     beginning = text[:longest]
     while beginning and size(beginning) > longest:

@@ -1,4 +1,4 @@
-"""Starting and ending workers for an MCP client."""
+"""Start and end of bursts for an MCP client."""
 
 from howl.bursts import detached, github, records
 from howl.bursts.github_api import is_configured
@@ -23,7 +23,7 @@ def spawn(request: BurstRequest, settings: Settings) -> BurstReport:
 
 
 def coming(request: BurstRequest, settings: Settings) -> str:
-    """How far that is, for people."""
+    """Describe for people how far the start of a burst is."""
     if is_configured(settings):
         return "GitHub is asked to start them"
     return f"{records.count(settings.database(), request.names)[0]} of {request.workers} workers are there"

@@ -1,4 +1,4 @@
-"""What a model is told to do next, in words that no stranger chose."""
+"""Notes that tell a model what to do next, without any text from tasks, workers or clients."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from howl.outcomes import FINAL_STATUSES, in_command
 from howl.queries import overview
 from howl.run_progress import in_words
 
-#: How a call goes on to wait.
+#: How a model goes on waiting for a task.
 WAIT = "call get_task with wait_seconds to wait for its end"
 
 
 def next_step(task: dict[str, Any], session: Session) -> str:
-    """Of a task as `analytics.show_task` returns it."""
+    """Return the next step for a task as `records.show_task` returns it."""
     if task["status"] == "queued":
         return _while_it_waits(task, overview.served_queues(session))
     if task["status"] == "retrying":
@@ -39,18 +39,18 @@ def _while_it_waits(task: dict[str, Any], served: set[str]) -> str:
 
 
 def after_submitting(task_id: str, error: str) -> str:
-    """Of a task that is recorded, where no more can be told of it."""
+    """Return the note on a task that was recorded but could then not be read because of `error`."""
     return f"Task {task_id} is recorded and will run: do not submit it again; get_task shows it. Only now: {error}"
 
 
 def after_cancelling(status: str) -> str:
-    """`status` is what the task had."""
+    """Return the note on a cancellation; `status` is the task's status before it."""
     if status in FINAL_STATUSES:
         return "It had ended already, and stays as it is."
     return "Cancellation is on its way to the workers: get_task with wait_seconds confirms it."
 
 
 def so_far(progress: Any) -> str:
-    """`: 34/100, fetching`, where the task has said so."""
+    """Return progress as `: 34/100, fetching`, or an empty text if the task has reported none."""
     told = cut(in_words(progress), SHORT_TEXT) if isinstance(progress, dict) else ""
     return f": {told}" if told else ""

@@ -1,4 +1,4 @@
-"""What clients are told of tools' arguments and answers: JSON schemas, as short as they can be."""
+"""JSON schemas of the tools' arguments and answers, as short as they can be."""
 
 import json
 from collections.abc import Callable, Collection
@@ -6,14 +6,14 @@ from typing import Any
 
 Schema = dict[str, Any]
 
-#: Most characters of a number.
+#: Most characters of a text that is read as a number.
 NUMBER_LIMIT = 40
 
 
 def brief(schema: Schema, *, answers: bool = False) -> Schema:
-    """The schema without what says nothing: titles that repeat names, null as a default, alternatives to null.
+    """Strip a schema of what says nothing: titles that repeat names, null as a default, alternatives to null.
 
-    What `answers` leave out instead of null is not spoken of at all there.
+    With `answers`, all defaults and null alternatives are dropped, since answers leave out what is null.
     """
     shown = {name: item for name, item in schema.items() if name != "title" and (name, item) != ("default", None)}
     for name in ("properties", "$defs"):
@@ -29,13 +29,13 @@ def brief(schema: Schema, *, answers: bool = False) -> Schema:
 
 
 def only(schema: Schema, names: Collection[str]) -> Schema:
-    """An answer's schema with these properties; it may have others."""
+    """Return an answer's schema with these properties only; the answer may have others."""
     shown = {name: schema["properties"][name] for name in names}
     return {"type": "object", "properties": shown, "required": [name for name in schema["required"] if name in names]}
 
 
 def unquoted(schema: Schema) -> Callable[[Any], Any]:
-    """Takes a call's arguments; numbers and booleans that came as texts, as some clients send them, are such again."""
+    """Return a function that reads a call's numbers and booleans from texts, as which some clients send them."""
     kinds = {name: _kinds(item) for name, item in schema["properties"].items()}
 
     def take(arguments: Any) -> Any:
@@ -47,7 +47,7 @@ def unquoted(schema: Schema) -> Callable[[Any], Any]:
 
 
 def _unquoted(value: Any, kinds: set[str]) -> Any:
-    """What JSON reads in the text, if it is what is wanted; a whole number may be written as 20.0."""
+    """Return the number or boolean that a text holds, if the schema wants it; a whole number may be written as 20.0."""
     if isinstance(value, str) and "string" not in kinds and len(value) <= NUMBER_LIMIT:
         try:
             found = json.loads(value.strip().lower())
@@ -68,7 +68,7 @@ def _kinds(schema: Schema) -> set[str]:
 
 
 def _united(alternatives: list[Schema], rest: Schema, *, answers: bool) -> Schema:
-    """`{"type": ["string", "null"]}`, where one of two alternatives is null."""
+    """Unite two alternatives, one of them null, as `{"type": ["string", "null"]}`."""
     others = [one for one in alternatives if one != {"type": "null"}]
     if answers and len(others) == 1:
         return {**others[0], **rest}

@@ -1,4 +1,4 @@
-"""An MCP server that answers whatever it is sent: errors are one sentence each, and none ends it."""
+"""An MCP server that answers every message: each error is one sentence, and none ends the server."""
 
 import inspect
 import json
@@ -39,12 +39,12 @@ ERROR_LIMIT = 2000
 
 #: A NUL character in JSON text: \\u0000 after an even number of backslashes.
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-#: What matters for finding a message's id: `"id": …`, other texts, and brackets.
+#: Tokens needed to find a message's id: `"id": …`, other texts, and brackets.
 TOKENS = re.compile(r""""id"\s*:\s*(?P<id>\d{1,15}|"[^"\\]{0,200}")|"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]]""")
 
 
 class StrictServer(MCPServer[None]):
-    """Refuses what no tool could use, and makes of every error one sentence for the model."""
+    """A server that refuses arguments no tool could use, and turns every error into one sentence for the model."""
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[None, Any] | None = None
@@ -58,7 +58,7 @@ class StrictServer(MCPServer[None]):
             raise _told(name, error) from error.__cause__
 
     async def run_stdio_async(self) -> None:
-        """Serve one client on stdin and stdout. The SDK's own never answers what it cannot parse: its caller hangs."""
+        """Serve one client on stdin and stdout; the SDK's own never answers what it cannot parse: its caller hangs."""
         readable, parsed = anyio.create_memory_object_stream[SessionMessage | Exception](0)
         async with stdio_server() as (incoming, outgoing), anyio.create_task_group() as group:
             group.start_soon(_answer_unreadable, incoming, readable, outgoing.send)
@@ -81,7 +81,7 @@ def _refuse_unusable(arguments: dict[str, Any]) -> None:
 
 
 def _told(tool: str, error: ToolError) -> ToolError:
-    """The error as the model reads it; the cause of an unexpected one stays in the log, which the SDK writes."""
+    """Return the error as the model reads it; the cause of an unexpected one stays in the log, which the SDK writes."""
     cause = error.__cause__
     if isinstance(cause, HowlError):
         return ToolError(_printable(cause.message))
@@ -95,7 +95,7 @@ def _told(tool: str, error: ToolError) -> ToolError:
 
 
 def _mistakes(error: ValidationError) -> str:
-    """The first few, by argument, without their values."""
+    """Describe the first few validation errors by argument, without their values."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     texts = (
         "there is no such argument" if problem["type"] == "extra_forbidden" else problem["msg"] for problem in problems
@@ -105,7 +105,7 @@ def _mistakes(error: ValidationError) -> str:
 
 
 def _printable(text: str) -> str:
-    """What UTF-8 can carry and a model will read."""
+    """Cut a text to ERROR_LIMIT and make it printable, so that UTF-8 can carry it."""
     return visible(text[:ERROR_LIMIT])
 
 
@@ -114,7 +114,7 @@ async def _answer_unreadable(
     readable: MemoryObjectSendStream[SessionMessage | Exception],
     answer: Callable[[SessionMessage], Awaitable[None]],
 ) -> None:
-    """Pass on messages; answer what is none (JSON too deep, half a surrogate pair) with an error under its id."""
+    """Pass on messages; answer unreadable ones (JSON too deep, half a surrogate pair) with an error under their id."""
     async with readable:
         async for item in incoming:
             if isinstance(item, Exception):
@@ -138,7 +138,7 @@ def _refusal(error: Exception) -> JSONRPCError:
 
 
 def _request_id(line: str) -> int | str | None:
-    """The `id` of the outermost object of a line that is not quite JSON."""
+    """Find the `id` of the outermost object in a line that is not quite JSON."""
     depth = 0
     for token in TOKENS.finditer(line):
         if token["id"] and depth == 1:
@@ -156,11 +156,11 @@ def strict_tool(
     structured: bool = True,
     shows: Collection[str] = (),
 ) -> Tool:
-    """A tool that takes exactly its arguments, of exactly their types: the SDK alone would ignore a misspelt one.
+    """Make a tool that takes exactly its arguments, of exactly their types: the SDK alone ignores a misspelt one.
 
-    Numbers and booleans are also taken as texts. Its answer has a schema (of all it shows, or of what `shows` names,
-    where another tool's is the same), unless it is not `structured`: then the function returns content for models to
-    look at.
+    Numbers and booleans are also accepted as texts. Its answer has a schema (of all properties, or of those that
+    `shows` names where another tool has the same schema), unless it is not `structured`: then the function returns
+    content for models to look at.
     """
     tool = Tool.from_function(
         function,
@@ -186,7 +186,7 @@ def strict_tool(
 
 
 def _answering(function: Callable[..., Awaitable[BaseModel]]) -> Callable[..., Awaitable[CallToolResult]]:
-    """The same, its answer without what is null, and its text without what only people need to read JSON."""
+    """Wrap a function so that its answer leaves out null and its text is compact JSON."""
 
     @wraps(function)
     async def answer(**arguments: Any) -> CallToolResult:

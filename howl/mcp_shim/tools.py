@@ -1,4 +1,4 @@
-"""Tools for models, over MCP: each is the same call as the `howl` command of its kind, returned instead of printed."""
+"""Tools for models over MCP: each makes the same call as its `howl` command, and returns what that prints."""
 
 import io
 from collections.abc import Callable
@@ -55,12 +55,12 @@ from howl.submission import TEXT_LIMIT, TaskRequest, cancel, submit
 T = TypeVar("T")
 Question = Callable[[Session, Celery], T]
 
-#: What clients are told of answers whose whole schema is another tool's: get_task's, spawn_workers's.
+#: Properties in the schemas of answers whose whole schema is another tool's: get_task's, spawn_workers's.
 OF_A_TASK, OF_A_BURST = ("task_id", "status", "result", "error_message", "note"), ("burst_id", "status", "note")
 
-#: Seconds between two looks at a task that is waited for, and between two words about workers that are started.
+#: Seconds between two polls of a task that is waited for, and between two progress reports on a burst's start.
 POLL, SPEAK = 0.5, 2.0
-#: Most calls that may be talking to PostgreSQL or Redis at once: no more than an engine's connections.
+#: Most calls that may use PostgreSQL or Redis at once: no more than an engine's connections.
 AT_ONCE = 8
 
 
@@ -68,7 +68,7 @@ AT_ONCE = 8
 
 
 class Tools:
-    """The tools' functions; settings are read anew at each call, so that `howl up` may be started after the client."""
+    """The tools' functions; each call reads the settings again, so that `howl up` may be started after the client."""
 
     def __init__(self, load: Callable[[], Settings]) -> None:
         self._load = load
@@ -285,7 +285,7 @@ class Tools:
             raise type(error)(notes.after_submitting(task_id, error.message)) from error
 
     async def _wait(self, task_id: str, seconds: float, ctx: Context) -> TaskReport:
-        """The task at its end, or after `seconds`, telling the client meanwhile that its call lives."""
+        """Return the task at its end, or after `seconds`; report progress meanwhile, to show that the call lives."""
         began = anyio.current_time()
         while True:
             report = await self._ask(lambda session, _: _report(session, task_id))
@@ -296,7 +296,7 @@ class Tools:
             await anyio.sleep(min(POLL, seconds - waited))
 
     async def _meanwhile(self, act: Callable[[Settings], T], look: Callable[[Settings], str], ctx: Context) -> T:
-        """What `act` returns or raises; until then the client is told what `look` sees, and that its call lives."""
+        """Return or raise what `act` does; until then report what `look` returns, to show that the call lives."""
 
         async def speak() -> None:
             began = anyio.current_time()
@@ -319,11 +319,11 @@ class Tools:
         return await self._in_thread(ask)
 
     async def _in_thread(self, act: Callable[[Settings], T]) -> T:
-        """So that the protocol goes on meanwhile."""
+        """Run in a thread, so that the protocol goes on meanwhile."""
         return _told(await anyio.to_thread.run_sync(self._outcome, act, limiter=self._threads))
 
     def _outcome(self, act: Callable[[Settings], T]) -> T | HowlError:
-        """Returned, for what is raised in a task group comes out of it as a group."""
+        """Return the error, because one raised in a task group comes out of it as an exception group."""
         settings: Settings | None = None
         try:
             settings = self._load()
@@ -374,7 +374,7 @@ def _artifact(task_id: str, name: str, offset: int, settings: Settings) -> CallT
 
 
 def create_server(load: Callable[[], Settings] = load_settings) -> StrictServer:
-    """An MCP server with all tools; `server.run("stdio")` serves one client until its end of input."""
+    """Create an MCP server with all tools; `server.run("stdio")` serves one client until the end of its input."""
     tools = Tools(load)
     reads = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
     runs = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=True)

@@ -1,1 +1,1 @@
-"""Read-only questions: the CLI and the MCP shim ask them here."""
+"""Read-only queries for the CLI and the MCP shim."""

@@ -9,26 +9,26 @@ from howl.queries.overview import status_now
 
 
 def counts(condition: ColumnElement[bool] | None = None) -> list[ColumnElement[int]]:
-    """A column a status; `folded` makes one `tasks` of them."""
+    """Return one count column per status; `folded` turns them into one `tasks`."""
     extra = [] if condition is None else [condition]
     return [func.count().filter(status_now == status, *extra).label(f"tasks_{status}") for status in TASK_STATUSES]
 
 
 def ask(session: Session, question: Question) -> list[Row]:
-    """Rows with their counts folded."""
+    """Return the rows of a query with their counts folded."""
     return [folded(row) for row in rows(session, question)]
 
 
 def ask_one(session: Session, question: Question) -> Row:
-    """The only row."""
+    """Return the only row of a query, with its counts folded."""
     (row,) = ask(session, question)
     return row
 
 
 def folded(row: Row) -> Row:
-    """The columns of `counts` as one `tasks` by status, their `total`, and `success_rate` of those that ran to an end.
+    """Fold the columns of `counts` into `tasks` by status, `total`, and `success_rate` of those that ran to an end.
 
-    None where none did; a cancelled or expired task is neither a success nor a failure.
+    The rate is None where none did; a cancelled or expired task is neither a success nor a failure.
     """
     tasks = {status: row.get(f"tasks_{status}") or 0 for status in TASK_STATUSES}
     others = {name: value for name, value in row.items() if not name.startswith("tasks_")}

@@ -1,4 +1,4 @@
-"""What waits, and how far running tasks are, read again and again over one connection. Read-only."""
+"""Queue lengths and the progress of running tasks, polled over one Redis connection. Read-only."""
 
 import json
 import random
@@ -15,14 +15,14 @@ from howl.connections.redis import redis_client
 from howl.errors import QueueUnavailable
 from howl.queries.queues import queue_lists, queue_of
 
-#: Seconds between two looks for lists that are new: it reads the names of all keys.
+#: Seconds between two scans for new lists; a scan reads the names of all keys.
 LOOK = 5.0
-#: Lists whose lengths are read.
+#: Most lists whose lengths are read.
 LISTS = 1000
 
 
 class Gauge:
-    """One connection to Redis, made when first read."""
+    """A reader of live state with one connection to Redis, opened at the first read."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -37,7 +37,7 @@ class Gauge:
         self._client.close()
 
     def read(self, task_ids: Sequence[str]) -> tuple[dict[str, int], dict[str, Any]]:
-        """Messages that wait, by queue, and the live progress of those tasks of which any is known.
+        """Return the waiting messages by queue, and the live progress of those tasks that have any.
 
         Raises QueueUnavailable.
         """
@@ -68,7 +68,7 @@ class Gauge:
 
 
 def _progress(document: bytes) -> dict[str, Any] | None:
-    """`done`, `total` and `note`, as the bridge wrote them; None of anything else."""
+    """Return `done`, `total` and `note` as the bridge wrote them; None unless the document is a JSON object."""
     try:
         told = json.loads(document)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What became of the workers that a task was lost with: "run 123, attempt 1, worker 2: cancelled"."""
+"""The fate of workers that were lost while they ran a task: "run 123, attempt 1, worker 2: cancelled"."""
 
 import re
 from typing import Any
@@ -9,16 +9,16 @@ from sqlalchemy.orm import Session
 from howl.models import Burst, TaskEvent, Worker
 from howl.outcomes import FINAL_STATUSES
 
-#: Kinds of events with which a run of a task is over on its worker.
+#: Kinds of events that end a task's run on its worker.
 OVER = (*FINAL_STATUSES, "retrying", "ended")
-#: A worker's id ends in its number where its run does not say which it was.
+#: The number at the end of a worker's id, used where its run does not give an index.
 NUMBER = re.compile(r"-(\d+)$")
-#: Most events of a task that are looked at.
+#: Most events of a task that are read.
 LOOKED_AT = 1000
 
 
 def lost_with(session: Session, task_id: str) -> list[str]:
-    """A sentence for each worker that began the task and did not end it, because it was gone, in their order."""
+    """Return a sentence for each worker that is gone and began but did not end the task, in the order they began it."""
     order = select(TaskEvent.worker_id, TaskEvent.kind).where(TaskEvent.task_id == task_id)
     events = session.execute(order.order_by(TaskEvent.event_id).limit(LOOKED_AT)).all()
     begun = _begun_and_not_ended([(worker_id, kind) for worker_id, kind in events if worker_id])
@@ -59,10 +59,10 @@ def _place(worker: Worker) -> str:
 
 
 def _burst(session: Session, run: dict[str, Any]) -> Burst | None:
-    """The one its worker belongs to: by run and attempt, or on one machine by its id."""
+    """Find the burst of a worker by its run and attempt, or by burst id for a burst on one machine."""
     if "run_id" in run:
         told = {name: run[name] for name in ("repository", "run_id", "attempt") if name in run}
-        index = Burst.run["index"].astext  # of a job that was run again without its plan
+        index = Burst.run["index"].astext  # null if a job was run again without its plan
         ours = Burst.run.contains(told) & (index.is_(None) | (index == run.get("index")))
         return session.scalars(select(Burst).where(ours).limit(1)).first()
     return session.get(Burst, run["burst_id"]) if "burst_id" in run else None

@@ -1,6 +1,6 @@
-"""Workers that are there, tasks that run, what just ended: asked several times a second, and bounded.
+"""Present workers, running tasks and recent ends, in bounded queries that are made several times a second.
 
-Answers are plain dicts and lists; times are aware datetimes, lengths of time are seconds.
+Results are plain dicts and lists; times are aware datetimes, lengths of time are seconds.
 """
 
 from datetime import datetime
@@ -13,31 +13,31 @@ from howl.models import PRESENT, Task, TaskEvent, Worker
 from howl.outcomes import FINAL_RANK, FINAL_STATUSES
 from howl.queries.asking import Row, rows
 
-#: Most names of queues in one answer.
+#: Most names of queues in one result.
 QUEUES = 1000
-#: Rows of each list of a house; its totals count all.
+#: Most rows of each list of the overview; its totals count all.
 SHOWN = 200
-#: How many of the newest events, whoever's, tell what just ended and how fast; and how many seconds of them.
+#: Newest events, of all tasks, that are read for recent ends and their rate; and most seconds the rate is taken over.
 NEWEST, SPAN = 5000, 10
-#: Ends that are shown.
+#: Most recent ends that are shown.
 ENDS = 50
 
 IS_PRESENT = Worker.status.in_(PRESENT)
-# Written out in the statement, or PostgreSQL could not tell that the partial index serves.
+# A literal in the statement: with a bound parameter, PostgreSQL cannot tell that the partial index applies.
 RUNS = Task.status == literal("started", literal_execute=True)
-#: A run that was broken off, and whose message is back on its queue: no worker has it.
+#: A run that was broken off and whose message is back on its queue: no worker holds it.
 IS_REQUEUED = and_(RUNS, Task.worker_id.is_(None), Task.started_at.is_not(None))
-#: How a task stands, to whoever asks. The record says `started` of what is on its queue again, for the keeper pushes
-#: what is queued, and a worker's word alone must not bring it to that.
+#: The status of a task as shown. The row of a requeued task stays `started`, because maintenance pushes queued tasks,
+#: and a worker's report alone must not cause that.
 status_now = case((IS_REQUEUED, "queued"), else_=Task.status).label("status")
 
 
 def house(session: Session) -> Row:
-    """Workers that are there, tasks that run, what just ended, and how many end a second.
+    """Return present workers, running tasks, recent ends, and the number of ends per second.
 
-    `workers_total` and `running_total` count what the lists, of SHOWN rows at most, leave out; `concurrency_total` is
-    how many tasks all these workers run at once, `running_on_gone` how many of those that run are on workers that are
-    no longer there: their end, or their return to the queue, is not known yet.
+    The lists have at most SHOWN rows; `workers_total` and `running_total` count all. `concurrency_total` is how many
+    tasks all present workers can run at once. `running_on_gone` counts running tasks whose workers are no longer
+    present: their end, or their return to the queue, is not known yet.
     """
     numbers = _running_by_worker(session)
     workers = [worker | {"running": numbers.get(worker["worker_id"], 0)} for worker in _present(session)]
@@ -74,7 +74,7 @@ def _running(session: Session) -> list[Row]:
 
 
 def _just_ended(session: Session) -> list[Row]:
-    """The newest first; there may be fewer than ENDS where other events are many."""
+    """Return recent ends, newest first; there may be fewer than ENDS where other events are many."""
     newest = _newest()
     ends = (
         select(newest.c.event_id, newest.c.task_id)
@@ -89,7 +89,7 @@ def _just_ended(session: Session) -> list[Row]:
 
 
 def _speed(session: Session) -> float:
-    """Ends a second in the last SPAN seconds, or in as many of them as the newest events tell of."""
+    """Return ends per second over the last SPAN seconds, or over the part of them that the newest events cover."""
     newest = _newest()
     recent = newest.c.at > func.now() - func.make_interval(0, 0, 0, 0, 0, 0, SPAN)
     ends = func.count().filter(newest.c.kind.in_(FINAL_STATUSES), recent)
@@ -103,13 +103,13 @@ def _speed(session: Session) -> float:
 
 
 def served_queues(session: Session) -> set[str]:
-    """Names of the queues from which active workers take tasks, each worker's own among them."""
+    """Return the names of the queues from which active workers take tasks, each worker's own included."""
     active = session.execute(select(Worker.worker_id, Worker.queues).where(Worker.status == "active"))
     return {queue for worker_id, queues in active for queue in (*queues, f"worker.{worker_id}")}
 
 
 def queues_with_waiting_tasks(session: Session) -> set[str]:
-    """Names of the queues in which submitted tasks wait, QUEUES at most."""
+    """Return the names of the queues in which submitted tasks wait, QUEUES at most."""
     waits = Task.rank < FINAL_RANK, status_now == "queued", Task.queue.is_not(None)
     return {str(queue) for queue in session.scalars(select(Task.queue).where(*waits).distinct().limit(QUEUES))}
 
@@ -123,12 +123,12 @@ def _newest() -> Any:
 
 
 def age(moment: datetime | None, now: datetime) -> float | None:
-    """Seconds from then to now; none below 0, for the clocks of two machines differ."""
+    """Return the seconds from `moment` to `now`, never below 0, because the clocks of two machines differ."""
     return None if moment is None else max(0.0, (now - moment).total_seconds())
 
 
 def longest_waits(session: Session) -> dict[str, float]:
-    """Seconds that the oldest queued task of each queue has waited."""
+    """Return the seconds that the oldest queued task of each queue has waited."""
     waited = func.extract("epoch", func.now() - func.min(Task.queued_at))
     found = session.execute(select(Task.queue, waited).where(Task.rank == 0).group_by(Task.queue))
     return {queue: float(seconds) for queue, seconds in found if queue is not None}

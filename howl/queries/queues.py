@@ -1,4 +1,4 @@
-"""What Redis holds now: queues, claims and what is set aside. Read-only."""
+"""The contents of Redis now: queues, claims and what is set aside. Read-only."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -18,12 +18,12 @@ from howl.connections.redis import redis_client
 from howl.errors import QueueUnavailable
 from howl.queue_names import ITS_OWN, NO_QUEUES, PRIORITY_MARK
 
-#: Most owners of one user's that are shown.
+#: Most owners that are read per namespace.
 OWNERS = 1000
 
 
 def survey(settings: Settings) -> dict[str, Any]:
-    """Queues (`queue`, `waiting`, `claimed`, `owners`), owners, and totals of what is set aside.
+    """Return queues (`queue`, `waiting`, `claimed`, `owners`), owners, and totals of what is set aside.
 
     Raises QueueUnavailable.
     """
@@ -32,7 +32,7 @@ def survey(settings: Settings) -> dict[str, Any]:
 
 
 def waiting(settings: Settings) -> Counter[str]:
-    """Messages that wait, by queue; raises QueueUnavailable."""
+    """Count waiting messages by queue; raises QueueUnavailable."""
     with _redis(settings) as client:
         return _waiting(client, settings)
 
@@ -84,7 +84,7 @@ def _survey(client: Any, settings: Settings) -> dict[str, Any]:
 
 
 def _backlog(client: Any, namespaces: list[Namespace], settings: Settings) -> dict[str, Any]:
-    """Outcomes that are not recorded yet: how many, their bytes, and whether workers take no tasks because of them."""
+    """Measure outcomes not recorded yet: their number, their bytes, and whether they keep workers from taking tasks."""
     streams = [namespace.key("outcomes") for namespace in namespaces]
     waiting = {stream: _length(client.xlen, stream) for stream in streams}
     sizes = {stream: client.memory_usage(stream, samples=0) or 0 for stream in streams}
@@ -96,7 +96,7 @@ def _backlog(client: Any, namespaces: list[Namespace], settings: Settings) -> di
 
 
 def _waiting(client: Any, settings: Settings) -> Counter[str]:
-    """Messages a queue, all priorities together."""
+    """Count messages by queue, all priorities together."""
     numbers: Counter[str] = Counter()
     for key in queue_lists(client, settings):
         numbers[queue_of(key, settings)] += client.llen(key)
@@ -104,7 +104,7 @@ def _waiting(client: Any, settings: Settings) -> Counter[str]:
 
 
 def queue_lists(client: Any, settings: Settings) -> Iterator[bytes]:
-    """The lists in which messages wait, one a queue and priority."""
+    """Yield the lists in which messages wait, one per queue and priority."""
     for key in client.scan_iter(f"{literal(settings.key_prefix)}*", count=1000, _type="list"):
         name = queue_of(key, settings)
         if name not in ITS_OWN and not name.startswith(NO_QUEUES) and not name.endswith(".pidbox"):
@@ -112,14 +112,14 @@ def queue_lists(client: Any, settings: Settings) -> Iterator[bytes]:
 
 
 def queue_of(key: bytes, settings: Settings) -> str:
-    """The queue of a list, whatever its priority."""
+    """Return the queue of a list, whatever its priority."""
     return key.decode(errors="replace").removeprefix(settings.key_prefix).partition(PRIORITY_MARK)[0]
 
 
 def _claims(
     client: Any, settings: Settings, namespaces: list[Namespace]
 ) -> tuple[list[dict[str, Any]], Counter[tuple[str, str]]]:
-    """Owners with what they hold, and how many messages of which queue each holds."""
+    """Return the owners with their totals, and the number of messages each holds by queue."""
     owners, claimed = [], Counter[tuple[str, str]]()
     for namespace, raw, deadline in _leases(client, settings, namespaces):
         owner = namespace.named(raw[: bounded_reads.SHOWN].decode(errors="replace"))
@@ -144,7 +144,7 @@ def _fields(client: Any, settings: Settings, namespace: Namespace, name: str | b
 
 
 def _length(count: Callable[[str], int], key: str) -> int:
-    """0 for a key that its user has made something else."""
+    """Return the length of a key; 0 if its user has stored another type there."""
     try:
         return count(key)
     except redis.exceptions.ResponseError as error:

@@ -1,6 +1,6 @@
-"""Tasks and workers as they are recorded: lists, and all of one.
+"""Tasks and workers as they are recorded: lists, and the details of one.
 
-Answers are plain dicts and lists; times are aware datetimes, lengths of time are seconds.
+Results are plain dicts and lists; times are aware datetimes, lengths of time are seconds.
 """
 
 import json
@@ -18,16 +18,16 @@ from howl.queries.counts import ask_one, counts
 from howl.run_progress import log_lines
 from howl.server.storable import storable
 
-#: Most rows a list may have.
+#: Most rows of a list.
 LIMIT = 1000
-#: Fewest characters of a task's id that may stand for all of it.
+#: Fewest characters that are accepted as the beginning of a task's id.
 PREFIX_LENGTH = 6
-#: How many of a task's events are shown, the newest, of its log's lines, and of its files, by name.
+#: Most events of a task that are shown, the newest; most lines of its log; and most of its files, by name.
 EVENTS_SHOWN, LINES_SHOWN, ARTIFACTS_SHOWN = 50, 20, 200
-#: What is told of a file beside its task.
+#: Columns of an artifact that are shown with its task.
 ARTIFACT_FACTS = ("name", "media_type", "size", "sha256", "status", "created_at", "expires_at")
 
-#: What a list says of each task: not its arguments and result, which may be large.
+#: Columns of a task in a list: without its arguments and result, which may be large.
 TASK_SUMMARY = (
     Task.task_id, Task.name, Task.description, overview.status_now, Task.queue, Task.priority, Task.worker_id,
     Task.target_worker_id, Task.submitted_by, Task.attempts, Task.queued_at, Task.started_at, Task.finished_at,
@@ -55,10 +55,10 @@ def list_tasks(
     since: str | None = None,
     after: str | None = None,
 ) -> list[Row]:
-    """Tasks, newest first; `since` is a length of time like `24h`, `worker_id` who ran it or was assigned it.
+    """List tasks, newest first; `since` is a length of time like `24h`, `worker_id` who ran it or was assigned it.
 
-    `after` is the id of a task: those that come after it in this order, whether or not it is among them. Raises
-    InvalidRequest, or UnknownTask.
+    `after` is the id of a task: only tasks after it in this order are listed, whether or not it matches itself. Raises
+    InvalidRequest or UnknownTask.
     """
     if not 1 <= limit <= LIMIT:
         raise InvalidRequest(f"limit must be a whole number from 1 to {LIMIT}.")
@@ -79,20 +79,20 @@ def list_tasks(
 
 
 def _follows(task_id: str) -> ColumnElement[bool]:
-    """Whether a task comes after that one, the newest first."""
+    """Return the condition that a task comes after this one, newest first."""
     moment = select(Task.queued_at).where(Task.task_id == task_id).scalar_subquery()
     same = and_(Task.queued_at == moment, Task.task_id > task_id)
     return and_(Task.queued_at <= moment, or_(Task.queued_at < moment, same))
 
 
 def show_task(session: Session, task_id: str) -> Row:
-    """Everything recorded of a task, `events` being its newest; the first characters of an id will do.
+    """Return everything recorded about a task, with its newest `events`; the beginning of an id is enough.
 
-    `progress` is how far it is, or was when it did not succeed (`done`, `total`, `note`, `at`); `log` the last lines it
-    wrote; `artifacts` the files it left; `lost_with` says of each worker that went away while it ran the task what
-    became of that worker.
+    `progress` is the newest known (`done`, `total`, `note`, `at`), unless the task succeeded; `log` holds the last
+    lines it wrote, `artifacts` the files it left, and `lost_with` the fate of each worker that went away while it ran
+    the task.
 
-    Raises UnknownTask when no task, or more than one, has such an id.
+    Raises UnknownTask if no task, or more than one, matches.
     """
     found = find_task_id(session, task_id)
     (task,) = rows(session, select(*TASK_DETAILS).where(Task.task_id == found))
@@ -111,13 +111,13 @@ def show_task(session: Session, task_id: str) -> Row:
 
 
 def _in_order(exact: str | None) -> Row:
-    """The result with its keys as they were told, which JSONB sorts; nothing where it has not changed them."""
+    """Return the result with its keys in the reported order, which JSONB sorts; nothing if JSONB kept it as it was."""
     told = json.loads(exact) if exact else {}
     return {"result": storable(told["result"])} if "result" in told else {}
 
 
 def find_task_id(session: Session, task_id: str) -> str:
-    """The one recorded id that begins with `task_id` (at least 6 characters of it); raises UnknownTask."""
+    """Return the one recorded id that begins with `task_id` (at least 6 characters); raises UnknownTask."""
     given = text("task_id", task_id)
     if session.scalar(select(Task.task_id).where(Task.task_id == given)):
         return given
@@ -133,10 +133,10 @@ def find_task_id(session: Session, task_id: str) -> str:
 
 
 def list_workers(session: Session, *, status: str | Collection[str] | None = None) -> list[Row]:
-    """Workers of one status, of some, or of any; `running` counts their begun tasks.
+    """List workers of one status, of several, or of any; `running` counts the tasks they have started.
 
-    First those that are there, by their ids, then others, those heard of last first: so that nobody who reads page by
-    page misses any while they are heard of. Raises InvalidRequest.
+    Present workers come first, by id; then the others, the last heard from first. This keeps a reader who goes page by
+    page from missing workers as their heartbeats arrive. Raises InvalidRequest.
     """
     heard = func.coalesce(Worker.last_heartbeat_at, Worker.registered_at)
     gone = case((~overview.IS_PRESENT, heard))
@@ -148,7 +148,7 @@ def list_workers(session: Session, *, status: str | Collection[str] | None = Non
 
 
 def show_worker(session: Session, worker_id: str) -> Row:
-    """Everything recorded of a worker, `tasks` being its counts by status; raises UnknownWorker."""
+    """Return everything recorded about a worker, with its `tasks` counted by status; raises UnknownWorker."""
     given = text("worker_id", worker_id)
     found = rows(session, _workers().where(Worker.worker_id == given))
     if not found:
@@ -162,7 +162,7 @@ def _workers() -> Question:
 
 
 def _events(session: Session, task_id: str) -> list[Row]:
-    """Without progress and log, of which there may be many."""
+    """Return the newest events, oldest first, without progress and log, of which there may be many."""
     columns = (TaskEvent.at, TaskEvent.kind, TaskEvent.worker_id, TaskEvent.data)
     turns = select(*columns).where(TaskEvent.task_id == task_id, TaskEvent.kind.not_in(("progress", "log")))
     return rows(session, turns.order_by(TaskEvent.event_id.desc()).limit(EVENTS_SHOWN))[::-1]

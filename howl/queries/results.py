@@ -1,4 +1,4 @@
-"""Reading results for Celery's clients, out of PostgreSQL: what `AsyncResult` asks."""
+"""Results for Celery's clients, read from PostgreSQL: the queries behind `AsyncResult`."""
 
 import json
 from typing import Any
@@ -12,13 +12,13 @@ from howl.outcomes import STATES, unmarked
 
 
 class Reader:
-    """Answers for the database at one address."""
+    """A reader of results from the database at one URL."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def task_meta(self, task_id: str) -> dict[str, Any]:
-        """A task as Celery's result backends describe it; PENDING when nothing is recorded under that id."""
+        """Describe a task as Celery's result backends do; PENDING if nothing is recorded under that id."""
         with session(self.url) as opened:
             task = opened.get(Task, task_id)
             if task is None:
@@ -27,7 +27,7 @@ class Reader:
         return _meta(task) | (progress or {})
 
     def forget(self, task_id: str) -> None:
-        """Drop the task's row, events and files, whose content the curator deletes."""
+        """Delete the rows of the task, its events and its artifacts; artifact retention deletes their content."""
         with session(self.url) as opened:
             opened.execute(delete(Artifact).where(Artifact.task_id == task_id))
             opened.execute(delete(TaskEvent).where(TaskEvent.task_id == task_id))
@@ -35,7 +35,7 @@ class Reader:
 
 
 def _latest_progress(opened: Any, task_id: str) -> dict[str, Any] | None:
-    """The custom state a running task last reported with `update_state`; HOWL's own progress has none."""
+    """Return the custom state a running task last reported with `update_state`; HOWL's own progress has none."""
     newest = select(TaskEvent.data).where(TaskEvent.task_id == task_id).order_by(TaskEvent.event_id.desc()).limit(1)
     data = opened.scalar(newest.where(TaskEvent.kind == "progress", TaskEvent.data.has_key("state")))
     return {"status": data["state"], "result": unmarked(data.get("result"))} if data else None
@@ -62,7 +62,7 @@ def _meta(task: Task) -> dict[str, Any]:
 
 
 def _told(task: Task) -> dict[str, Any]:
-    """The task's values as they were told; but a submitter's arguments are his own word, whatever a worker says."""
+    """Return the task's values exactly as reported, but never let a worker's report replace a submitter's arguments."""
     exact = json.loads(task.exact) if task.exact else {}
     known = {name: getattr(task, name) for name in ("result", "error", "args", "kwargs")}
     of_the_submitter = ("args", "kwargs") if task.pushed_at else ()

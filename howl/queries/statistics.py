@@ -1,6 +1,6 @@
-"""How tasks, workers, queues and bursts fared in a length of time.
+"""Statistics of tasks, workers, queues and bursts over a length of time.
 
-Answers are plain dicts and lists; times are aware datetimes, lengths of time are seconds.
+Results are plain dicts and lists; times are aware datetimes, lengths of time are seconds.
 """
 
 from collections.abc import Callable
@@ -27,16 +27,16 @@ BURST_SUMMARY = (
 
 
 def analytics(session: Session, entity_type: str, entity_id: str | None = None, time_range: str | None = None) -> Row:
-    """How `overview`, each `worker`, `task` (by name), `queue` or `burst` fared; `entity_id` picks one of them.
+    """Return statistics of the `overview`, or by `worker`, `task` (name), `queue` or `burst`; `entity_id` picks one.
 
-    `time_range` is a length of time up to now, 24h when not given; unless a column says otherwise, the tasks counted
-    are those queued in it. Raises InvalidRequest, UnknownTask or UnknownWorker.
+    `time_range` is a length of time up to now, by default 24h. Unless a column says otherwise, the tasks queued in it
+    are counted. Raises InvalidRequest, UnknownTask or UnknownWorker.
     """
     question = QUESTIONS[one_of("entity_type", entity_type, QUESTIONS)]
     given = None if entity_id is None else text("entity_id", entity_id)
     span = time_range or DEFAULT_TIME_RANGE
     since = moment_before_now(span)
-    session.connection()  # which finds out, within the usual time, whether anybody answers
+    session.connection()  # finds out, within the usual timeout, whether the database answers
     with patient(SERVER_PATIENCE):
         rows = question(session, since, given)
     if given is not None and not rows:
@@ -53,7 +53,7 @@ def _nothing_of(entity_type: str, entity_id: str, span: str) -> HowlError:
 
 
 def _overview(session: Session, since: datetime, entity_id: str | None) -> list[Row]:
-    """One row about everything."""
+    """Return one row about everything."""
     if entity_id is not None:
         raise InvalidRequest("overview is about everything and takes no id.")
     tasks = ask_one(session, select(*counts(), *_speed()).where(Task.queued_at >= since))
@@ -68,7 +68,7 @@ def _overview(session: Session, since: datetime, entity_id: str | None) -> list[
 
 
 def _throughput(session: Session, since: datetime) -> list[Row]:
-    """Tasks that ended, hour by hour, in hours that saw any."""
+    """Count the tasks that ended, by hour; hours without any are left out."""
     hour = func.date_trunc("hour", Task.finished_at).label("hour")
     question = select(hour, func.count().label("ended")).where(Task.rank == FINAL_RANK, Task.finished_at >= since)
     return rows(session, question.group_by(hour).order_by(hour))
@@ -80,7 +80,7 @@ def _numbers(session: Session, column: Any) -> dict[str, int]:
 
 
 def _by_worker(session: Session, since: datetime, entity_id: str | None) -> list[Row]:
-    """Workers heard of in the time range, and whoever else ran tasks in it."""
+    """Return the workers heard from in the time range, and all others that ran tasks queued in it."""
     ran = (
         select(Task.worker_id, *counts(), *_speed(), func.sum(Task.runtime).label("busy_seconds"))
         .where(Task.queued_at >= since, Task.worker_id.is_not(None))
@@ -97,14 +97,14 @@ def _by_worker(session: Session, since: datetime, entity_id: str | None) -> list
 
 
 def _by_task(session: Session, since: datetime, entity_id: str | None) -> list[Row]:
-    """What each task, by name, took and how it ended."""
+    """Return the durations and endings of tasks, by name."""
     question = select(Task.name, *counts(), *_speed(), _median(_wait()).label("wait_median"))
     question = question.where(Task.queued_at >= since).group_by(Task.name).order_by(func.count().desc(), Task.name)
     return ask(session, question.where(Task.name == entity_id) if entity_id else question)
 
 
 def _by_queue(session: Session, since: datetime, entity_id: str | None) -> list[Row]:
-    """What waits and runs now, whenever it was queued, and what was queued in the time range."""
+    """Return what waits and runs now, whenever it was queued, and what was queued in the time range."""
     queued = status_now == "queued"
     age = func.extract("epoch", func.now() - func.min(Task.queued_at).filter(queued)).cast(Float)
     question = select(
@@ -120,7 +120,7 @@ def _by_queue(session: Session, since: datetime, entity_id: str | None) -> list[
 
 
 def _by_burst(session: Session, since: datetime, entity_id: str | None) -> list[Row]:
-    """Bursts begun in the time range or not yet ended."""
+    """Return bursts that began in the time range or have not ended."""
     question = select(*BURST_SUMMARY).order_by(Burst.started_at.desc())
     recent = or_(Burst.started_at >= since, Burst.ended_at.is_(None))
     return rows(session, question.where(Burst.burst_id == entity_id if entity_id else recent))
@@ -148,6 +148,6 @@ def _median(column: Any) -> ColumnElement[Any]:
 
 
 def _wait() -> ColumnElement[Any]:
-    """Seconds from queued, by the server's clock, to started, by the worker's, which may be behind."""
+    """Return the seconds from queued, by the server's clock, to started, by the worker's clock, which may be behind."""
     seconds = func.extract("epoch", Task.started_at - Task.queued_at).cast(Float)
     return case((Task.started_at > Task.queued_at, seconds), (Task.started_at.is_not(None), 0.0))

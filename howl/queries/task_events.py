@@ -1,6 +1,6 @@
-"""What happened to tasks, and how they stand: asked several times a second by whoever watches them.
+"""Events and standings of tasks, queried several times a second by whoever watches them.
 
-Answers are plain dicts and lists; times are aware datetimes, lengths of time are seconds.
+Results are plain dicts and lists; times are aware datetimes, lengths of time are seconds.
 """
 
 from collections.abc import Collection
@@ -13,9 +13,9 @@ from howl.queries.asking import Row, rows
 from howl.queries.overview import status_now
 from howl.run_progress import BEGINNINGS, Course
 
-#: Most events of one answer.
+#: Most events of one result.
 EVENTS = 1000
-#: How many of the newest events at which a run may begin anew, with progress among them, tell how far it is.
+#: Newest events, of progress and of the kinds that begin a run, that are read to find a task's progress.
 NEEDED = 20
 
 STANDING = (
@@ -26,24 +26,24 @@ EVENT = (TaskEvent.event_id, TaskEvent.task_id, TaskEvent.at, TaskEvent.kind, Ta
 
 
 def standings(session: Session, task_ids: Collection[str]) -> list[Row]:
-    """How these tasks stand."""
+    """Return the current standing of these tasks."""
     return rows(session, select(*STANDING).where(Task.task_id.in_(task_ids)))
 
 
 def events_after(session: Session, task_ids: Collection[str], event_id: int) -> list[Row]:
-    """What happened to these tasks after that event, in order, EVENTS at most."""
+    """Return the events of these tasks after `event_id`, in order, EVENTS at most."""
     question = select(*EVENT).where(TaskEvent.task_id.in_(task_ids), TaskEvent.event_id > event_id)
     return rows(session, question.order_by(TaskEvent.event_id).limit(EVENTS))
 
 
 def newest_events(session: Session, task_id: str, limit: int = EVENTS, kinds: Collection[str] = ()) -> list[Row]:
-    """What happened to this task last, of these kinds or of any, in order."""
+    """Return the newest events of this task, of these kinds or of any, in order."""
     newest = select(*EVENT).where(TaskEvent.task_id == task_id).order_by(TaskEvent.event_id.desc()).limit(limit)
     return rows(session, newest.where(TaskEvent.kind.in_(kinds)) if kinds else newest)[::-1]
 
 
 def newest_progress(session: Session, task_id: str) -> Row | None:
-    """How far the task's last run is: `done`, `total`, `note` (each may be None) and `at`; None if nobody knows."""
+    """Return the progress of the last run: `done`, `total`, `note` (each may be None) and `at`; None if not known."""
     course = Course()
     for event in newest_events(session, task_id, NEEDED, ["progress", *BEGINNINGS]):
         course.notice(event)

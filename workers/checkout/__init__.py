@@ -1,1 +1,1 @@
-"""Copies of repositories for tasks, and what is collected of them."""
+"""Checkouts of repositories for tasks, and the collection of what tasks leave there."""

@@ -1,4 +1,4 @@
-"""A repository fetched for one task, and what became of its files, with no trust in either."""
+"""A repository fetched for one task, and the changes to its files; neither is trusted."""
 
 import shutil
 from collections.abc import Callable
@@ -13,16 +13,17 @@ from workers.process import process
 from workers.process.output import last_lines
 from workers.process.process import ProcessResult
 
-#: The folder for what is kept as it is, below the one worked in, and no part of the changes; and the file of those.
+#: The folder, below the work folder, of files to keep as artifacts, which is no part of the changes; and the name of
+#: the file with the changes.
 ARTIFACTS, DIFF = "artifacts", "changes.diff"
-#: Seconds that one step of git may take, and bytes of memory, beside what it maps of files.
+#: Most seconds that one git command may take, and most bytes of memory, not counting files it maps.
 PATIENCE, MEMORY = 300.0, 2 << 30
-#: Files that a commit may have.
+#: Most files of a commit.
 MOST_FILES = 250_000
-#: Characters that are told of what was changed, of a single path, and beside each.
+#: Most characters of the list of changed files, of a single path, and characters counted for each besides its path.
 TOLD, PATH, BESIDE = 8_000, 500, 40
 
-#: Nothing of this machine's configuration counts, no program but git runs, and nobody is asked.
+#: Options of git: this machine's configuration is not used, no program but git runs, and nothing prompts.
 OPTIONS = {
     "advice.addEmbeddedRepo": "false",
     "core.bigFileThreshold": "32m",  # larger ones are neither packed as differences nor held in memory for it
@@ -30,7 +31,7 @@ OPTIONS = {
     "core.hooksPath": "/dev/null",
     "core.quotePath": "false",
     "credential.helper": "",
-    "fetch.unpackLimit": "1",  # always one file, whose size is limited
+    "fetch.unpackLimit": "1",  # always one pack file, whose size is limited
     "gc.auto": "0",
     "http.lowSpeedLimit": "1000",
     "http.lowSpeedTime": "30",
@@ -47,19 +48,19 @@ VARIABLES = {
     "LC_ALL": "C.UTF-8",
 }
 CHANGES = {"A": "added", "D": "deleted", "M": "modified", "T": "type changed"}
-#: What was changed, by files alone and by no program that somebody named.
+#: The command that compares files, without any external program that somebody configured.
 SINCE = ("diff", "--cached", "--no-ext-diff", "--no-textconv", "--no-color")
 
 
 class ChangedFile(TypedDict):
-    """A path in the repository, as git quotes it, and what was done to it."""
+    """A path in the repository, as git quotes it, and the kind of change."""
 
     path: str
     change: str
 
 
 class Changes(TypedDict):
-    """What became of a checkout: `files` are the first of them, `files_changed` counts all."""
+    """The changes to a checkout: `files` are the first changed files, `files_changed` counts all."""
 
     repository: str
     ref: str
@@ -69,9 +70,9 @@ class Changes(TypedDict):
 
 
 class Checkout:
-    """The files of one commit in `work`, and beside it a repository of which whoever works there knows nothing.
+    """A checkout of one commit in `work`, and beside it a hidden repository that whoever works there does not know of.
 
-    What was changed is told by that one, whatever was committed, configured or deleted in the other, `work/.git`.
+    Changes are found with the hidden one, whatever was committed, configured or deleted in the other, `work/.git`.
     """
 
     def __init__(self, folder: Path, work: Path, source: Source, limit: int) -> None:
@@ -80,7 +81,7 @@ class Checkout:
         self.commit = ""
 
     def fetch(self) -> None:
-        """Bring the commit here, and its files into `work`; raises CheckoutFailed."""
+        """Fetch the commit, and put its files into `work`; raises CheckoutFailed."""
         self._git("init", "--quiet", "--template=")
         self._fetch()
         said = self._git("rev-parse", "--verify", "--end-of-options", "FETCH_HEAD^{commit}")
@@ -90,9 +91,9 @@ class Checkout:
         self._give_repository()
 
     def changes(self, diff: Path, limit: int) -> tuple[Changes, dict[str, str]]:
-        """What was changed since, written to `diff` in git's form; and what is not in there, with the reason.
+        """Write the changes since the commit to `diff` in git's format; return them, and what is left out with reasons.
 
-        A diff of more bytes than `limit` even without the largest files is not there afterwards. Raises CheckoutFailed.
+        If the diff has more than `limit` bytes even without the largest files, it is not kept. Raises CheckoutFailed.
         """
         left_out = self._add()
         told = _Told()
@@ -112,7 +113,7 @@ class Checkout:
         return changes, left_out
 
     def _add(self) -> dict[str, str]:
-        """Take in all files but ignored ones, as when somebody commits; what could not be taken in, with the reason."""
+        """Add all files except ignored ones, as for a commit; return what could not be added, with the reason."""
         what = ("--", ":(top)", f":(top,exclude){ARTIFACTS}")
         result = self._run("add", "--all", "--ignore-errors", *what)
         if result["exit_status"] not in (0, 1):
@@ -130,22 +131,22 @@ class Checkout:
             raise _failed(f"{ref} of {address} could not be fetched{hint}", result)
 
     def _is_full(self) -> bool:
-        """Whether what came is as large as a file may be, or was until git removed it."""
+        """Return whether a fetched pack is as large as a file may be."""
         packs = (self.base / "objects" / "pack").glob("*")
         return any(pack.stat().st_size >= self.limit for pack in packs)
 
     def _measure(self) -> None:
-        """Few bytes can unfold to many files: they are counted before one is written."""
+        """Count files and bytes before any is written, since few bytes can unpack to many files; raises CheckoutFailed."""
         measure = _Measure(self.limit)
         self._git("ls-tree", "-r", "-l", "--full-tree", self.commit, tell=measure.add)
 
     def _give_repository(self) -> None:
-        """One to work with: `git log`, `git diff` and committing do what is expected."""
+        """Make a repository in `work`, so that `git log`, `git diff` and committing work as expected there."""
         own = self.work / ".git"
         self._git("init", "--quiet", "--template=", own=True)
         (own / "objects" / "info").mkdir(exist_ok=True)
         (own / "objects" / "info" / "alternates").write_text(f"{self.base / 'objects'}\n")
-        if (self.base / "shallow").exists():  # a commit without parents is whole
+        if (self.base / "shallow").exists():  # missing if the commit has no parents
             shutil.copy(self.base / "shallow", own / "shallow")
         (own / "info").mkdir(exist_ok=True)
         (own / "info" / "exclude").write_text(f"/{ARTIFACTS}/\n")
@@ -153,7 +154,7 @@ class Checkout:
         self._git("reset", "--quiet", self.commit, own=True)
 
     def _write(self, diff: Path, limit: int) -> bool:
-        """Whether the diff has no more bytes than that; if not, it is not there."""
+        """Write the diff; return whether it has at most `limit` bytes, and delete it if it has more."""
         how = ("--binary", "--full-index", f"--output={diff}")
         result = self._run(*SINCE, *how, self.commit, limits={"RLIMIT_FSIZE": limit + 1})
         if diff.exists() and diff.stat().st_size > limit:
@@ -179,12 +180,12 @@ class Checkout:
         limits: dict[str, int] | None = None,
         own: bool = False,
     ) -> ProcessResult:
-        """Run git by the hidden repository, or with `own` by that in `work`."""
+        """Run git on the hidden repository, or with `own` on the one in `work`."""
         options = [word for name, value in OPTIONS.items() for word in ("-c", f"{name}={value}")]
         where = [f"--git-dir={self.work / '.git' if own else self.base}", f"--work-tree={self.work}"]
         return process.run(
             ["git", *options, *where, *arguments],
-            # No ~/.netrc, no ~/.config; and git's own list of kinds of address, which redirects are held to as well.
+            # No ~/.netrc and no ~/.config; and git's own list of allowed schemes, which applies to redirects too.
             env=VARIABLES | {"HOME": str(self.folder), "GIT_ALLOW_PROTOCOL": ":".join(self.source.schemes)},
             cwd=str(self.folder),
             data=data,
@@ -195,7 +196,7 @@ class Checkout:
 
 
 class _Measure:
-    """Adds up what `git ls-tree -l` says; raises CheckoutFailed when it is too much."""
+    """A sum of the files and bytes that `git ls-tree -l` lists; raises CheckoutFailed when it is too large."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes, self.files = limit, 0, 0
@@ -213,7 +214,7 @@ class _Measure:
 
 
 class _Told:
-    """Counts what `git diff --name-status` says, and keeps the first."""
+    """A count of the files that `git diff --name-status` lists, which keeps the first ones."""
 
     def __init__(self) -> None:
         self.count, self.files, self._room = 0, list[ChangedFile](), TOLD
@@ -228,7 +229,7 @@ class _Told:
 
 
 def _untold(lines: bytes) -> None:
-    """What git says is kept for errors alone."""
+    """Drop git's output here; it is kept for errors alone."""
 
 
 def _failed(what: str, result: ProcessResult) -> CheckoutFailed:

@@ -1,4 +1,4 @@
-"""The files that an agent left in `artifacts/` and the diff of what it changed, kept as the task's artifacts."""
+"""Collection of the files an agent left in `artifacts/` and of the diff of its changes, as the task's artifacts."""
 
 import os
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from howl.worker.task import context
 from howl.worker.task.artifacts import artifact
 from workers.checkout.checkout import ARTIFACTS, DIFF, Changes, Checkout
 
-#: Files that are kept of one run, and entries of folders that are looked at.
+#: Most files that are kept of one run, and most entries of folders that are read.
 MOST_FILES, MOST_ENTRIES = 100, 10_000
-#: How many refusals are told, and characters of a name and a reason.
+#: Most refusals that are reported, and most characters of a name and of a reason.
 TOLD, NAME, WHY = 20, 100, 300
 
 
 class Refusal(TypedDict):
-    """A file that was not kept, by its path below `artifacts/`, or in the repository if the diff is without it."""
+    """A file that was not kept, by its path below `artifacts/`, or in the repository if the diff leaves it out."""
 
     name: str
     why: str
@@ -32,12 +32,12 @@ class Left(TypedDict):
     changes: Changes | None
 
 
-#: What a file is known by as long as nobody writes it: inode, bytes, nanoseconds of its last change.
+#: By path, the identity of a file as long as nobody writes to it: inode, bytes, nanoseconds of its last change.
 Files = dict[str, tuple[int, int, int]]
 
 
 def brought(work: Path) -> Files:
-    """The files that are in `artifacts/` before an agent comes, by their paths: a repository may have some there."""
+    """Return the files in `artifacts/` before the agent starts, by path: a repository may bring some."""
     folder = work / ARTIFACTS
     if folder.is_symlink() or not folder.is_dir():
         return {}
@@ -45,10 +45,10 @@ def brought(work: Path) -> Files:
 
 
 def collect(work: Path, before: Files, checkout: Checkout | None, limit: int) -> Left:
-    """Keep what is there now and was not `before`; `limit` is the bytes of a diff.
+    """Keep the files that are there now and were not `before`; `limit` is the most bytes of a diff.
 
-    What cannot be kept because of what it is, is told in `refused` and in the log. Raises ArtifactFailed when NATS does
-    not take it, and CheckoutFailed.
+    Files that cannot be kept because of what they are, are reported in `refused` and in the log. Raises ArtifactFailed
+    if NATS does not accept a file, and CheckoutFailed.
     """
     kept = _Kept()
     changes = None
@@ -66,7 +66,7 @@ def collect(work: Path, before: Files, checkout: Checkout | None, limit: int) ->
 
 
 class _Kept:
-    """What was kept and what was not, by the names of artifacts."""
+    """A record of the artifacts that were kept and the files that were refused."""
 
     def __init__(self) -> None:
         self.artifacts: list[dict[str, Any]] = []
@@ -75,7 +75,7 @@ class _Kept:
         self._refused: list[Refusal] = []
 
     def keep(self, name: str, path: Path, media_type: str | None = None) -> None:
-        """Keep a file; an artifact's name has no folders, so that `shots/a.png` becomes `shots-a.png`."""
+        """Keep a file; an artifact's name has no folders, so `shots/a.png` becomes `shots-a.png`."""
         flat = name.replace("/", "-")
         if flat in self._names:
             self.refuse(name, f"another file is called {flat} already")
@@ -104,7 +104,7 @@ class _Kept:
 
 
 def _keep_all(folder: Path, before: Files, kept: _Kept) -> None:
-    """Keep the files below a folder; links are not followed, for the repository may have brought them."""
+    """Keep the files below a folder; links are not followed, because the repository may have brought them."""
     if folder.is_symlink():
         return kept.refuse(ARTIFACTS, "it is a link, and not followed")
     try:
@@ -129,7 +129,7 @@ def _identity(entry: os.DirEntry[str]) -> tuple[int, int, int]:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """All below a folder, however deep; of a single folder no more than are looked at, by name."""
+    """Yield all entries below a folder, at any depth; those of each folder by name, and no more than are read."""
     folders = [str(folder)]
     while folders:
         with os.scandir(folders.pop()) as found:

@@ -1,4 +1,4 @@
-"""What is left out of a diff that would be too large: the largest of the changed files, and as few as possible."""
+"""Reduction of a diff that is too large: the largest changed files are left out, as few as possible."""
 
 import re
 import shutil
@@ -8,40 +8,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-#: Changed files that are looked at, and bytes of a line about one; longer ones may have come in part (output.py).
+#: Most changed files that are read, and most bytes of a line about one; longer lines may be incomplete (output.py).
 MOST, LONGEST = 50_000, 7_000
-#: A line of `git diff --raw`: how the file was and is (mode and object), and its path, in quotes if that is unusual.
+#: A line of `git diff --raw`: the old and new state of a file (mode and object), and its path, quoted if it is unusual.
 LINE = re.compile(rb':(\d{6}) \d{6} (\w+) (\w+) [A-Z]\t([ !#-~][ -~]*|"[ -~]+")')
 
 
 class Git(Protocol):
-    """Runs git in the repository that knows of the changes; raises CheckoutFailed."""
+    """A function that runs git on the repository with the changes; raises CheckoutFailed."""
 
     def __call__(self, *arguments: str, data: str = "", tell: Callable[[bytes], None] | None = None) -> object: ...
 
 
 @dataclass
 class Change:
-    """A changed file: the line that makes it as it was in git's index, its path as git quotes it, its objects."""
+    """A changed file: the line that restores it in git's index, its path as git quotes it, and its objects."""
 
     before: str
     path: str
     objects: tuple[str, str]
-    #: Bytes that it had and has, together.
+    #: Bytes of its old and new content together.
     size: int = 0
 
     @property
     def name(self) -> str:
-        """The path as it is."""
+        """The unquoted path."""
         if not self.path.startswith('"'):
             return self.path
         return self.path[1:-1].encode().decode("unicode_escape").encode("latin-1").decode("utf-8", "replace")
 
 
 def leave_out(git: Git, index: Path, commit: str, write: Callable[[], bool]) -> list[str]:
-    """Have `write` succeed, which writes the diff of an index if it fits; paths of what is not in it, largest first.
+    """Leave files out until `write`, which writes the diff of an index, says it fits; return them, largest first.
 
-    An empty list: nothing that fits would be left. Raises CheckoutFailed.
+    An empty list means that no diff of any file would fit. Raises CheckoutFailed.
     """
     largest = _largest(git, commit)
     whole = index.with_name("index.whole")
@@ -54,19 +54,19 @@ def leave_out(git: Git, index: Path, commit: str, write: Callable[[], bool]) -> 
 
     counts = range(1, len(largest))
     found = bisect_left(counts, True, key=fits_without)
-    if found == len(counts) or not fits_without(counts[found]):  # the last that was tried may have been another
+    if found == len(counts) or not fits_without(counts[found]):  # the last one tried may have been another
         return []
     return [change.name for change in largest[: counts[found]]]
 
 
 def _largest(git: Git, commit: str) -> list[Change]:
-    """Changed files, the largest first."""
+    """Return the changed files, largest first."""
     changes: list[Change] = []
 
     def add(lines: bytes) -> None:
         changes.extend(_read(lines.splitlines()[: MOST - len(changes)]))
 
-    # What is not ASCII is quoted too: so a path comes back as it went.
+    # Paths that are not ASCII are quoted too, so that git reads back exactly what it wrote.
     git("-c", "core.quotePath=true", "diff", "--cached", "--raw", "--no-abbrev", "--no-renames", commit, tell=add)
 
     def measure(lines: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What the owner of this worker allows on it, as opposed to what the sender of a task asks for."""
+"""Permissions that the owner of this worker grants, as opposed to what the sender of a task asks for."""
 
 from functools import cache
 
@@ -8,7 +8,7 @@ from howl.errors import CommandsNotAllowed
 
 @cache
 def settings() -> Settings:
-    """This worker's settings, read when a task first needs them; raises SettingsError."""
+    """Return this worker's settings, read when a task first needs them; raises SettingsError."""
     return load_settings()
 
 

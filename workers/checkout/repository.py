@@ -1,4 +1,4 @@
-"""Which repository and ref an agent is to work on: addresses that git reads as nothing else, and no credentials."""
+"""Choice of the repository and ref for an agent: addresses that git cannot misread, without credentials."""
 
 import re
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from urllib.parse import urlsplit
 from howl.config import Settings
 from howl.errors import InvalidRequest
 
-#: Visible ASCII: git, and whatever shows it, takes such an address for one thing.
+#: Visible ASCII: git, and whatever displays an address, reads it the same way.
 PLAIN = re.compile(r"[!-~]{1,2048}")
-#: What a branch, tag, commit or full name of a ref looks like; git's own rule is wider, and has room for options,
-#: refspecs and revisions.
+#: The form of a branch, tag, commit or full name of a ref; git's own rule is wider, and admits options, refspecs and
+#: revisions.
 REF = re.compile(r"(?!.*(\.\.|//|@\{|\.lock$|[/.]$))[\w][\w./@#+=,-]{0,254}", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What to fetch, as git is told, and the kinds of address it may follow on the way."""
+    """A repository and ref as git is told to fetch them, and the schemes it may follow on redirects."""
 
     address: str
     ref: str
@@ -25,7 +25,7 @@ class Source:
 
 
 def wanted(repository: str | None, ref: str | None, settings: Settings) -> Source | None:
-    """What a task asked for, else what the worker's owner set; None when neither did. Raises InvalidRequest."""
+    """Return the task's repository, else that of the worker's owner; None if neither is set. Raises InvalidRequest."""
     if ref is not None and not (isinstance(ref, str) and REF.fullmatch(ref)):
         raise InvalidRequest("ref must be the name of a branch or tag, or a whole commit id.")
     if repository is not None:
@@ -43,7 +43,7 @@ def _check(repository: object, schemes: tuple[str, ...]) -> None:
     if not (isinstance(repository, str) and PLAIN.fullmatch(repository)):
         raise InvalidRequest(f"repository must be an address that begins with {kinds}.")
     scheme, separator, _ = repository.partition("://")
-    # Not what urlsplit makes of it: git reads `ext::…`, `HTTPS://…` and `host:path` in ways of its own.
+    # Not urlsplit's scheme: git reads `ext::…`, `HTTPS://…` and `host:path` in ways of its own.
     if not separator or scheme not in schemes:
         raise InvalidRequest(
             f"The repository's address must begin with {kinds} on this worker (its HOWL_CHECKOUT_SCHEMES)."
@@ -56,7 +56,7 @@ def _fault(address: str) -> str | None:
     try:
         parts = urlsplit(address)
         host, _ = parts.hostname, parts.port
-    except ValueError:  # no number for a port, half a bracket
+    except ValueError:  # a port that is not a number, an unclosed bracket
         return "is none"
     if parts.scheme == "file":
         return None if parts.path.startswith("/") and not parts.netloc else "names no folder"
@@ -66,7 +66,7 @@ def _fault(address: str) -> str | None:
 
 
 def _owners(repository: str, ref: str) -> Source:
-    """The owner of the worker may name a folder."""
+    """Return the source of the worker's owner, who may also name a folder."""
     if "://" in repository:
         return Source(repository, ref, (repository.partition("://")[0],))
     return Source(Path(repository).expanduser().resolve().as_uri(), ref, ("file",))

@@ -1,4 +1,4 @@
-"""A folder of its own for one task, which is gone with it: also when the process that made it was killed."""
+"""A private folder for one task, deleted after it, also if the process that made it was killed."""
 
 import contextlib
 import fcntl
@@ -16,17 +16,17 @@ from workers.process.spec import passed_on
 
 log = logging.getLogger(__name__)
 
-#: How the folders are called, and how many seconds one lives before it can be a dead task's.
+#: Prefix of the folders' names, and the age in seconds from which one can be left over from a dead task.
 PREFIX, SETTLED = "howl-work-", 60.0
-#: A file in each, locked by the process that uses it for as long as it lives.
+#: A file in each folder, locked by the process that uses it for as long as that lives.
 LOCK = "lock"
-#: Seconds that deleting one may take.
+#: Most seconds that one command of the deletion may take.
 PATIENCE = 120.0
 
 
 @contextlib.contextmanager
 def work_folder(parent: Path | None) -> Iterator[Path]:
-    """A new, private folder below `parent` (None: where temporary files are); raises SettingsError without one."""
+    """Provide a new, private folder below `parent` (None: the temporary directory); raises SettingsError on failure."""
     root = parent or Path(tempfile.gettempdir())
     clear_away_what_the_dead_left(root)
     try:
@@ -43,15 +43,15 @@ def work_folder(parent: Path | None) -> Iterator[Path]:
 
 
 def clear_away_what_the_dead_left(root: Path) -> None:
-    """A process that was killed could not remove its folder."""
+    """Delete folders whose process was killed before it could remove them."""
     for folder in root.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # somebody else's, or another task was quicker
+        with contextlib.suppress(OSError):  # it is another user's, or another task removed it first
             if _is_left_over(folder):
                 remove(folder)
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder whatever a program made of it: deeper than Python's recursion reaches, or not writable."""
+    """Delete a folder in whatever state a program left it: deeper than Python's recursion reaches, or not writable."""
     if not _ends_well("rm", "-rf", "--", str(folder)):
         # -R follows no link.
         _ends_well("chmod", "-R", "u+rwx", "--", str(folder))
@@ -67,7 +67,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _is_left_over(folder: Path) -> bool:
-    """Whether it is this user's, and nobody uses it, nor is about to."""
+    """Return whether the folder is this user's, is unused, and is older than SETTLED seconds."""
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or time.time() - about.st_mtime < SETTLED:
         return False

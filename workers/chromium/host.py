@@ -1,9 +1,9 @@
-"""The browser host: a process that runs one browser behind its gate, and looks at one page after the other.
+"""The browser host: a process that runs one browser behind its gate and visits one page after the other.
 
-`python -m workers.chromium.host EXECUTABLE SANDBOX` reads a visit from each line of its standard input (JSON), and
-answers with a line of JSON and as many bytes of a PNG as that line says. It runs under a supervisor (supervisor.py)
-with all that the browser starts: a worker ends the whole of it by closing a socket or by dying, and neither Playwright
-nor a page that hangs is ever in a worker's own process.
+`python -m workers.chromium.host EXECUTABLE SANDBOX` reads one visit (JSON) from each line of its standard input, and
+answers with a line of JSON, followed by as many bytes of a PNG as that line says. It runs under a supervisor
+(supervisor.py) with all that the browser starts: a worker ends all of it by closing a socket or by dying, and neither
+Playwright nor a page that hangs is ever in a worker's own process.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ from workers.chromium.page_capture import Glance
 from workers.chromium.socks_proxy import Gate
 from workers.chromium.visit import Sight, Visit
 
-#: Pages after which a browser is replaced, and seconds without any after which it ends.
+#: Pages after which a browser is replaced, and seconds without a visit after which it ends.
 PAGES = 100
 IDLE = 300.0
-#: Bytes of memory of each process: a page that wants more crashes, and nothing else does.
+#: Most bytes of memory of each process: a page that needs more crashes, and nothing else does.
 MEMORY = 2 << 30
-#: Seconds for a page to close, and bytes of a line of input.
+#: Most seconds for a page to close, and most bytes of a line of input.
 CLOSE_TIME = 5.0
 LINE_LIMIT = 1 << 20
-#: Bytes that a whole Chrome adds to the path of a folder for its socket, and longer names in times to come:
+#: Bytes that a full Chrome adds to the path of a folder for its socket, with room for longer names in the future:
 #: /howl-browser-…/org.chromium.Chromium.…/SingletonSocket.
 SOCKET = 80
 
@@ -44,27 +44,27 @@ FLAGS = (
     "--disable-gpu",
     "--disable-quic",
     "--block-new-web-contents",
-    # For whatever would not go through the gate there are no names, and no UDP.
+    # Traffic that does not go through the gate gets no name resolution, and no UDP.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--webrtc-ip-handling-policy=disable_non_proxied_udp",
     "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
 )
 
 
-#: No window beside the page's own, or it could open thousands: a headless shell heeds --block-new-web-contents, Chrome
-#: and Chromium have a popup blocker, which Playwright would turn off.
+#: Default arguments of Playwright that are left out, so that a page cannot open thousands of windows: a headless shell
+#: obeys --block-new-web-contents, but Chrome and Chromium need their popup blocker, which Playwright turns off.
 LEFT_OUT = ("--disable-popup-blocking",)
 
-#: What Playwright repeats: the command line, whose --no-sandbox is no reason; what the browser wrote; noise in that.
+#: In Playwright's message: the command line, whose --no-sandbox is no reason; the browser's own output; noise in that.
 LAUNCH = re.compile(r"<launch(ing|ed)>")
 SAID = re.compile(r"\[pid=\d+\]\[(?:err|out)\] *(\S.*)")
 NOISE = re.compile(r"\bdbus/|/crashpad/|^#\d|^\[end of stack trace")
-#: What stands in the line that says why: the first of these that is there; of others the last line is the likeliest.
+#: Texts in the line that gives the reason, in order of preference; without any, the last line is the likeliest.
 REASONS = (":FATAL:", "Received signal", "sandbox")
 
 
 class Visitor:
-    """One browser behind its gate."""
+    """A browser behind its gate."""
 
     def __init__(self, browser: Browser, gate: Gate) -> None:
         self.browser = browser
@@ -75,11 +75,11 @@ class Visitor:
 
     @property
     def spent(self) -> bool:
-        """Whether this browser has done its share, or is no good any more."""
+        """Whether this browser must be replaced: it has visited PAGES pages, has ended, or failed to let go of one."""
         return self.left <= 0 or self.gone.is_set()
 
     async def visit(self, wanted: Visit) -> tuple[Sight, bytes]:
-        """Look at one page; the picture is empty when none is wanted.
+        """Visit one page, and return what was read and a picture, which is empty if none is wanted.
 
         Raises AddressRefused, FetchFailed, InvalidRequest, BrowserFailed.
         """
@@ -90,7 +90,7 @@ class Visitor:
             async with asyncio.timeout(wanted["timeout"]):
                 return await glance.at(await self._new_page(*wanted["viewport"]))
         except TimeoutError:
-            self.left = 0  # a page that hangs may not let go of it
+            self.left = 0  # a page that hangs may not let go of the browser
             late = FetchFailed(f"{glance.doing} after {wanted['timeout']:g} s, the time it was given.")
             raise glance.refusal() or late from None
         except PlaywrightError as error:
@@ -107,7 +107,7 @@ class Visitor:
         return await context.new_page()
 
     async def _clear_up(self) -> None:
-        """Let nothing of the page stay, in a browser that goes on."""
+        """Remove all traces of the page from a browser that is used again."""
         self.gate.clear()
         if self.spent:
             return
@@ -121,7 +121,7 @@ class Visitor:
 
 @asynccontextmanager
 async def opened(executable: str, *, sandbox: bool) -> AsyncIterator[Visitor]:
-    """A running browser; raises BrowserFailed."""
+    """Provide a running browser; raises BrowserFailed."""
     async with Gate() as gate, async_playwright() as playwright:
         try:
             browser = await playwright.chromium.launch(
@@ -138,7 +138,7 @@ async def opened(executable: str, *, sandbox: bool) -> AsyncIterator[Visitor]:
 
 
 async def serve(visitor: Visitor) -> None:
-    """Answer until there is nothing more to come, or the browser is spent."""
+    """Answer visits until the input ends, none has come for IDLE seconds, or the browser is spent."""
     lines = asyncio.StreamReader(LINE_LIMIT)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin.buffer)
     gone = asyncio.create_task(visitor.gone.wait())
@@ -179,7 +179,7 @@ async def _run(executable: str, sandbox: bool) -> None:
 
 
 def _last_words(error: PlaywrightError) -> str:
-    """The line in which a browser says why it does not start, of all that it wrote."""
+    """Find the line in a browser's output that says why it does not start."""
     lines = [line.strip() for line in error.message.splitlines() if line.strip() and not LAUNCH.search(line)]
     said = [found[1] for found in map(SAID.search, lines) if found and not NOISE.search(found[1])]
     others = [line for line in lines if not SAID.search(line)]
@@ -188,12 +188,12 @@ def _last_words(error: PlaywrightError) -> str:
 
 
 def main(executable: str, sandbox: bool) -> None:
-    """Run one browser until the worker wants no more of it."""
+    """Run one browser until the worker no longer needs it."""
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     folder = folder_for(SOCKET)
     with tempfile.TemporaryDirectory(prefix="howl-browser-", dir=folder, ignore_cleanup_errors=True) as home:
-        # All that Playwright and the browser write goes there, and away with it.
+        # Playwright and the browser write all their files there, and they are deleted with the folder.
         os.environ.update(HOME=home, TMPDIR=home)
         with contextlib.suppress(asyncio.CancelledError):
             asyncio.run(_run(executable, sandbox))

@@ -1,4 +1,4 @@
-"""One look at one page in a browser: go there, wait, read, take a picture, or say in clear words what went wrong."""
+"""One visit of one page in a browser: navigate, wait, read, take a picture, or say clearly what went wrong."""
 
 import re
 from typing import Any
@@ -11,18 +11,18 @@ from workers import addresses
 from workers.chromium.socks_proxy import PAGE_BYTES, Gate
 from workers.chromium.visit import Sight, Visit
 
-#: Pixels of a whole page's picture (above 16,384, Chromium repeats itself), and bytes of any picture.
+#: Most pixels of a whole page's picture (above 16,384, Chromium repeats content), and most bytes of any picture.
 WIDEST, HIGHEST = 4_096, 10_000
 LARGEST_PICTURE = 50_000_000
 
-#: Characters (UTF-16) of what is read. Even when JSON spells each with six, it is below HOWL_OUTCOME_LIMIT (1 MiB).
+#: Most UTF-16 characters of what is read. Even if JSON takes six for each, it stays below HOWL_OUTCOME_LIMIT (1 MiB).
 TITLE, TEXT, LINKS, LINK_TEXT, LINK_URL = 300, 30_000, 200, 100, 500
 
-#: Times a page is read that goes elsewhere meanwhile.
+#: Attempts to read a page that navigates away meanwhile.
 ATTEMPTS = 3
 
-#: What is read, in a world of its own, where a page has replaced nothing. A form named `title` still hides the title:
-#: everything is made a text first.
+#: The script that reads a page, in an isolated world where the page has replaced nothing. A form named `title` still
+#: hides the title, so every value is converted to a text first.
 READ = """(() => {
     const cut = (value, length) => String(value ?? "").slice(0, length).toWellFormed();
     const line = (value, length) => cut(cut(value, 4 * length).replace(/\\s+/g, " ").trim(), length);
@@ -45,19 +45,19 @@ NETWORK_ERROR = re.compile(r"net::(ERR_\w+)")
 
 
 class Glance:
-    """One look at one page."""
+    """A visit of one page."""
 
     def __init__(self, gate: Gate, wanted: Visit) -> None:
         self.gate = gate
         self.wanted = wanted
-        #: What is under way, should time run out; where the page went last, and the status it was answered
-        #: with, 0 for none.
+        #: What is under way, for the error if time runs out; the URL of the last navigation; and the status of its
+        #: response, 0 for none.
         self.doing = "The browser was not ready"
         self.going = wanted["url"]
         self.status = 0
 
     async def at(self, page: Page) -> tuple[Sight, bytes]:
-        """What is seen, and its picture; raises HowlError, PlaywrightError."""
+        """Visit the page, and return what is read and its picture; raises HowlError, PlaywrightError."""
         page.on("request", lambda request: self._note_request(page, request))
         page.on("response", lambda response: self._note_response(page, response))
         await self._arrive(page)
@@ -69,7 +69,7 @@ class Glance:
         return seen, picture
 
     def explained(self, error: PlaywrightError) -> HowlError:
-        """The one sentence for what Playwright says in many."""
+        """Turn Playwright's error into one sentence."""
         said = error.message
         if "crashed" in said:
             return FetchFailed("The page crashed, perhaps because it took too much memory.")
@@ -80,11 +80,11 @@ class Glance:
         return self.refusal() or FetchFailed(f"The page could not be fetched: {why}.")
 
     def refusal(self) -> HowlError | None:
-        """Why the gate did not let the page through to where it went last, or not all of it."""
+        """Return why the gate refused the page's last navigation, or cut the page off; None if it did neither."""
         if self.gate.exhausted:
             return FetchFailed(f"The page, with all that belongs to it, is larger than {PAGE_BYTES:,} bytes.")
         if self.status:
-            return None  # it got there, whatever became of another connection to the same place
+            return None  # the navigation succeeded, even if another connection to the same host failed
         going = addresses.parse(self.going)
         return self.gate.failures.get((going.host, addresses.port_of(going)))
 
@@ -102,7 +102,7 @@ class Glance:
         for _ in range(ATTEMPTS - 1):
             try:
                 return await _evaluate(page)
-            except PlaywrightError:  # it is going elsewhere
+            except PlaywrightError:  # it is navigating away
                 await page.wait_for_load_state("load", timeout=0)
         return await _evaluate(page)
 
@@ -118,7 +118,7 @@ class Glance:
         return picture
 
     def _check_end(self, page: Page) -> None:
-        """A page may have gone on by itself to where none may go, or not have come whole."""
+        """Raise HowlError if the page moved on by itself to an address that is refused, or was cut off."""
         if refused := self.refusal():
             raise refused
         addresses.parse(page.url)

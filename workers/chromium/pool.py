@@ -1,4 +1,4 @@
-"""Browsers of this worker process: taken for one page at a time, kept for the next, and ended with the process."""
+"""The browsers of this worker process: each used for one page at a time, kept for the next, ended with the process."""
 
 import contextlib
 import importlib.util
@@ -22,7 +22,7 @@ from workers.chromium.visit import Sight, Visit
 from workers.process.process import SUPERVISOR
 from workers.process.spec import Order, passed_on
 
-#: What a browser is called in PATH; the first that is there is used. A headless shell takes a quarter of the time.
+#: Names of browsers in PATH; the first one found is used. A headless shell takes a quarter of the time.
 NAMES = (
     "chromium-headless-shell",
     "chrome-headless-shell",
@@ -32,18 +32,18 @@ NAMES = (
     "chromium-browser",
 )
 
-#: Seconds for a browser to start, to answer beyond a page's own time, and to end.
+#: Most seconds for a browser to start, to answer beyond a page's own timeout, and to end.
 START_TIME = 60.0
 ANSWER_TIME = 10.0
 END_TIME = 10.0
 CHUNK = 1 << 20
 
-#: One for each task that ran at the same time: a thread of a threads pool takes whichever is free.
+#: Unused browsers, one for each task that ran at the same time: a thread of a threads pool takes any of them.
 _idle: "deque[Host]" = deque()
 
 
 def look(wanted: Visit) -> tuple[Sight, bytes]:
-    """What a browser sees there, and the bytes of its picture.
+    """Visit a page, and return what was read and the bytes of its picture.
 
     Raises NotConfigured, BrowserFailed, AddressRefused, FetchFailed, InvalidRequest.
     """
@@ -54,14 +54,14 @@ def look(wanted: Visit) -> tuple[Sight, bytes]:
 
 
 def close() -> None:
-    """End all browsers that nobody uses."""
+    """End all unused browsers."""
     while _idle:
         _idle.pop().close()
 
 
 @contextmanager
 def _taken() -> Iterator["Host"]:
-    """A browser that nobody else uses meanwhile; whatever goes wrong here, a soft time limit included, ends it."""
+    """Provide a browser for exclusive use; any error here, a soft time limit included, ends it."""
     host = _find()
     try:
         yield host
@@ -84,13 +84,13 @@ def _find() -> "Host":
 
 
 class Host:
-    """One browser in a process of its own (host.py), under a supervisor that ends it with this process."""
+    """A browser in a process of its own (host.py), under a supervisor that ends it with this process."""
 
     def __init__(self) -> None:
         order = _order()
         self.spent = False
         self._unread = bytearray()
-        # Should a soft time limit strike in here, dropping the socket ends the supervisor as well.
+        # If a soft time limit interrupts this method, dropping the socket ends the supervisor as well.
         self._control, theirs = socket.socketpair()
         with theirs:
             self._supervisor = _start_supervisor(theirs.fileno())
@@ -104,13 +104,13 @@ class Host:
             raise
 
     def is_alive(self) -> bool:
-        """Whether it waits for a visit: it says nothing unasked, so anything to read is its end."""
+        """Return whether it waits for a visit: it sends nothing unasked, so anything to read means that it ended."""
         return not _readable(self._answers, 0)
 
     def ask(self, wanted: Visit) -> tuple[dict[str, Any], bytes]:
-        """The host's answer, and the bytes of a picture; raises BrowserFailed when there is none."""
+        """Send a visit, and return the answer and the bytes of a picture; raises BrowserFailed without an answer."""
         deadline = time.monotonic() + wanted["timeout"] + ANSWER_TIME
-        with contextlib.suppress(BrokenPipeError):  # reading finds its end
+        with contextlib.suppress(BrokenPipeError):  # reading finds out that it ended
             self._requests.write(json.dumps(wanted).encode() + b"\n")
             self._requests.flush()
         answer = self._line(deadline)
@@ -118,7 +118,7 @@ class Host:
         return answer, self._read(answer.get("size", 0), deadline)
 
     def close(self) -> None:
-        """End it with all its processes."""
+        """End the browser with all its processes."""
         self._control.close()
         try:
             self._supervisor.wait(END_TIME)

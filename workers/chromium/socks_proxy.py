@@ -1,10 +1,10 @@
-"""The gate: a SOCKS proxy on loopback that checks every address a browser wants to reach, and connects to it itself.
+"""The gate: a SOCKS proxy on loopback that checks every address a browser asks for, and connects to it itself.
 
-A browser resolves names on its own, follows redirects, and opens connections that no interception of its requests
-shows (WebSockets, preconnects, workers). Sent through here it names a host, which is resolved once, checked, and
-connected to at the very address that was checked. SOCKS rather than an HTTP proxy: all that TCP carries looks the same
-then, and no request for one site can end up on a connection to another. See RFC 1928; without authentication, because
-nobody on this machine reaches more through it than without it.
+A browser resolves names on its own, follows redirects, and opens connections that intercepting its requests does not
+show (WebSockets, preconnects, workers). Through the gate it names a host, which is resolved once, checked, and
+connected to at the very address that was checked. It is SOCKS rather than an HTTP proxy because all TCP traffic then
+looks the same, and no request for one site can end up on a connection to another. See RFC 1928; there is no
+authentication, because nobody on this machine reaches more through the gate than without it.
 """
 
 import asyncio
@@ -17,29 +17,29 @@ from workers.addresses import resolve_host
 
 log = logging.getLogger(__name__)
 
-#: Bytes that one page may move, in both directions and with all that belongs to it.
+#: Most bytes that one page may transfer, in both directions and with all that belongs to it.
 PAGE_BYTES = 100_000_000
-#: Connections at one time, and destinations of one page of which it is remembered why they were not reached.
+#: Most connections at one time, and most failed destinations of one page whose reason is kept.
 CONNECTIONS = 256
 REMEMBERED = 1_000
 
-#: Seconds to say where to, and to connect to one address.
+#: Most seconds for a client to name its destination, and to connect to one address.
 GREETING_TIME = 10.0
 CONNECT_TIME = 10.0
 CHUNK = 1 << 16
 
 VERSION, CONNECT, NO_AUTHENTICATION = 5, 1, 0
-#: Kinds of addresses: names (of any spelling), and bytes of an IPv4 or IPv6 address, which browsers do not send.
+#: SOCKS address type of a name; browsers do not send the types of IPv4 and IPv6 addresses.
 NAME = 3
 GRANTED, NOT_ALLOWED, UNREACHABLE = 0, 2, 4
 
 
 class Gate:
-    """The only way out for a browser whose pages come one at a time."""
+    """The only network access of a browser that visits one page at a time."""
 
     def __init__(self) -> None:
         self.allow_private = False
-        #: Bytes that this page has moved, and why destinations of it were not reached, by host and port.
+        #: Bytes that this page has transferred, and the reason why a destination was not reached, by host and port.
         self.moved = 0
         self.failures: dict[tuple[str, int], HowlError] = {}
         self._connections: set[asyncio.Task[None]] = set()
@@ -58,11 +58,11 @@ class Gate:
 
     @property
     def exhausted(self) -> bool:
-        """Whether this page has moved all that it may."""
+        """Whether this page has transferred more than PAGE_BYTES."""
         return self.moved > PAGE_BYTES
 
     def clear(self) -> None:
-        """End a page: nothing of it stays connected, and the next begins from nothing."""
+        """End a page: close its connections, and reset the counts and failures for the next."""
         for connection in self._connections:
             connection.cancel()
         self.moved = 0
@@ -105,7 +105,7 @@ class Gate:
             far_writer.transport.abort()
 
     async def _connect(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connected to the first address that accepts; raises AddressRefused, FetchFailed."""
+        """Connect to the first address that accepts; raises AddressRefused, FetchFailed."""
         for address in await resolve_host(host, port, self.allow_private):
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(CONNECT_TIME):
@@ -123,7 +123,7 @@ class Gate:
 
 
 async def _destination(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[str, int]:
-    """Where a client wants to be connected to; raises ValueError unless it asks in SOCKS 5, and for a name."""
+    """Read the client's destination; raises ValueError unless it speaks SOCKS 5 and gives a name."""
     version, methods = await reader.readexactly(2)
     if version != VERSION or NO_AUTHENTICATION not in await reader.readexactly(methods):
         raise ValueError("not SOCKS 5 without authentication")

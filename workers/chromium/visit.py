@@ -1,4 +1,4 @@
-"""What is asked of a browser, and what it answers: a visit and a sight."""
+"""The request to a browser and its answer: a visit and a sight."""
 
 from collections.abc import Sequence
 from typing import TypedDict
@@ -7,7 +7,7 @@ from howl.errors import InvalidRequest
 from workers import addresses
 from workers.process.spec import check_timeout
 
-#: Pixels of a viewport, seconds of a visit, characters of a selector.
+#: Pixels of a viewport, by default and at most; most seconds of a visit; most characters of a selector.
 DEFAULT_VIEWPORT = (1280, 720)
 LARGEST_VIEWPORT = (4_096, 4_096)
 LONGEST_TIMEOUT = 600.0
@@ -15,7 +15,7 @@ LONGEST_SELECTOR = 1_000
 
 
 class Visit(TypedDict):
-    """What is wanted: the viewport in pixels, the timeout in seconds."""
+    """A request to visit a page: the viewport is in pixels, the timeout in seconds."""
 
     url: str
     viewport: Sequence[int]
@@ -27,7 +27,7 @@ class Visit(TypedDict):
 
 
 class Sight(TypedDict):
-    """What was seen: the final URL, its status, and what can be read there; truncated says whether that was more."""
+    """The answer: the final URL, its status, and the text and links there; truncated says whether there were more."""
 
     url: str
     status: int
@@ -38,7 +38,7 @@ class Sight(TypedDict):
 
 
 def check(wanted: Visit) -> Visit:
-    """The visit, if a browser can be asked for it; raises InvalidRequest, AddressRefused."""
+    """Return the visit if a browser can make it; raises InvalidRequest, AddressRefused."""
     if not isinstance(wanted["url"], str):
         raise InvalidRequest("url must be a text.")
     addresses.parse(wanted["url"])

@@ -1,1 +1,1 @@
-"""Programs that tasks run: started, watched, their output read, and ended with all their children."""
+"""Programs that tasks run: starting and watching them, reading their output, and ending them with all children."""

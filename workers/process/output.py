@@ -1,17 +1,17 @@
-"""What a program said: the beginning and the end of each stream, kept within a limit, and its lines as they come."""
+"""Output of a program: the beginning and end of each stream, kept within a limit, and its lines as they come."""
 
 from collections import deque
 from collections.abc import Callable
 
-#: Bytes kept of each stream, half from its beginning and half from its end. Even when JSON spells every byte with six
-#: characters, two streams stay below the largest outcome (HOWL_OUTCOME_LIMIT, 1 MiB).
+#: Most bytes kept of each stream, half from its beginning and half from its end. Even if JSON takes six characters for
+#: every byte, two streams stay below the largest outcome (HOWL_OUTCOME_LIMIT, 1 MiB).
 OUTPUT_LIMIT = 64_000
-#: Bytes kept of a line that has not ended: as many as the longest line of a task's log may have.
+#: Most bytes kept of a line that has not ended: the limit of a line in a task's log.
 LINE_LIMIT = 8_000
 
 
 class Output:
-    """The beginning and the end of one stream; memory stays within the limit however long the stream is."""
+    """The beginning and the end of one stream; memory stays within the limit, however long the stream is."""
 
     def __init__(self, limit: int = OUTPUT_LIMIT) -> None:
         self.half = limit // 2
@@ -38,7 +38,7 @@ class Output:
         self.left_out += dropped
 
     def text(self) -> str:
-        """What was kept, with a line where bytes are missing; bytes that are not UTF-8 become U+FFFD."""
+        """Return what was kept, with a line where bytes are missing; bytes that are not UTF-8 become U+FFFD."""
         tail = b"".join(self._tail)
         if not self.left_out:
             return (self._head + tail).decode("utf-8", "replace")
@@ -47,7 +47,7 @@ class Output:
 
 
 class Lines:
-    """Tells whole lines of one stream as soon as they are there, carriage returns ending them too."""
+    """A splitter that reports whole lines of one stream as soon as they are complete; carriage returns end them too."""
 
     def __init__(self, tell: Callable[[bytes], None]) -> None:
         self._tell = tell
@@ -57,9 +57,9 @@ class Lines:
     def add(self, chunk: bytes) -> None:
         """Take the next bytes of the stream."""
         if self._returned:
-            chunk = chunk.removeprefix(b"\n")  # the rest of a line end that was cut in two
+            chunk = chunk.removeprefix(b"\n")  # the second half of a line end
         end = max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1
-        # A return that comes first overwrites nothing; alone it is no line.
+        # A leading carriage return overwrites nothing; alone it is no line.
         whole = (self._begun + chunk[:end]).lstrip(b"\r") if end else b""
         self._returned = whole.endswith(b"\r") and end == len(chunk)
         if whole:
@@ -68,13 +68,13 @@ class Lines:
         self._begun += chunk[end : end + LINE_LIMIT - len(self._begun)]
 
     def end(self) -> None:
-        """The stream has ended: tell the line that has not."""
+        """Report the last line if the stream ended without ending it."""
         if self._begun:
             self._tell(self._begun)
             self._begun = b""
 
 
 def last_lines(stdout: str, stderr: str, *, lines: int = 10, characters: int = 2000) -> str:
-    """The end of both streams for an error's text: which of them says why a program failed, nobody can tell."""
+    """Return the end of both streams for an error's text, since either may say why a program failed."""
     said = [text for text in (stdout.strip(), stderr.strip()) if text] or ["(nothing)"]
     return "\n".join("\n".join(text.splitlines()[-lines:])[-characters // len(said) :] for text in said)

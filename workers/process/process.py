@@ -1,4 +1,4 @@
-"""Running one program from a list of arguments: output limited, environment by allow-list, no process left behind."""
+"""Running one program from a list of arguments: limited output, environment by allow-list, no process left behind."""
 
 import contextlib
 import errno
@@ -25,20 +25,20 @@ log = logging.getLogger(__name__)
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
-#: Seconds the supervisor may take to start, and to end a tree (its GRACE and KILL_TIME, and some air).
+#: Most seconds the supervisor may take to start, and to end a tree (its GRACE and KILL_TIME, and a margin).
 START_TIME = 20.0
 END_TIME = 10.0
-#: Seconds to go on reading when all is over but something out of reach holds a pipe open.
+#: Most seconds to go on reading after the end while a process out of reach holds a pipe open.
 DRAIN_TIME = 1.0
 
 CHUNK = 1 << 16
 
-#: Takes some whole lines.
+#: A function that takes some whole lines.
 Tell = Callable[[bytes], None]
 
 
 class ProcessResult(TypedDict):
-    """How a program ended: a negative exit status is the signal that ended it, duration is in seconds."""
+    """The result of a program: a negative exit status is the signal that ended it, duration is in seconds."""
 
     exit_status: int
     stdout: str
@@ -59,11 +59,11 @@ def run(
     tell: Tell | None = None,
     limits: Mapping[str, int] | None = None,
 ) -> ProcessResult:
-    """Run a program, `data` on its standard input; whatever it started is gone afterwards, however this call ends.
+    """Run a program with `data` on its standard input; all it started is gone afterwards, however this call ends.
 
-    Its lines are the running task's log while they come, those of both streams in the order in which they are read;
-    given `tell`, it is given those of standard output instead. `limits` hold for each of its processes, by their names
-    in the module `resource`.
+    Its lines go to the running task's log as they come, those of both streams in the order in which they are read;
+    `tell`, if given, gets those of standard output instead, and none are logged. `limits` apply to each of its
+    processes, by their names in the module `resource`.
 
     Raises InvalidRequest, CommandNotStarted, CommandTimedOut after `timeout` seconds, CommandFailed.
     """
@@ -76,7 +76,7 @@ def run(
 
 
 class Run:
-    """One program under its supervisor (see supervisor.py); leaving this context ends whatever is left of it."""
+    """A program under its supervisor (see supervisor.py); leaving this context ends whatever is left of it."""
 
     def __init__(self, wanted: Order, data: bytes, tell: Tell | None = None) -> None:
         self.order = wanted
@@ -87,7 +87,7 @@ class Run:
         self.heard: dict[str, Any] = {}
         self.unread = b""
         self.started = self.ended = time.monotonic()
-        # Should a soft time limit strike between here and `with`, dropping the socket ends the supervisor as well.
+        # If a soft time limit interrupts between here and `with`, dropping the socket ends the supervisor as well.
         self.control, theirs = socket.socketpair()
         with theirs:
             self.supervisor = _start_supervisor(theirs.fileno())
@@ -127,7 +127,7 @@ class Run:
             )
 
     def result(self) -> ProcessResult:
-        """How the program ended; raises CommandNotStarted or CommandFailed when it did not come to that."""
+        """Return how the program ended; raises CommandNotStarted, or CommandFailed if its end is not known."""
         if "error" in self.heard:
             raise self._not_started()
         if "exit_status" not in self.heard:
@@ -151,13 +151,13 @@ class Run:
         return CommandNotStarted(f"{said}: {self.heard['about']}.")
 
     def _end_group(self) -> None:
-        """All that can be done when the supervisor itself was killed."""
+        """Kill the program's process group, which is all that can be done if the supervisor itself was killed."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.heard["pid"], signal.SIGKILL)
 
     def _give_order(self) -> None:
         self.control.settimeout(START_TIME)
-        # A supervisor that could not start says why on its standard error, which result() shows.
+        # A supervisor that could not start writes the reason to its standard error, which result() shows.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.control.sendall(json.dumps(self.order).encode() + b"\n")
         self.control.setblocking(False)
@@ -171,7 +171,7 @@ class Run:
         pipes.register(self.control, selectors.EVENT_READ, self._hear)
 
     def _serve(self, pipes: selectors.BaseSelector, wanted: Callable[[], bool], patience: float) -> bool:
-        """Serve the pipes for as long as that is wanted; False when `patience` seconds were not enough."""
+        """Serve the pipes while `wanted` returns true; return False if `patience` seconds were not enough."""
         deadline = time.monotonic() + patience
         while wanted():
             time_limits.check()
@@ -180,7 +180,7 @@ class Run:
                 if not key.data():
                     pipes.unregister(key.fileobj)
                     key.fileobj.close()  # type: ignore[union-attr]  # each is a pipe or the socket
-            if left <= 0:  # only now: this process may have slept, and what was there in time counts
+            if left <= 0:  # checked last: this process may have slept, and what arrived in time counts
                 return not wanted()
         return True
 
@@ -188,7 +188,7 @@ class Run:
         return self.control.fileno() != -1
 
     def _feed(self, stdin: IO[bytes]) -> bool:
-        """Write the next part of the input; False when all of it is written, or nobody reads it."""
+        """Write the next part of the input; return False when all of it is written, or nobody reads it."""
         try:
             self.data = self.data[os.write(stdin.fileno(), self.data[:CHUNK]) :]
         except BrokenPipeError:
@@ -196,7 +196,7 @@ class Run:
         return bool(self.data)
 
     def _hear(self) -> bool:
-        """Take what the supervisor says: lines of JSON; False when it has left."""
+        """Read the supervisor's messages, which are lines of JSON; return False when it has ended."""
         try:
             chunk = self.control.recv(CHUNK)
         except ConnectionResetError:
@@ -213,7 +213,7 @@ class Run:
 
 
 def _untold(lines: bytes) -> None:
-    """What a program says beside what it was asked for is kept for errors alone."""
+    """Drop a program's standard error here; it is kept for errors alone."""
 
 
 def _start_supervisor(descriptor: int) -> "subprocess.Popen[bytes]":
@@ -235,7 +235,7 @@ def _pipes(process: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes], IO
 
 
 def _move(pipe: IO[bytes], output: Output, lines: Lines) -> bool:
-    """Keep and tell what can be read now; False at the end of the stream."""
+    """Keep and report what can be read now; return False at the end of the stream."""
     chunk = os.read(pipe.fileno(), CHUNK)
     output.add(chunk)
     lines.add(chunk)

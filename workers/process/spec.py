@@ -1,4 +1,4 @@
-"""What a program is started with: arguments that an operating system takes, and an environment by allow-list."""
+"""Specification of a program: arguments that the operating system accepts, and an environment by allow-list."""
 
 import math
 import os
@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from howl.errors import InvalidRequest
 
-#: Variables of the worker that a program sees; no credential is among them.
+#: Names of the worker's variables that a program sees; no credential is among them.
 PASSED_ON = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TERM|TMPDIR|VIRTUAL_ENV|(DY)?LD_LIBRARY_PATH"
     r"|SSL_CERT_(FILE|DIR)|CI|GITHUB_ACTIONS|RUNNER_TEMP"
@@ -16,28 +16,28 @@ PASSED_ON = re.compile(
 
 
 class Order(TypedDict):
-    """What the supervisor is told to start."""
+    """The order that tells the supervisor what to start."""
 
     argv: list[str]
     env: dict[str, str]
     cwd: str | None
-    #: By their names in the module `resource`.
+    #: Limits by their names in the module `resource`.
     limits: dict[str, int]
 
 
 def order(
     argv: list[str], env: Mapping[str, str] | None, cwd: str | None, limits: Mapping[str, int] | None = None
 ) -> Order:
-    """An order for a program that sees the allowed variables of the worker, and `env`.
+    """Return an order for a program that sees the allowed variables of the worker, and `env`.
 
-    Raises InvalidRequest for what no program can be started with; a task's arguments come from anywhere.
+    Raises InvalidRequest for arguments that no program can be started with; a task's arguments may come from anybody.
     """
     _check(argv, env or {}, cwd)
     return {"argv": argv, "env": {**passed_on(), **(env or {})}, "cwd": cwd, "limits": dict(limits or {})}
 
 
 def passed_on() -> dict[str, str]:
-    """The worker's variables that programs see."""
+    """Return the worker's variables that programs see."""
     return {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
 
 
@@ -62,7 +62,7 @@ def _is_variable(item: tuple[object, object]) -> bool:
 
 
 def passable(value: object) -> bool:
-    """Whether the operating system takes this as an argument."""
+    """Return whether the operating system accepts this as an argument."""
     if not isinstance(value, str) or "\0" in value:
         return False
     try:

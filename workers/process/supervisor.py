@@ -1,11 +1,11 @@
-"""The supervisor: a small process between a worker and one command, which sees to it that the whole tree ends.
+"""The supervisor: a small process between a worker and one command that makes sure that the whole tree ends.
 
 `python -I -S supervisor.py DESCRIPTOR` reads its order from that socket (one line of JSON: argv, env, cwd, limits),
 answers with the command's pid and later its exit status, and ends the tree when the command ends or the socket closes.
-A worker that is killed outright closes it too, which nothing inside the worker could do in time: Celery's hard time
-limit leaves 0.1 s between SIGTERM and SIGKILL. A process of its own can also be a subreaper without taking over
-anyone's children, so a descendant that forked twice into a session of its own comes back here. It imports the standard
-library alone.
+The socket also closes when the worker is killed outright. Nothing inside the worker could end the tree in time then:
+Celery's hard time limit leaves 0.1 s between SIGTERM and SIGKILL. A process of its own can also be a subreaper without
+taking over anyone's children, so a descendant that forked twice into a session of its own comes back here. It imports
+the standard library alone.
 
 Limits: a descendant running as another user (sudo) cannot be signalled and is reported; without /proc (macOS) only the
 command's process group is ended.
@@ -26,11 +26,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-#: Seconds between SIGTERM and SIGKILL, and seconds SIGKILL is repeated for a tree that keeps forking.
+#: Seconds between SIGTERM and SIGKILL, and most seconds that SIGKILL is repeated for a tree that keeps forking.
 GRACE = 2.0
 KILL_TIME = 5.0
 
-#: Seconds between two looks at a tree that is asked to end, and at one that is killed.
+#: Seconds between two scans of a tree that is asked to end, and of one that is killed.
 TICK, RACE = 0.03, 0.0005
 
 PROC = Path("/proc")
@@ -45,13 +45,13 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(descriptor: int) -> None:
-    """Run the one command ordered over this socket."""
+    """Run the one command that is ordered over this socket."""
     os.set_inheritable(descriptor, False)
     control = socket.socket(fileno=descriptor)
     alarm = _wake_on_signals()
     if LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
-        # An order may hold an agent's key, which other programs of this user could otherwise read in this memory.
+        # An order may hold an agent's key, which other programs of this user could otherwise read from this memory.
         _prctl(PR_SET_DUMPABLE, 0)
     command = _start(control)
     if command:
@@ -61,7 +61,7 @@ def main(descriptor: int) -> None:
 
 
 class Tree:
-    """A command with all that it started."""
+    """A command with all processes that it started."""
 
     def __init__(self, command: int, control: socket.socket) -> None:
         self.command = command
@@ -72,38 +72,38 @@ class Tree:
         _say(control, pid=command)
 
     def watch(self, alarm: socket.socket) -> None:
-        """Return when the command has ended, or when the worker or the system wants it ended."""
+        """Wait until the command has ended, or the worker or a signal asks for its end."""
         while not self.reap():
             ready, _, _ = select.select([self.control, alarm], [], [])
             if self.control in ready or set(alarm.recv(4096)) - {signal.SIGCHLD}:
                 return
 
     def end(self) -> None:
-        """Ask every process of the tree to end, kill what is left, and tell of any that even that did not end."""
+        """Ask every process of the tree to end, kill what is left, and report any that survived that."""
         self.signal_until_gone(signal.SIGTERM, GRACE)
         self.signal_until_gone(signal.SIGKILL, KILL_TIME)
         if self.alive:
             _say(self.control, left=list(_descendants()))
 
     def signal_until_gone(self, signum: signal.Signals, patience: float) -> None:
-        """Send a signal to the whole tree, those born meanwhile included, for up to `patience` seconds."""
+        """Send a signal to the whole tree, new processes included, for up to `patience` seconds."""
         asked: set[int] = set()
         deadline = time.monotonic() + patience
         while self.alive and time.monotonic() < deadline:
             for pid in _descendants() if LINUX else [-self.command]:
-                # To ask twice may mean "at once" to a program that is putting its things in order.
+                # A second SIGTERM may mean "at once" to a program that is shutting down in order.
                 if signum == signal.SIGKILL or pid not in asked:
                     asked.add(pid)
                     _signal(pid, signum)
             self.reap()
-            # SIGKILL is a race with whoever forks all the time.
+            # SIGKILL is a race against a process that keeps forking.
             time.sleep(RACE if signum == signal.SIGKILL else TICK)
 
     def reap(self) -> bool:
-        """Collect ended children, passing on the command's exit status; True when the command has ended.
+        """Collect ended children, and report the command's exit status; return True when the command has ended.
 
         On Linux every descendant ends up as a child of the supervisor, so no children means that all are gone;
-        elsewhere the command's group is asked.
+        elsewhere the command's process group is probed.
         """
         try:
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
@@ -118,7 +118,7 @@ class Tree:
 def _start(control: socket.socket) -> "subprocess.Popen[bytes] | None":
     line = control.makefile("rb").readline()
     if not line:
-        return None  # the worker died before it could say what to run
+        return None  # the worker died before it sent the order
     order = json.loads(line)
     try:
         return subprocess.Popen(
@@ -135,7 +135,7 @@ def _start(control: socket.socket) -> "subprocess.Popen[bytes] | None":
 
 
 def _descendants() -> Iterator[int]:
-    """Pids of all processes below the supervisor, the youngest generation first; none where there is no /proc."""
+    """Yield the pids of all processes below the supervisor, the youngest generation first; none without /proc."""
     children_of = _children if LISTED else _all_children().get
     found = [os.getpid()]
     for pid in found:
@@ -144,9 +144,9 @@ def _descendants() -> Iterator[int]:
 
 
 def _children(pid: int) -> list[int]:
-    """By the kernel's own lists, one a thread: quick enough to catch up with a program that forks all the time."""
+    """Read the kernel's own lists, one per thread: fast enough to catch up with a program that keeps forking."""
     found: list[int] = []
-    # A process may end while it is looked at.
+    # A process may end while it is read.
     with contextlib.suppress(OSError):
         for thread in os.scandir(f"{PROC}/{pid}/task"):
             found.extend(map(int, Path(thread.path, "children").read_bytes().split()))
@@ -154,7 +154,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _all_children() -> dict[int, list[int]]:
-    """By the parent that each process names."""
+    """Return the children of all processes, by the parent that each process names."""
     children: dict[int, list[int]] = {}
     for folder in PROC.glob("[1-9]*"):
         with contextlib.suppress(OSError):  # likewise
@@ -165,7 +165,7 @@ def _all_children() -> dict[int, list[int]]:
 
 
 def _signal(pid: int, signum: int) -> bool:
-    """Whether the process (or group, when negative) was there to be signalled, and ours to signal."""
+    """Send a signal to a process, or to a group if negative; return whether it existed and could be signalled."""
     try:
         os.kill(pid, signum)
     except (ProcessLookupError, PermissionError):
@@ -174,13 +174,13 @@ def _signal(pid: int, signum: int) -> bool:
 
 
 def _say(control: socket.socket, **what: Any) -> None:
-    # A worker that is gone wants no answer; the tree ends all the same.
+    # A worker that is gone needs no answer; the tree is ended all the same.
     with contextlib.suppress(OSError):
         control.sendall(json.dumps(what).encode() + b"\n")
 
 
 def _wake_on_signals() -> socket.socket:
-    """A socket that gets a byte for each signal; being asked to end must not leave the tree behind."""
+    """Return a socket that gets a byte per signal, so that a signal to end does not leave the tree behind."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
@@ -190,7 +190,7 @@ def _wake_on_signals() -> socket.socket:
 
 
 def _prepare(limits: dict[str, int]) -> None:
-    """In the command's process, before it becomes the command."""
+    """Set limits and the death signal in the command's process, before it becomes the command."""
     if LINUX:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for name, value in limits.items():

@@ -1,4 +1,4 @@
-"""`howl burst`: workers for a limited time. Each command has a file: a run that asks for leave has no database code."""
+"""`howl burst`: workers for a limited time. One file per command: a run that asks for leave has no database code."""
 
 import click
 

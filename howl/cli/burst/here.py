@@ -1,4 +1,4 @@
-"""A burst on this machine in the foreground: shown until its workers are gone, and ended by Ctrl-C."""
+"""A burst on this machine in the foreground, shown until its workers are gone and ended by Ctrl-C."""
 
 import signal
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from howl.cli.ui import formats
 from howl.config import Settings
 from howl.errors import BurstFailed
 
-#: Signals that ask for an orderly end: a terminal's Ctrl-C and its closing, and `kill`.
+#: Signals that ask for an orderly end: Ctrl-C, a closed terminal, and `kill`.
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(request: BurstRequest, settings: Settings) -> list[dict[str, Any]]:
-    """Start it and stay; what each worker did. Raises BurstFailed when none ever registered."""
+    """Start a burst, stay until it ends, and return what each worker did; raises BurstFailed if none registered."""
     with _interruptible():
         running = local.start(request, settings)
         try:
@@ -43,7 +43,7 @@ def run(request: BurstRequest, settings: Settings) -> list[dict[str, Any]]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Every wish for an orderly end is a KeyboardInterrupt, also in a script's background, where Ctrl-C is ignored."""
+    """Turn each of ENDINGS into KeyboardInterrupt, also in the background of a script, where Ctrl-C is ignored."""
     before = {number: signal.signal(number, signal.default_int_handler) for number in ENDINGS}
     try:
         yield
@@ -53,7 +53,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _follow(running: LocalBurst, settings: Settings) -> BurstState:
-    """Show the burst until its workers are gone: a line that moves on a terminal, else a line a change."""
+    """Show the burst until its workers are gone: one updated line on a terminal, else a line per change."""
     console = Console(stderr=True)
     shown = ""
     with Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else nullcontext() as live:

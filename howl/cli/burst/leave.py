@@ -1,4 +1,4 @@
-"""`howl burst leave`: what the planning job of a run asks, or a job that is run again without it."""
+"""`howl burst leave`: admission of a run, requested by its planning job or by a job that is run again without it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`howl burst start`: on GitHub's runners, or with --local on this machine."""
+"""`howl burst start`: start workers on GitHub's runners, or with --local on this machine."""
 
 from typing import Any
 
@@ -85,7 +85,7 @@ def _start_on_github(request: BurstRequest, settings: Settings, watch: bool, as_
 
 
 def _start_detached(request: BurstRequest, settings: Settings, as_json: bool) -> None:
-    """Let another `howl burst start` stay with the workers; return when they have registered."""
+    """Start the burst in another `howl burst start` process, and return when its workers have registered."""
     pid = detached.start(request, settings)
     if as_json:
         emit({"burst_id": request.burst_id, "pid": pid, "workers": request.names}, as_json)

@@ -1,4 +1,4 @@
-"""`howl burst watch`, and what `howl burst start` shows of workers that are on their way."""
+"""`howl burst watch`, and the progress that `howl burst start` shows while workers register."""
 
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -36,7 +36,7 @@ def watch(burst_id: str, timeout: float, as_json: bool) -> None:
 
 
 def show_until_registered(burst_id: str, settings: Settings, timeout: float = TIMEOUT) -> Arrivals:
-    """A bar on a terminal's standard error, else a line a change; raises as howl.bursts.watch does."""
+    """Show a bar on standard error if it is a terminal, else a line per change; raises as howl.bursts.watch does."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     shown = ""

@@ -1,1 +1,1 @@
-"""What commands share: options, how values read, and what is shown of long work."""
+"""Helpers shared by commands: options, formats of values, and the display of long work."""

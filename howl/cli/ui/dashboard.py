@@ -1,4 +1,4 @@
-"""How the whole house looks on a terminal of any size."""
+"""The overview, rendered for a terminal of any size."""
 
 import sys
 from collections.abc import Callable
@@ -17,27 +17,27 @@ from howl.queries import overview
 
 Row = dict[str, Any]
 
-#: Lines of a section beside its rows: an empty one, and its title.
+#: Lines of a section in addition to its rows: an empty one, and its title.
 FRAME = 2
-#: Rows below which a section is not worth its frame: the last ones go first.
+#: Fewest rows that a section must have room for; below that, sections are dropped from the last on.
 LEAST = 2
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A column: its title, what stands in it, and the width of terminal below which it is left out."""
+    """A column: its title, how its cells are drawn, and the width of terminal below which it is left out."""
 
     title: str
     draw: Callable[[Row, datetime], RenderableType | str]
     width_needed: int = 0
-    #: Takes what room the others leave.
+    #: Whether it takes the room that the others leave.
     stretches: bool = False
     right: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """A list with a title; `total` is how long it really is."""
+    """A list with a title; `total` is its full length."""
 
     title: str
     columns: tuple[Cell, ...]
@@ -46,7 +46,7 @@ class Section:
 
 
 def drawn(seen: Row, console: Console, rows: int | None) -> RenderableType:
-    """The house within so many lines; None: as many as it takes."""
+    """Render the overview within `rows` lines; None means as many as it takes."""
     sections = [section for section in _sections(seen) if section.rows]
     head = _head(seen)
     lines = rows if rows is not None else sys.maxsize
@@ -62,7 +62,7 @@ def drawn(seen: Row, console: Console, rows: int | None) -> RenderableType:
 
 
 def shares(wanted: list[int], room: int) -> list[int]:
-    """`room` lines, dealt out one at a time to those who want more."""
+    """Divide `room` lines among sections, one at a time to those that want more."""
     given = [0] * len(wanted)
     while room > 0 and given != wanted:
         for index, most in enumerate(wanted):
@@ -90,10 +90,10 @@ def _head(seen: Row) -> list[Text]:
 
 
 def _running(seen: Row) -> list[str]:
-    """How many tasks run of how many could, and how many ran on workers that are not heard of any more."""
+    """Describe how many tasks run of how many could, and how many are on workers that are gone."""
     gone, able = seen["running_on_gone"], seen["concurrency_total"]
     here = seen["running_total"] - gone
-    # More than a worker says that it can: it has just been told to run fewer at once, or does not say.
+    # More than the workers' reported concurrency: one was just told to run fewer at once, or does not report it.
     told = [f"{here:,} of {able:,} running" if here <= able else f"{here:,} running"]
     return [*told, f"{gone:,} on workers that are gone"] if gone else told
 
@@ -109,7 +109,7 @@ def _sections(seen: Row) -> list[Section]:
 
 
 def _shown(section: Section, given: int) -> int:
-    """The last line of a list that is cut says so."""
+    """Return how many rows are shown: a list that is cut needs its last line to say so."""
     return given if given >= section.total else given - 1
 
 

@@ -1,4 +1,4 @@
-"""Following tasks: looks at the record, a few a second, until all of them have ended."""
+"""Following tasks: polls of the record, a few per second, until all of them have ended."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -14,27 +14,28 @@ from howl.run_progress import Course
 
 Row = dict[str, Any]
 
-#: Seconds between two looks: quick at first, since most tasks are short; then often enough that what a task says is
-#: seen while it is news. A look is two small statements.
+#: Seconds between two polls of the record, first and later: short at first, since most tasks are short; later still
+#: often enough that output is seen while it is news. A poll is two small statements.
 FIRST_LOOK, LAST_LOOK = 0.05, 0.15
 #: Seconds for which an event may become visible after one that was numbered later.
 OVERLAP = 3.0
-#: A task's end travels another way than what it said last: seconds of silence, and in all, that are waited for this.
+#: A task's end takes another path than its last events. To receive those, wait this many seconds without an event, or
+#: this many in all.
 SILENCE, LINGER = 0.3, 2.0
-#: What shows that a task's words travel at all.
+#: Kinds of events that prove that a task's events arrive at all.
 WORDS = ("received", "progress", "log")
 
 
 @dataclass
 class Followed:
-    """One task: how it stands, how far it is, and whether it has ended and said all it had to say."""
+    """One followed task: its row, its progress, and whether it has ended and its events have all been waited for."""
 
     task_id: str
     row: Row
     course: Course = field(default_factory=Course)
     is_over: bool = False
     has_spoken: bool = False
-    #: Monotonic seconds at which its end was seen, and its last event.
+    #: Monotonic seconds at which its end, and its last event, were seen.
     ended_at: float | None = None
     heard_at: float = 0.0
 
@@ -60,7 +61,7 @@ class Followed:
 
 @dataclass
 class Look:
-    """The tasks as they are now, what happened since the last look, and which of them are over since."""
+    """One poll: the tasks as they are now, the events since the previous poll, and the tasks over since then."""
 
     tasks: list[Followed]
     events: list[Row]
@@ -72,7 +73,7 @@ class Look:
 
 
 def follow(url: str, task_ids: Sequence[str], timeout: float | None = None) -> Iterator[Look]:
-    """Looks until all these tasks, which must be recorded, are over, or `timeout` seconds have passed.
+    """Poll until all these tasks, which must be recorded, are over, or `timeout` seconds have passed.
 
     Raises DatabaseUnavailable.
     """
@@ -93,7 +94,7 @@ def follow(url: str, task_ids: Sequence[str], timeout: float | None = None) -> I
 def _look(url: str, feed: "Feed", tasks: dict[str, Followed]) -> Look:
     over = {task_id for task_id, task in tasks.items() if task.is_over}
     with session(url) as opened:
-        # In this order: of a task that has ended, all that was there by then is read.
+        # In this order: of a task that has ended, all events recorded by then are read.
         rows = {row["task_id"]: row for row in standings(opened, feed.task_ids)}
         events = feed.read(opened)
     if missing := set(feed.task_ids) - rows.keys():
@@ -111,12 +112,12 @@ def _look(url: str, feed: "Feed", tasks: dict[str, Followed]) -> Look:
 
 @dataclass
 class Feed:
-    """What happens to some tasks, each event once, beginning with the newest of their past."""
+    """The events of some tasks, each once, beginning with the newest past ones."""
 
     task_ids: list[str]
-    #: Events up to this one are not asked for again; None before the first look.
+    #: Events up to this id are not queried again; None before the first poll.
     floor: int | None = None
-    #: Later events that were seen, and at which monotonic second.
+    #: Later events that were seen, with the monotonic seconds at which.
     seen: dict[int, float] = field(default_factory=dict)
 
     def read(self, opened: Any) -> list[Row]:
@@ -124,7 +125,7 @@ class Feed:
         new = [event for event in events if event["event_id"] not in self.seen]
         now = time.monotonic()
         self.seen |= {event["event_id"]: now for event in new}
-        # Numbers are given before a transaction ends: an event may still come below those that were seen just now.
+        # Ids are assigned before a transaction commits: an event with an id below those just seen may still appear.
         patience = OVERLAP if len(events) < task_events.EVENTS else 0.0
         self.floor = max((number for number, at in self.seen.items() if at <= now - patience), default=self.floor or 0)
         self.seen = {number: at for number, at in self.seen.items() if number > self.floor}

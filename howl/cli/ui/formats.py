@@ -1,4 +1,4 @@
-"""How values read to people: times, lengths of time, texts from far away."""
+"""Formats of values for people: times, lengths of time, and texts from remote machines."""
 
 import json
 import math
@@ -13,7 +13,7 @@ UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def ago(moment: datetime | None) -> str:
-    """`12 s ago`, `in 5 min`, by this machine's clock."""
+    """Format as `12 s ago` or `in 5 min`, by this machine's clock."""
     if moment is None:
         return NOTHING
     seconds = (datetime.now(UTC) - moment).total_seconds()
@@ -23,17 +23,17 @@ def ago(moment: datetime | None) -> str:
 
 
 def stamp(moment: datetime) -> str:
-    """The moment in this machine's time zone, and how long ago it was."""
+    """Format the moment in this machine's time zone, with how long ago it was."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S} ({ago(moment)})"
 
 
 def hour(moment: datetime) -> str:
-    """The hour that begins at the moment, in this machine's time zone."""
+    """Format the hour that begins at the moment, in this machine's time zone."""
     return f"{moment.astimezone():%a %d %b %H:%M}"
 
 
 def length(seconds: float | None) -> str:
-    """`0.35 s`, `12 s`, `5 min 12 s`, `3 h 4 min`."""
+    """Format as `0.35 s`, `12 s`, `5 min 12 s` or `3 h 4 min`."""
     if seconds is None:
         return NOTHING
     if seconds < 9.995:
@@ -46,12 +46,12 @@ def length(seconds: float | None) -> str:
 
 
 def share(fraction: float | None) -> str:
-    """`97 %`; never 100 % while something is missing from it."""
+    """Format as `97 %`, rounded down: never 100 % while something is missing."""
     return NOTHING if fraction is None else f"{math.floor(fraction * 100 + 1e-9)} %"
 
 
 def size(number: int) -> str:
-    """`512 B`, `3.4 MB`, `120 MB`; a megabyte is a million bytes."""
+    """Format as `512 B`, `3.4 MB` or `120 MB`; a megabyte is a million bytes."""
     if number < 1000:
         return f"{number} B"
     scaled, unit = next((number / each, name) for name, each in SIZES if number < 999.5 * each or name == "TB")
@@ -59,18 +59,18 @@ def size(number: int) -> str:
 
 
 def counts(numbers: dict[str, int]) -> str:
-    """`12 succeeded, 1 failed`."""
+    """Format as `12 succeeded, 1 failed`."""
     return ", ".join(f"{number} {visible(str(name))}" for name, number in numbers.items()) or NOTHING
 
 
 def clipped(text: str, limit: int) -> str:
-    """The text's first line, at most `limit` characters."""
+    """Return the text's first line, cut to `limit` characters."""
     first, _, rest = text.strip().partition("\n")
     return first if len(first) <= limit and not rest else f"{first[: limit - 1].rstrip()}…"
 
 
 def document(value: Any) -> str:
-    """A result or arguments: texts as they are, an object a line a name, texts of several lines as blocks."""
+    """Format a result or arguments: texts as they are, objects one name per line, texts of several lines as blocks."""
     if isinstance(value, str):
         return visible(value.rstrip("\n"))
     if isinstance(value, dict) and value:
@@ -79,7 +79,7 @@ def document(value: Any) -> str:
 
 
 def inline(value: Any) -> str:
-    """A value on one line, as JSON."""
+    """Format a value as JSON on one line."""
     return json.dumps(value, ensure_ascii=False)
 
 

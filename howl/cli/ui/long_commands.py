@@ -1,4 +1,4 @@
-"""Long commands: how far they are, on a terminal, and how they end when they are told to."""
+"""Helpers for long commands: their progress on a terminal, and their orderly end on a signal."""
 
 import signal
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from howl.backup.archive import Progress as Told
 
-#: What a lost terminal and a stopping machine send; Ctrl-C is Python's own.
+#: Signals of a stopping machine and of a lost terminal; Python handles Ctrl-C itself.
 ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def progress() -> Iterator[Told]:
-    """A line a step on standard error, where that is a terminal; standard output is for the answer."""
+    """Show a line per step on standard error, if that is a terminal; standard output is for the result."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
@@ -32,7 +32,7 @@ def progress() -> Iterator[Told]:
 
 @contextmanager
 def undoing_when_told_to_stop() -> Iterator[None]:
-    """Signals that would end the process at once end it like Ctrl-C: what is half made is removed first."""
+    """Treat signals that would end the process at once like Ctrl-C, so that unfinished output is removed first."""
     before = {number: signal.signal(number, _like_ctrl_c) for number in ENDINGS}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Kinds of options that several commands share."""
+"""Options and option types that several commands share."""
 
 import logging
 import os
@@ -11,12 +11,12 @@ import click
 
 from howl.durations import parse_duration
 
-#: A record says when, how bad, who, and what, in one line.
+#: Format of log records: time, level, logger and message, on one line.
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class Duration(click.ParamType[float]):
-    """A length of time as people write it; its value is seconds."""
+    """A length of time such as 30m; its value is in seconds."""
 
     name = "duration"
 
@@ -30,7 +30,7 @@ class Duration(click.ParamType[float]):
 
 
 class TimeRange(Duration):
-    """The same, checked and passed on as it was written."""
+    """A length of time that is checked and passed on as it was written."""
 
     name = "time"
 
@@ -40,7 +40,7 @@ class TimeRange(Duration):
 
 
 class Names(click.ParamType[tuple[str, ...]]):
-    """Names between commas."""
+    """Names separated by commas."""
 
     name = "names"
 
@@ -61,13 +61,13 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def _choose_app(_: click.Context, __: click.Parameter, name: str | None) -> None:
-    """For this process and those that it starts; its module may be in the folder where somebody names it here."""
+    """Set the application for this process and its children; its module may be in the current folder."""
     if name is None:
         return
     os.environ["HOWL_APP"] = name
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.append(here)  # last: no file there is to take a library's place
+        sys.path.append(here)  # last: no file there may take a library's place
 
 
 application: Decorator = click.option(
@@ -79,7 +79,7 @@ verbose: Decorator = click.option("-v", "--verbose", is_flag=True, help="Log eve
 
 
 def since(default: str | None = None) -> Decorator:
-    """The option --since; `default` is a length of time such as 24h."""
+    """Return the option --since; `default` is a length of time such as 24h."""
     return click.option(
         "--since",
         type=TIME_RANGE,
@@ -91,12 +91,12 @@ def since(default: str | None = None) -> Decorator:
 
 
 def configure_logging(*, verbosely: bool) -> None:
-    """For entry points that stay: what happens, or with `verbosely` every step."""
+    """Configure logging for long-running commands: what happens, or with `verbosely` every step."""
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     logging.getLogger("howl").setLevel(logging.DEBUG if verbosely else logging.INFO)
     logging.getLogger("alembic").setLevel(logging.INFO if verbosely else logging.WARNING)
 
 
 def silence_asyncio() -> None:
-    """For commands that end by themselves: it warns of every TLS connection of nats-py that a server closes."""
+    """Silence asyncio in short commands: it warns of every TLS connection of nats-py that a server closes."""
     logging.getLogger("asyncio").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Printing an answer: tables for people, JSON for programs."""
+"""Printed results: tables for people, JSON for programs."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from howl.cli.ui import formats
 
-#: Into a file or a pipe, tables take the width they need: a folded line cannot be searched.
+#: Columns of a table in a file or a pipe, so that it takes the width it needs: a folded line cannot be searched.
 UNFOLDED = 1000
 
 COLOURS = {
@@ -27,13 +27,13 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: the value's name, how it reads, and whether it may fold where the line is short."""
+    """A column of a table: the value's name, its format, and whether it may fold on short lines."""
 
     key: str
     title: str
     read: Callable[[Any], str] | None = None
     folds: bool = False
-    #: Left out on terminals narrower than this.
+    #: Width of terminal, in columns, below which it is left out.
     width_needed: int = 0
 
 
@@ -45,9 +45,9 @@ def emit(
     empty: str = "Nothing to show.",
     read: Mapping[str, Callable[[Any], str]] = MappingProxyType({}),
 ) -> None:
-    """Print a list of rows as a table of `columns` (`empty` when there are none), a dict name by name.
+    """Print a list of rows as a table of `columns` (`empty` if there are none), or a dict with a line per name.
 
-    `read` says how values read to people, by name.
+    `read` holds formats of a dict's values for people, by name.
     """
     if as_json:
         click.echo(json.dumps(value, default=plain, indent=2))
@@ -58,7 +58,7 @@ def emit(
 
 
 def plain(value: Any) -> Any:
-    """For `json.dumps`: times in ISO 8601."""
+    """Return times in ISO 8601, for `json.dumps`; raises TypeError for other values."""
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} is no JSON")
@@ -79,7 +79,7 @@ def _print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[Column], empty
 
 
 def _print_facts(facts: dict[str, Any], read: Mapping[str, Callable[[Any], str]]) -> None:
-    """Names on the left, what is known on the right; what is not known is left out."""
+    """Print names on the left and values on the right; empty values are left out."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -90,7 +90,7 @@ def _print_facts(facts: dict[str, Any], read: Mapping[str, Callable[[Any], str]]
 
 
 def _cell(value: Any, column: Column) -> Text:
-    """No markup is read in it: square brackets in a task's result are its own."""
+    """Return a cell without interpreting markup: square brackets in a task's result are its own."""
     text = _words(value, column)
     return Text(text, style=COLOURS.get(text, "") if column.key == "status" else "")
 
@@ -108,6 +108,6 @@ def _words(value: Any, column: Column) -> str:
 
 
 def stdout_console() -> Console:
-    """As wide as the terminal, or as lines need."""
+    """Return a console as wide as the terminal, or in a file or a pipe as wide as lines need."""
     folds = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if folds else UNFOLDED, highlight=False, soft_wrap=False)

@@ -1,11 +1,11 @@
-"""Who is at the command line, for the record."""
+"""The name of the person at the command line, for the record."""
 
 import getpass
 import socket
 
 
 def person() -> str:
-    """`cli:<user>@<host>`."""
+    """Return `cli:<user>@<host>`."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):

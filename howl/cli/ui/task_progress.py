@@ -1,4 +1,4 @@
-"""What is shown of tasks while they run: bars and lines on a terminal, plain lines elsewhere, JSON for programs."""
+"""Display of running tasks: bars and lines on a terminal, plain lines elsewhere, JSON for programs."""
 
 import json
 import sys
@@ -22,37 +22,37 @@ from howl.run_progress import in_words, log_lines
 
 Row = dict[str, Any]
 
-#: Characters of a task's id by which it is told from others.
+#: Characters of a task's id that are shown to tell it from others.
 SHORT_ID = 8
-#: Widest bar.
+#: Width of a bar, in columns.
 BAR = 40
-#: Seconds between two lines about one task's progress where lines stay.
+#: Seconds between two lines about one task's progress, where output cannot be replaced.
 PROGRESS_PACE = 5.0
 
 
 class Teller(AbstractContextManager[Any], Protocol):
-    """Is told of every look, and of every task that is over, whole; what it opened is closed with it."""
+    """A display that is given every poll and every finished task, whole; leaving its context closes what it opened."""
 
     def look(self, look: Look) -> None:
-        """What has happened since the last look."""
+        """Show what has happened since the last poll."""
 
     def over(self, task: Row) -> None:
-        """A task has ended, and said all it had to say."""
+        """Show a task that is over, after all of its events."""
 
 
 def teller(*, several: bool) -> Teller:
-    """Whatever suits standard error; of `several` tasks, lines say whose they are."""
+    """Return the display that suits standard error; with `several` tasks, each line names its task."""
     console = Console(stderr=True, highlight=False)
     return Screen(console, several=several) if can_move(console) else Lines(several=several)
 
 
 def can_move(console: Console) -> bool:
-    """Whether what was printed can be replaced."""
+    """Return whether printed output can be replaced."""
     return console.is_terminal and not console.is_dumb_terminal
 
 
 class _Open:
-    """Opens and closes nothing."""
+    """A context that opens and closes nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -60,15 +60,15 @@ class _Open:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class Screen(_Open):
-    """What tasks write scrolls by, above a block that shows how each of them stands."""
+    """A display for terminals: the tasks' output scrolls by, above a block that shows the state of each task."""
 
     def __init__(self, console: Console, *, several: bool) -> None:
         self.console, self.several = console, several
-        # Standard output is for results, wherever it leads.
+        # Standard output is for results, even if it is a terminal too.
         self._live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
 
     def __enter__(self) -> Self:
@@ -99,7 +99,7 @@ class Screen(_Open):
 
 
 class Lines(_Open):
-    """A line for every change, and what tasks write as they wrote it."""
+    """A display in plain lines: one for every change, and the tasks' output as they wrote it."""
 
     def __init__(self, *, several: bool) -> None:
         self.several = several
@@ -134,9 +134,9 @@ class Lines(_Open):
 
 
 class NdJson(_Open):
-    """A line of JSON for everything: `task_id`, `at`, `kind`, `worker_id`, `data`.
+    """A display in JSON, one line for every event: `task_id`, `at`, `kind`, `worker_id`, `data`.
 
-    Of each task the first has the kind `task` (how it stands), the last `result`, whose data is all that
+    Each task's first line has the kind `task` (its current row), its last the kind `result`, whose data is all that
     `howl tasks show --json` prints.
     """
 
@@ -164,7 +164,7 @@ class NdJson(_Open):
 
 
 def bar_line(progress: Row, bar: int = BAR) -> RenderableType:
-    """A bar if it is known how much there is to do, what is done, and the task's own note on it."""
+    """Draw a bar if the total is known, then what is done and the task's own note."""
     grid = Table.grid(padding=(0, 1, 0, 0), expand=True)
     cells: list[RenderableType] = []
     done, total = progress["done"], progress["total"]
@@ -190,7 +190,7 @@ def _mark(task_id: str, *, several: bool) -> str:
 
 
 def _state(row: Row) -> str:
-    """`tests.report: started on w1, 12 s ago, attempt 2`."""
+    """Describe a task as `tests.report: started on w1, attempt 2, 12 s`."""
     moment = row["queued_at"] if row["status"] == "queued" else row["started_at"] or row["queued_at"]
     again = f", attempt {row['attempts']}" if row["attempts"] > 1 else ""
     since = formats.length(float(int(overview.age(moment, datetime.now(UTC)) or 0)))

@@ -1,4 +1,4 @@
-"""Watching tasks until they end: what they say on standard error meanwhile, their results on standard output."""
+"""Watching tasks until they end: progress and output on standard error, results on standard output."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,9 +18,9 @@ Row = dict[str, Any]
 
 
 def wait_for(task_id: str, timeout: float | None, as_json: bool) -> Row:
-    """Show a task live until it has ended, at most `timeout` seconds, then print its result; returns the task.
+    """Show a task live until it has ended, at most `timeout` seconds, then print its result and return the task.
 
-    Raises ClickException when it did not succeed, or not in time.
+    Raises ClickException if it did not succeed, or did not end in time.
     """
     (task,) = _ended([task_id], timeout)
     if as_json:
@@ -32,9 +32,9 @@ def wait_for(task_id: str, timeout: float | None, as_json: bool) -> Row:
 
 
 def watch(task_ids: Sequence[str], timeout: float | None, as_json: bool) -> None:
-    """The same of several tasks; with `as_json`, a line of JSON for all that happens.
+    """Show several tasks live until they have ended, then print their results; with `as_json`, print events as JSON.
 
-    Raises UnknownTask, or ClickException as above.
+    Raises UnknownTask, or ClickException as `wait_for` does.
     """
     with session(load_settings().database()) as opened:
         found = list(dict.fromkeys(records.find_task_id(opened, given) for given in task_ids))
@@ -45,7 +45,7 @@ def watch(task_ids: Sequence[str], timeout: float | None, as_json: bool) -> None
 
 
 def _ended(task_ids: list[str], timeout: float | None, told: Teller | None = None) -> list[Row]:
-    """The tasks, whole, in the order asked for; `told` to people, if to nobody else."""
+    """Return the finished tasks, whole, in the given order; show them on `told`, by default on standard error."""
     url = load_settings().database()
     ended: dict[str, Row] = {}
     going_on: list[Followed] = []
@@ -78,7 +78,7 @@ def _whole(url: str, task_id: str) -> Row:
 
 
 def _print_results(tasks: list[Row]) -> None:
-    """One's alone, so that it can be piped on; several below their ids, as `tail` prints files."""
+    """Print one result alone, so that it can be piped; several below their ids, as `tail` prints files."""
     for task in tasks:
         if len(tasks) > 1:
             click.echo(formats.visible(f"==> {task['task_id']} {task['status']} <=="))
@@ -95,7 +95,7 @@ def _require_success(tasks: list[Row]) -> None:
 
 
 def _why(task: Row) -> str:
-    """What a task that did not succeed ended as."""
+    """Describe how a task that did not succeed ended."""
     error = ": ".join(part for part in (task["error_type"], task["error_message"]) if part)
     return f"Task {task['task_id']} {_ENDINGS[task['status']]}{error and f': {error}'}"
 

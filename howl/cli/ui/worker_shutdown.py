@@ -1,4 +1,4 @@
-"""Having workers leave, and saying what they answered."""
+"""Draining and stopping workers, and reporting their answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def dismiss(worker_ids: Sequence[str], order: Order, patience: float | None, as_json: bool) -> None:
-    """Waits `patience` seconds for those who have heard; raises WorkerSilent for those who have not."""
+    """Order workers to leave; wait `patience` seconds for those that answered; raises WorkerSilent for the others."""
     with session(load_settings().database()) as opened:
         rows = tell(list(dict.fromkeys(worker_ids)), order, opened, howl.app)
     if not as_json:
@@ -62,7 +62,7 @@ def _tasks(number: int) -> str:
 
 
 def _wait(rows: list[Row], patience: float) -> list[Row]:
-    """Those of them that are still there in the end."""
+    """Wait until the workers are gone, and return those still there after `patience` seconds."""
     console = Console(stderr=True)
     still: list[Row] = []
     status = Status("Waiting for the workers to leave", console=console) if can_move(console) else None
