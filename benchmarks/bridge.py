@@ -221,7 +221,7 @@ async def _backlog(stream: JetStreamContext, settings: Settings) -> int | None:
     try:
         return (await stream.stream_info(f"{settings.subject_prefix}-events")).state.messages
     except NotFoundError:
-        return None  # the bridge has not made it yet
+        return None  # the bridge has not created it yet
 
 
 async def _until(look: Any, wanted: int) -> None:

@@ -78,7 +78,7 @@ def main(
         python -m benchmarks.hostile --rate 0                       the neighbour has more to do than he can
     """
     isolate()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all that was started here is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     home = Path(tempfile.mkdtemp(prefix="howl-hostile-", dir="/tmp"))
     home.chmod(0o711)  # PostgreSQL runs as another user when this runs as root
     chosen = [name for name in NAMES if name in only] if only else NAMES

@@ -204,7 +204,7 @@ class Ground:
         click.echo(f"  {what}", err=True)
 
     def attackers(self, seconds: float, names: list[str]) -> subprocess.Popen[str]:
-        """Start processes with the thief's credential, which wait for the word to begin."""
+        """Start processes with the thief's credential, which begin when they read a line."""
         argv = [sys.executable, "-m", "benchmarks.hostile.loops", str(seconds), *names]
         log = (self.servers.home / "attackers.log").open("a")
         with log:
