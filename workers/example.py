@@ -1,4 +1,4 @@
-"""An example of a task; docs/tasks.md shows this file and explains it line by line."""
+"""A task as anybody may write one; docs/tasks.md shows this file, and tells of it line by line."""
 
 from pathlib import Path
 
