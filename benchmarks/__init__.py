@@ -1,1 +1,1 @@
-"""HOWL beside stock Celery, in one run."""
+"""Benchmarks of HOWL, some of them beside stock Celery in the same run."""

@@ -1,7 +1,7 @@
-"""A task's file on its way to the server, beside a plain TCP copy of as many bytes over the same distance.
+"""Benchmark of an artifact's upload, against a plain TCP copy of as many bytes over the same distance.
 
-Both go through a proxy that delays both ways (benchmarks/proxy.py), in turn; both end when the far side says that it
-has written all of it. An upload also checks, describes and indexes what it stores. `--help` shows the knobs.
+Both alternate, through a proxy that delays both directions (benchmarks/proxy.py); both end when the far side reports
+that it has written everything. An upload also checks, describes and indexes what it stores. `--help` shows the options.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ def main(megabytes: int, rounds: int, distance: float, as_json: bool) -> None:
 
 
 class Race:
-    """The file, the far side of a copy, NATS with its bucket, and a proxy before each."""
+    """A file, the far side of a copy, NATS with its bucket, and a proxy in front of each."""
 
     def __init__(self, stack: Stack, home: Path, size: int, distance: float, ends: ExitStack) -> None:
         self.file, self.size = home / "file", size
@@ -68,7 +68,7 @@ class Race:
         self.uploader = uploads.Uploader(load_settings(nats_url=far, subject_prefix=PREFIX))
 
     def run(self, rounds: int) -> dict[str, list[float]]:
-        """Seconds of each; a first round, in which the connection is made, does not count."""
+        """Return the seconds of each; the first round, in which connections are opened, is not counted."""
         took: dict[str, list[float]] = {"tcp": [], "upload": []}
         for number in range(rounds + 1):
             for name, act in (("tcp", self.copy), ("upload", self.upload)):
@@ -91,7 +91,7 @@ class Race:
 
 
 class Sink(threading.Thread):
-    """Writes what it is sent into a file, and says so when that is all."""
+    """A server that writes what it receives into a file, and confirms when that is complete."""
 
     def __init__(self, path: Path, size: int) -> None:
         super().__init__(daemon=True)
@@ -112,7 +112,7 @@ class Sink(threading.Thread):
 
 
 def _proxy(target: int, distance: float, ends: ExitStack) -> int:
-    """A port that leads to the target, so many milliseconds away."""
+    """Start a proxy that is `distance` milliseconds from the target, and return its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])

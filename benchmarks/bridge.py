@@ -1,8 +1,8 @@
-"""What a crew's events cost the bridge, and how soon they are recorded: simulated workers over a real NATS.
+"""Benchmark of the bridge: the cost of workers' events and the delay until they are recorded, over a real NATS.
 
-Each worker says what a real one would, many events to a message, and a heartbeat every ten seconds. Every event that is
-kept carries the time at which it was published; PostgreSQL says when its row was committed (track_commit_timestamp).
-Somebody listens at Celery's event exchange, unless told otherwise, so that events are passed on as well.
+Simulated workers send what real ones would: many events per message, and a heartbeat every ten seconds. Every event
+that is kept carries the time at which it was published; PostgreSQL knows when its row was committed
+(track_commit_timestamp). By default a client listens on Celery's event exchange, so that events are passed on as well.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from howl.embedded.stack import Stack
 from howl.server import migrate
 
 ROOT = Path(__file__).parents[1]
-#: Seconds before the clock runs, between heartbeats, and for the bridge to begin and to come to the end.
+#: Seconds of load before the clock starts; between heartbeats; and, at most, for the bridge to start or to catch up.
 WARM_UP, HEARTBEAT, PATIENCE = 3.0, 10.0, 60.0
 
 LATENCY = """
@@ -103,7 +103,7 @@ def _bridge(settings: Settings, home: Path) -> Iterator["subprocess.Popen[bytes]
 
 @contextmanager
 def _listener(settings: Settings, listen: bool) -> Iterator[list[int]]:
-    """Subscribed as kombu is, and throwing away what comes; how many messages did."""
+    """Subscribe as kombu does, drop every message, and provide their number."""
     heard, stop = [0], threading.Event()
 
     def hear(client: Any) -> None:
@@ -157,7 +157,7 @@ async def _measure(
 
 
 class Crew:
-    """Workers in turn, evenly over the interval."""
+    """Simulated workers that publish one after the other, spread evenly over the interval."""
 
     def __init__(self, client: Client, prefix: str, workers: int, rate: float, interval: float) -> None:
         self.client, self.prefix, self.interval = client, prefix, interval
@@ -167,7 +167,7 @@ class Crew:
         self.next_heartbeat = {name: time.time() + HEARTBEAT * at / workers for at, name in enumerate(self.names)}
 
     async def work(self, seconds: float) -> int:
-        """Say what happens in so many seconds; how many events of tasks that was."""
+        """Publish for `seconds`, and return the number of task events."""
         published, messages = 0, 0
         began = time.monotonic()
         while (elapsed := time.monotonic() - began) < seconds:
@@ -195,7 +195,7 @@ class Crew:
 
 
 def _event(name: str, number: int, now: float) -> dict[str, Any]:
-    """The five of a task, one after the other; those that are kept say when they were published."""
+    """Build the next of the five events of a task; those that are kept carry the time of publishing."""
     task, step = divmod(number, 5)
     own: dict[str, Any] = (
         {"type": "task-received", "name": repr(now), "args": "(17, 'some text')", "kwargs": "{'limit': 1000}",
@@ -221,7 +221,7 @@ async def _backlog(stream: JetStreamContext, settings: Settings) -> int | None:
     try:
         return (await stream.stream_info(f"{settings.subject_prefix}-events")).state.messages
     except NotFoundError:
-        return None  # the bridge has not made it yet
+        return None  # the bridge has not created it yet
 
 
 async def _until(look: Any, wanted: int) -> None:
@@ -233,7 +233,7 @@ async def _until(look: Any, wanted: int) -> None:
 
 
 def _cpu(pid: int) -> float:
-    """Seconds of processor time (proc_pid_stat(5): utime and stime, after the name's parenthesis)."""
+    """Return seconds of processor time (proc_pid_stat(5): utime and stime, after the name's parenthesis)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

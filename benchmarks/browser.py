@@ -1,7 +1,7 @@
-"""Screenshots a second of local pages by one worker, its memory, and what is left of its browsers afterwards.
+"""Benchmark of screenshots per second of local pages by one worker, its memory, and its browsers' remains afterwards.
 
 `python -m benchmarks.browser`: each page has a style sheet, a picture, a script, and some screens of text. The first
-run starts the browsers, the second finds them running.
+run starts the browsers; the second finds them running.
 """
 
 import os
@@ -27,8 +27,8 @@ from howl.embedded.stack import Stack
 
 ROOT = Path(__file__).parents[1]
 PROC = Path("/proc")
-#: Seconds for all screenshots of a run, and for the processes of a killed worker to be gone; between two looks at
-#: memory (which cost time themselves), and at anything else.
+#: Most seconds for all screenshots of a run, and for the processes of a killed worker to be gone; seconds between two
+#: polls of memory (which cost time themselves), and of anything else.
 PATIENCE, GONE, SAMPLE, POLL = 300.0, 10.0, 0.5, 0.05
 MIB = 1 << 20
 
@@ -63,7 +63,7 @@ def main(pages: int, children: int, program: str) -> None:
 
 
 def _run(settings: Settings, worker: int, taken: Path, url: str, pages: int) -> str:
-    """What one run came to."""
+    """Take all screenshots once, and return a sentence with the figures."""
     taken.write_text("")
     app = create_app(settings.model_copy(update={"task_modules": ("benchmarks.browser_tasks",)}))
     began = time.monotonic()
@@ -96,7 +96,7 @@ def _kill(worker: "subprocess.Popen[bytes]") -> None:
 
 
 def memory(worker: int) -> dict[bool, int]:
-    """Bytes of the worker (False) and of its browsers with all that belongs to them (True); shared pages in parts."""
+    """Return bytes of the worker (False) and of its browsers with all their processes (True), by PSS."""
     guards = [pid for pid in below(worker) if b"supervisor.py" in _file(pid, "cmdline")]
     browsers = {*guards, *(pid for guard in guards for pid in below(guard))}
     everything = {worker, *below(worker)}
@@ -104,7 +104,7 @@ def memory(worker: int) -> dict[bool, int]:
 
 
 def below(root: int) -> set[int]:
-    """All processes that descend from this one."""
+    """Return the pids of all descendants of a process."""
     parents = {int(folder.name): _parent(int(folder.name)) for folder in PROC.glob("[1-9]*")}
     found = {root}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
@@ -150,7 +150,7 @@ def _worker(settings: Settings, home: Path, children: int, browser: str) -> "sub
 
 @contextmanager
 def site() -> Iterator[str]:
-    """The address of a site with as many pages as anybody asks for."""
+    """Serve a site that has a page at every path, and provide its address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever).start()
         try:
@@ -160,12 +160,12 @@ def site() -> Iterator[str]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers with a file, or with a page."""
+    """A handler that answers with one of FILES, or with a page."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Answer."""
+        """Answer with one of FILES, or with a page."""
         kind, text = FILES.get(self.path, ("text/html", PAGE))
         body = text.encode()
         self.send_response(200)
@@ -175,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 if __name__ == "__main__":

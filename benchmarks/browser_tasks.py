@@ -1,4 +1,4 @@
-"""What benchmarks/browser.py has a worker do; apart from the other benchmarks' tasks, whose workers load no browser."""
+"""The task of benchmarks/browser.py, apart from the other benchmarks' tasks, whose workers load no browser."""
 
 from celery import shared_task
 

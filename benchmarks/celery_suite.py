@@ -1,7 +1,7 @@
-"""Celery's own integration suite over HOWL: its applications are made HOWL's by `howl.install`, as anybody's are.
+"""Celery's own integration suite over HOWL: `howl.install` turns its applications into HOWL's, as it does anybody's.
 
 `pip download --no-deps --no-binary :all: celery==5.7.0`, then `python -m benchmarks.celery_suite celery-5.7.0.tar.gz`;
-what follows is pytest's, such as `-k chord`.
+further arguments are pytest's, such as `-k chord`.
 """
 
 import os
@@ -28,9 +28,9 @@ from howl.embedded.stack import Stack
 from howl.server import migrate
 
 ROOT = Path(__file__).parents[1]
-#: What of the suite is about tasks, and not about one broker, one backend, or a process that it starts by itself.
+#: Files of the suite about tasks, not about one broker, one backend, or a process that the suite starts itself.
 FILES = ("tasks", "canvas", "inspect", "worker")
-#: Seconds for `howl server` to begin, and for a server to end.
+#: Most seconds for `howl server` to start.
 PATIENCE = 60.0
 
 
@@ -51,7 +51,7 @@ def main(sdist: Path, limit: int, options: tuple[str, ...]) -> None:
                 HOWL_REDIS_URL=stack.urls.redis_url, HOWL_NATS_URL=stack.urls.nats_url,
                 HOWL_DATABASE_URL=stack.urls.database_url, HOWL_TASK_MODULES="t.integration.tasks",
                 REDIS_HOST="127.0.0.1", REDIS_PORT=str(port), HOWL_SUITE_LIMIT=str(limit),
-                # As Celery runs it; the broker is for a worker that the suite starts by itself.
+                # As Celery runs it; the broker is for a worker that the suite starts itself.
                 WORKER_LOGLEVEL="INFO", TEST_BROKER=f"redis://127.0.0.1:{port}",
                 PYTHONPATH=f"{home}:{ROOT}", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             )  # fmt: skip
@@ -63,7 +63,7 @@ def main(sdist: Path, limit: int, options: tuple[str, ...]) -> None:
 
 
 def _unpack(sdist: Path, home: Path) -> None:
-    """The tests alone: beside them lies a `celery` that Python would take for the installed one."""
+    """Unpack the tests alone: next to them lies a `celery` that Python would take for the installed one."""
     with tarfile.open(sdist) as archive:
         for member in archive.getmembers():
             member.name = member.name.partition("/")[2]
@@ -73,7 +73,7 @@ def _unpack(sdist: Path, home: Path) -> None:
 
 @contextmanager
 def _plain_redis(home: Path) -> Iterator[int]:
-    """A server without a password, in which the suite's own tasks note what they did."""
+    """Run a server without a password, in which the suite's own tasks record what they did."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -102,7 +102,7 @@ def _server(home: Path, env: dict[str, str]) -> Iterator[None]:
 
 
 def _pytest(home: Path, env: dict[str, str], options: tuple[str, ...]) -> int:
-    """Here in a process of its own, for a worker withdraws its secrets from its process's environment."""
+    """Run pytest in a process of its own, because a worker removes its secrets from its process's environment."""
     files = [f"t/integration/test_{name}.py" for name in FILES]
     line = [sys.executable, "-m", "pytest", "-p", "celery.contrib.pytest", "-p", "benchmarks.celery_suite",
             "-o", "python_classes=test_*", "-p", "no:cacheprovider", "-rfE", "--tb=short",
@@ -114,7 +114,7 @@ def _pytest(home: Path, env: dict[str, str], options: tuple[str, ...]) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:  # noqa: ARG001  # pytest's signature
-    """The one line, for each application that the suite makes."""
+    """Call `howl.install` on each application that the suite makes."""
     made = testing.TestApp
 
     def installed(*args: Any, **options: Any) -> Any:
@@ -124,7 +124,7 @@ def pytest_configure(config: pytest.Config) -> None:  # noqa: ARG001  # pytest's
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Celery's own limit is five minutes a test."""
+    """Limit the seconds of a test; Celery's own limit is five minutes."""
     for item in items:
         item.add_marker(pytest.mark.timeout(int(os.environ["HOWL_SUITE_LIMIT"])), append=False)
 

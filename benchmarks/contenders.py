@@ -1,4 +1,4 @@
-"""Who is compared: each can start its processes, take tasks, and say how many results are durable."""
+"""The contenders: each can start its processes, take tasks, and count its durable results."""
 
 import socket
 import subprocess
@@ -23,12 +23,12 @@ from howl.provision.state import SERVER, WORKER
 from howl.server import migrate
 
 ROOT = Path(__file__).parent.parent
-#: Seconds for a process to heed SIGTERM.
+#: Most seconds for a process to end after SIGTERM.
 PATIENCE = 30
 
 
 class Distance:
-    """Proxies that put every address a round trip away; none for no distance."""
+    """Proxies that put every address a round trip away; without a distance there are none."""
 
     def __init__(self, milliseconds: float) -> None:
         self.milliseconds = milliseconds
@@ -36,7 +36,7 @@ class Distance:
         self._proxies: list[subprocess.Popen[str]] = []
 
     def of(self, url: str) -> str:
-        """The same server, farther away."""
+        """Return the URL of the same server, farther away."""
         port = urlsplit(url).port or 0
         if not self.milliseconds:
             return url
@@ -64,10 +64,10 @@ def _free_port() -> int:
 
 
 class Contender:
-    """A way to run tasks, in a namespace of its own on the shared servers."""
+    """A system that runs tasks, in a namespace of its own on the shared servers."""
 
     name: str
-    #: What `celery -A` is given.
+    #: The argument of `celery -A`.
     application: str
 
     def __init__(self, stack: Stack, number: int, distance: "Distance") -> None:
@@ -82,31 +82,31 @@ class Contender:
         self.redis = redis.Redis.from_url(stack.urls.redis_url)
 
     def environment(self) -> dict[str, str]:
-        """What its worker is told: addresses as far away as the distance says."""
+        """Return the environment of its worker, with addresses as far away as the distance says."""
         raise NotImplementedError
 
     def worker_command(self, name: str, concurrency: int, pool: str) -> list[str]:
-        """The same for all but the application."""
+        """Return the command line of a worker; only the application differs between contenders."""
         return ["celery", "-A", self.application, "worker", "--hostname", name, "--concurrency",
                 str(concurrency), "--pool", pool, "--loglevel", "WARNING", "--without-gossip",
                 "--without-mingle"]  # fmt: skip
 
     def done(self) -> int:
-        """How many tasks have a final, durable result."""
+        """Return how many tasks have a final, durable result."""
         raise NotImplementedError
 
     @contextmanager
     def servers(self) -> Iterator[None]:
-        """What must run, from before tasks are published, beside the shared servers."""
+        """Run what is needed besides the shared servers, from before tasks are published."""
         yield
 
     @contextmanager
     def services(self) -> Iterator[None]:
-        """What else must run beside the worker."""
+        """Run what else is needed besides the worker."""
         yield
 
     def broker(self) -> str:
-        """Where a client beside the servers publishes."""
+        """Return the address at which a client near the servers publishes."""
         return self.stack.urls.redis_url
 
     def publish(self, task: str, args: tuple[object, ...], count: int) -> None:
@@ -120,7 +120,7 @@ class Contender:
 
     @contextmanager
     def working(self, concurrency: int, workers: int = 1, pool: str = "prefork") -> Iterator[None]:
-        """The workers and what it needs, until the block ends."""
+        """Run the workers, and the services they need, until the block ends."""
         with ExitStack() as running:
             running.enter_context(closing(self._database))
             running.enter_context(self.services())
@@ -148,7 +148,7 @@ class Contender:
 
     @cached_property
     def _database(self) -> psycopg.Connection[Any]:
-        """One for the whole lap: logging in costs both sides as much as many tasks."""
+        """One connection for the whole lap: a login costs both sides as much as many tasks."""
         return psycopg.connect(self.database_url, autocommit=True)
 
     def _count(self, query: str) -> int:
@@ -157,11 +157,11 @@ class Contender:
 
 
 class Howl(Contender):
-    """HOWL: a worker that knows no PostgreSQL, and `howl server`, which records."""
+    """HOWL: a worker without PostgreSQL, and `howl server`, which records."""
 
     name = "HOWL"
     application = "howl"
-    #: Whether workers tell what their tasks do; stock Celery's do not, unless told to.
+    #: Whether workers send task events; stock Celery's do not by default.
     task_events = False
 
     def __init__(self, stack: Stack, number: int, distance: "Distance") -> None:
@@ -172,8 +172,8 @@ class Howl(Contender):
         redis_url, nats_url = map(self.distance.of, self.addresses(WORKER))
         return self._told(HOWL_REDIS_URL=redis_url, HOWL_NATS_URL=nats_url)
 
-    def addresses(self, user: str) -> tuple[str, str]:  # noqa: ARG002  # the embedded servers have one for everyone
-        """Redis's and NATS's, as this user reaches them where they stand."""
+    def addresses(self, user: str) -> tuple[str, str]:  # noqa: ARG002  # the embedded servers have one user for all
+        """Return the addresses of Redis and NATS for this user, without a distance."""
         return self.stack.urls.redis_url, self.stack.urls.nats_url
 
     def _told(self, **addresses: str) -> dict[str, str]:
@@ -189,7 +189,7 @@ class Howl(Contender):
 
     @contextmanager
     def services(self) -> Iterator[None]:
-        """The server stands beside Redis and PostgreSQL, wherever the worker is."""
+        """Run the server near Redis and PostgreSQL, wherever the worker is."""
         redis_url, nats_url = self.addresses(SERVER)
         near = self._told(HOWL_REDIS_URL=redis_url, HOWL_NATS_URL=nats_url, HOWL_DATABASE_URL=self.database_url)
         with self._process(["howl", "server"], near):
@@ -210,14 +210,14 @@ class Howl(Contender):
 
 
 class HowlWithEvents(Howl):
-    """HOWL as it is by default: everybody sees what its tasks do."""
+    """HOWL with its default settings: its tasks send events."""
 
     name = "HOWL, events on"
     task_events = True
 
 
 class HowlOnDebian(Howl):
-    """HOWL with the users and rights that `howl init` makes, on Debian's Redis: what TLS is held against."""
+    """HOWL with the users and rights that `howl init` makes, on Debian's Redis: the baseline for TLS."""
 
     name = "HOWL, no TLS"
 
@@ -238,7 +238,7 @@ class HowlOnDebian(Howl):
 
 
 class HowlOverTls(HowlOnDebian):
-    """The same, with everything that workers and the server say to Redis and NATS encrypted."""
+    """HOWL with TLS between workers or the server and Redis or NATS, else the same."""
 
     name = "HOWL, TLS"
 
@@ -270,7 +270,7 @@ class StockPostgres(Contender):
         try:
             return self._count("SELECT count(*) FROM celery_taskmeta WHERE status = 'SUCCESS'")
         except psycopg.errors.UndefinedTable:
-            return 0  # Celery makes its table with the first result
+            return 0  # Celery creates its table with the first result
 
 
 class StockRedis(StockPostgres):
@@ -291,7 +291,7 @@ CONTENDERS: dict[str, type[Contender]] = {
     "howl-no-tls": HowlOnDebian, "howl-tls": HowlOverTls, "howl-events": HowlWithEvents,
 }  # fmt: skip
 BESIDE_STOCK = ("howl", "stock-postgresql", "stock-redis")
-#: What differs are the events alone.
+#: Contenders that differ in events alone.
 COST_OF_EVENTS = ("howl-events", "howl")
-#: What differs is TLS alone: one redis-server, one set of users.
+#: Contenders that differ in TLS alone: one redis-server, one set of users.
 COST_OF_TLS = ("howl-no-tls", "howl-tls")

@@ -1,8 +1,8 @@
-"""Whether anything grows while many workers do little: fifty, for an hour of heartbeats in 100 s, on one server.
+"""Check that nothing grows while many workers do little: fifty, for an hour of heartbeats in 100 s, on one server.
 
-`python -m benchmarks.crew`: heartbeats, leases and the silence that makes a worker lost are as many times shorter as
-the time is compressed; all else (polls, rounds of the server, expiries) keeps its pace. What grows, and is not the
-record of tasks, makes the exit status 1.
+`python -m benchmarks.crew`: heartbeats, leases and the silence after which a worker is lost are shortened by the factor
+of compression; all else (polls, rounds of the server, expiries) keeps its pace. If anything but the record of tasks
+grows, the exit status is 1.
 """
 
 import asyncio
@@ -34,16 +34,16 @@ from howl.submission import TaskRequest, submit
 from tests.helpers.support import Process, eventually
 
 ROOT = Path(__file__).parents[1]
-#: Workers that are started at once: a worker's start takes a second of a processor.
+#: Workers that are started at once: a worker's start takes a second of processor time.
 AT_ONCE = 4
-#: Seconds for those to come, for a crew to go, and between two samples.
+#: Most seconds for those to register, and for all workers to leave; seconds between two samples.
 PATIENCE, SAMPLE = 120.0, 2.0
-#: What is in the last third of the time always more than this many times its most in the first third, and more than
-#: that many megabytes or pieces above it, has grown: PostgreSQL's files grow by pages, which are then used again.
+#: A value has grown if it stays, in the last third of the time, above its maximum of the first third times the factor
+#: plus so many megabytes or items: PostgreSQL's files grow by pages, which are then used again.
 GROWTH, GRAIN = 1.05, 0.1
-#: Counted since the start.
+#: Values that are counted since the start, and so may grow.
 COUNTED = ("NATS: events sent so far", "PostgreSQL: tasks recorded")
-#: Redis's word for how many are in a key.
+#: Redis's command for the number of items in a key, by type.
 SIZES = {b"stream": "xlen", b"zset": "zcard", b"hash": "hlen", b"list": "llen", b"set": "scard"}
 
 Sample = dict[str, float]
@@ -74,7 +74,7 @@ def main(workers: int, compress: float, minutes: float, warm_up: float, rate: fl
 
 
 class Crew:
-    """A server, its workers, and what they leave in Redis, NATS and PostgreSQL."""
+    """A server, its workers, and measurements of what they leave in Redis, NATS and PostgreSQL."""
 
     def __init__(self, stack: Stack, home: Path, compress: float) -> None:
         self.stack, self.home = stack, home
@@ -94,7 +94,7 @@ class Crew:
         self.app.close()
 
     def gather(self, workers: int, pool: str) -> None:
-        """The server, then all workers, a few at a time."""
+        """Start the server, then all workers, a few at a time."""
         self.app.loader.import_default_modules()
         migrate.upgrade(self.settings.database())
         self.server = self._start("server", HOWL_DATABASE_URL=self.settings.database())
@@ -107,7 +107,7 @@ class Crew:
         click.echo(f"{workers} workers are there.", err=True)
 
     def live(self, seconds: float, rate: float) -> list[Sample]:
-        """Samples of that time, in which tasks are submitted at that rate."""
+        """Submit tasks at `rate` per second for `seconds`, and return samples of that time."""
         samples, began = [], time.monotonic()
         due = self.submitted
         while (gone := time.monotonic() - began) < seconds:
@@ -117,7 +117,7 @@ class Crew:
         return samples
 
     def part(self) -> Sample:
-        """What is there when all have gone, one half told to and the other killed."""
+        """End all workers, one half by SIGTERM and the other by SIGKILL, and return a sample of what is left."""
         for number, process in enumerate(self.processes[1:]):
             process.signal(signal.SIGTERM if number % 2 else signal.SIGKILL)
         for process in self.processes[1:]:
@@ -128,7 +128,7 @@ class Crew:
         return self.sample()
 
     def say(self, minutes: float, compress: float) -> None:
-        """What happened, before what it left."""
+        """Print what happened, before the results."""
         settings, lost = self.settings, self.server.output.count(" is gone: ")
         click.echo(
             f"{minutes:g} minutes, {compress:g} times faster: a heartbeat each {settings.heartbeat_interval:.2f} s, "
@@ -136,7 +136,7 @@ class Crew:
         )
 
     def sample(self) -> Sample:
-        """How much there is of everything."""
+        """Measure everything once."""
         return {
             "Redis: dataset, MB": self.redis.info("memory")["used_memory_dataset"] / 1e6,
             "Redis: keys": self.redis.dbsize(),
@@ -149,7 +149,7 @@ class Crew:
         }
 
     def _by_kind(self) -> Counter[str]:
-        """How many are in keys that begin alike."""
+        """Count the items in keys by the keys' first part."""
         found: Counter[str] = Counter()
         for key in self.redis.scan_iter(count=1000):
             kind = key.decode(errors="replace").removeprefix(self.settings.key_prefix).split(":")[0]
@@ -223,13 +223,13 @@ async def _events(settings: Settings) -> Sample:
 
 
 def _resident(pid: int) -> float:
-    """Megabytes of a process."""
+    """Return the resident memory of a process in megabytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _show(samples: list[Sample], left: Sample) -> list[str]:
-    """Print medians of the first, the second and the last third; what grew, but for what is counted."""
+    """Print medians of the first, second and last third; return the names of values that grew, except counted ones."""
     table = Table("", "start", "middle", "end", "most", "when all left", "")
     grown = []
     for name in sorted({name for sample in samples for name in sample}, key=_order):

@@ -1,7 +1,7 @@
-"""Far beside near: tasks a second of HOWL's worker at several distances, alternating within each round, and ratios.
+"""Benchmark of distance: tasks per second of HOWL's worker at several distances, alternating within each round.
 
-`python -m benchmarks.far` prints the medians of five rounds and what part of its own near rate each distance has, and
-the same again while a neighbour takes one of the cores. Idle is the processors' share that nobody used meanwhile.
+`python -m benchmarks.far` prints the medians of five rounds, and the ratio of each distance's rate to the near rate;
+then the same while a neighbour takes one of the cores. Idle is the share of processor time that was not used meanwhile.
 """
 
 import json
@@ -25,12 +25,12 @@ from benchmarks.throughput import Race
 from howl.embedded.isolation import isolate
 from howl.embedded.stack import Stack
 
-#: A neighbour: it never rests, on the first core alone.
+#: The program of a neighbour: it keeps the first core busy, until this process ends.
 BUSY = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile os.getppid() == %d: pass"
 
 
 class Lap(NamedTuple):
-    """Tasks a second, and the share of the processors that was idle."""
+    """A measurement: tasks per second, and the share of processor time that was idle."""
 
     rate: float
     idle: float
@@ -81,7 +81,7 @@ def _rounds(race: Race, rounds: int, distances: tuple[float, ...], *, is_beside:
 
 @contextmanager
 def _neighbour(is_there: bool) -> Iterator[None]:
-    """It ends with this process, however that ends."""
+    """Run a neighbour, which also ends with this process, however that ends."""
     if not is_there:
         yield
         return

@@ -1,4 +1,4 @@
-"""A process that is nothing but the bridge, so that its processor time is the bridge's alone."""
+"""A process that runs the bridge alone, so that its processor time is the bridge's."""
 
 import asyncio
 

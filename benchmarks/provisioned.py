@@ -1,4 +1,4 @@
-"""Redis and NATS as `howl init` sets them up, on Debian's redis-server, which speaks TLS as the embedded one cannot."""
+"""Redis and NATS as `howl init` sets them up, on Debian's redis-server, because the embedded one has no TLS."""
 
 import shutil
 import socket
@@ -15,7 +15,7 @@ from howl.embedded.server import HOST, free_port
 from howl.provision.folder import Folder, build
 from howl.provision.state import State
 
-#: Seconds for a server to listen, and to heed SIGTERM.
+#: Most seconds for a server to listen, and to end after SIGTERM.
 PATIENCE = 30
 
 
@@ -31,17 +31,17 @@ class Provisioned:
         self.redis_port, self.tls_port, self.nats_port = free_port(), free_port(), free_port()
 
     def redis_url(self, user: str, *, tls: bool) -> str:
-        """For the server's own processes or for workers."""
+        """Return the address of Redis for a user, with TLS or without."""
         scheme, port = ("rediss", self.tls_port) if tls else ("redis", self.redis_port)
         return f"{scheme}://{self._login(user)}@{HOST}:{port}/0"
 
     def nats_url(self, user: str) -> str:
-        """With TLS."""
+        """Return the address of NATS for a user, with TLS."""
         return f"tls://{self._login(user)}@{HOST}:{self.nats_port}"
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Until the block ends."""
+        """Run the servers until the block ends."""
         with ExitStack() as servers:
             servers.enter_context(self._program(self._redis(), "redis", self.redis_port))
             servers.enter_context(self._program(self._nats(), "nats", self.nats_port))
@@ -54,7 +54,7 @@ class Provisioned:
         program = shutil.which("redis-server")
         if program is None:
             raise ClickException("Comparing TLS needs Debian's redis-server: apt-get install redis-server.")
-        # A later word wins: all else is as the file says.
+        # Later arguments override the file; all else is as it says.
         moved = {
             "port": self.redis_port, "tls-port": self.tls_port, "bind": HOST, "aclfile": "users.acl",
             "tls-cert-file": "server.crt", "tls-key-file": "server.key",

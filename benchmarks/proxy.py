@@ -1,4 +1,4 @@
-"""Distance on one machine: a TCP proxy that holds everything back for a while, in both directions."""
+"""Distance on one machine: a TCP proxy that delays everything, in both directions."""
 
 import asyncio
 import sys
@@ -8,7 +8,7 @@ CHUNK = 1 << 16
 
 
 async def serve(port: int, target: int, one_way: float) -> None:
-    """Forward connections on loopback, each byte `one_way` seconds late; forever."""
+    """Forward connections on loopback forever, each byte `one_way` seconds late."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -24,7 +24,7 @@ async def serve(port: int, target: int, one_way: float) -> None:
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, one_way: float) -> None:
-    """What arrives now leaves `one_way` seconds from now: distance delays bytes, it does not thin them out."""
+    """Forward each chunk `one_way` seconds after it arrived: distance delays bytes, it does not reduce bandwidth."""
     loop = asyncio.get_running_loop()
     road: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 
@@ -42,7 +42,7 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, one
         while data := await reader.read(CHUNK):
             road.put_nowait((loop.time() + one_way, data))
     except ConnectionError:
-        pass  # as good as the end
+        pass  # the same as the end of the stream
     road.put_nowait((loop.time() + one_way, b""))
     await arriving
 

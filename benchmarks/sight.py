@@ -1,6 +1,6 @@
-"""How soon `howl tasks watch` shows what a far-away task says: from the call in the task to the line that is printed.
+"""Benchmark of progress latency: from a remote task's call to the line that `howl tasks watch` prints.
 
-`python -m benchmarks.sight`: a worker 50 ms from Redis and NATS; the bridge, PostgreSQL and the watcher as they are.
+`python -m benchmarks.sight`: a worker 50 ms from Redis and NATS; the bridge, PostgreSQL and the watcher are local.
 """
 
 import json
@@ -28,7 +28,7 @@ from howl.server import migrate
 from howl.submission import TaskRequest, submit
 
 ROOT = Path(__file__).parents[1]
-#: Seconds between two reports, more than what coalesces them, and seconds for a process to end.
+#: Seconds between two reports, longer than reports are coalesced; and most seconds for a process to end.
 PAUSE, PATIENCE = 0.6, 60.0
 
 
@@ -61,7 +61,7 @@ def main(distance: float, reports: int, pool: str) -> None:
 
 
 def _watched(settings: Settings, env: dict[str, str], reports: int) -> Iterator[float]:
-    """Seconds from each report to its line."""
+    """Yield the seconds from each report to its line."""
     app = create_app(settings)
     app.loader.import_default_modules()
     with postgres.session(settings.database()) as session:

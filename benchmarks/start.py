@@ -1,6 +1,6 @@
-"""How long a worker takes from its process's start to its first claimed task, beside the server; and to the task's end.
+"""Benchmark of a worker's start, near the server: from its process's start to its first claim, and to the task's end.
 
-`python -m benchmarks.start`: the median of ten, after one that nobody counts.
+`python -m benchmarks.start`: the median of ten, after one that is not counted.
 """
 
 import os
@@ -24,7 +24,7 @@ from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
 
 ROOT = Path(__file__).parents[1]
-#: Seconds for a worker to do its task, and between two looks.
+#: Most seconds for a worker to claim or end its task, or to end; and seconds between two polls.
 PATIENCE, POLL = 60.0, 0.002
 
 
@@ -48,7 +48,7 @@ def main(runs: int, pool: str) -> None:
 
 
 def _once(settings: Settings, home: Path, pool: str) -> tuple[float, float]:
-    """Seconds until the task was claimed, and until its outcome was told."""
+    """Return the seconds until the task was claimed, and until its outcome was reported."""
     client: Any = redis_client(settings)
     app = create_app(settings.model_copy(update={"task_modules": ("benchmarks.tasks",)}))
     outcomes = client.xlen(settings.key("outcomes"))

@@ -1,4 +1,4 @@
-"""Stock Celery as its documentation sets it up, for the worker process of a contender: addresses come from BENCH_*."""
+"""Stock Celery as its documentation sets it up, for a contender's worker process; addresses come from BENCH_*."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What the benchmarks run: the same plain Celery tasks for every contender."""
+"""Tasks of the benchmarks: the same plain Celery tasks for every contender."""
 
 import os
 import time
@@ -43,8 +43,8 @@ def diary(self: Any, path: str, seconds: float) -> None:
 
 
 def write_down(path: str, line: str) -> None:
-    """Add a line to a diary that many processes write."""
-    # One write at the file's end: lines of many processes do not mix.
+    """Append a line to a diary that many processes write."""
+    # One write in append mode: lines of different processes do not mix.
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
         os.write(descriptor, line.encode())

@@ -1,8 +1,8 @@
-"""Tasks a second, HOWL beside stock Celery: alternating rounds in one run, medians, results durable before they count.
+"""Benchmark of tasks per second, HOWL beside stock Celery: alternating rounds, medians, durable results only.
 
 Tasks wait on the queue before a worker starts; the clock runs from a tenth of them done to all of them done, so that
-neither publishing nor starting counts. Distance is a proxy that delays both ways (benchmarks/proxy.py), between workers
-and everything they talk to. `python -m benchmarks.throughput --help` shows the knobs.
+neither publishing nor starting counts. Distance is a proxy that delays both directions (benchmarks/proxy.py), between
+workers and everything they talk to. `python -m benchmarks.throughput --help` shows the options.
 """
 
 import json
@@ -22,11 +22,11 @@ from benchmarks.contenders import BESIDE_STOCK, CONTENDERS, COST_OF_EVENTS, COST
 from howl.embedded.isolation import isolate
 from howl.embedded.stack import Stack
 
-#: Seconds after which a round is given up.
+#: Seconds after which a wait for done tasks is given up.
 LIMIT = 300.0
-#: Seconds between two looks at what is done: looking takes processor time from those who are measured.
+#: Seconds between two polls of what is done: polling takes processor time from the contenders.
 LOOK = 0.1
-#: Stock Celery far away does a few tasks a second: it is measured on fewer.
+#: Tasks of stock Celery at a distance, where it does only a few per second.
 FAR_TASKS = 60
 
 
@@ -88,11 +88,11 @@ class Race:
         self.setting = setting
         self.quiet = quiet
         self.laps = 0
-        #: The share of the processors that nobody used while the last lap was measured.
+        #: The share of processor time that was idle while the last lap was measured.
         self.idle = 0.0
 
     def run(self, rounds: int, milliseconds: float) -> dict[str, list[float]]:
-        """Tasks a second of every lap, by contender."""
+        """Run all laps, and return the tasks per second of each, by contender."""
         rates: dict[str, list[float]] = {CONTENDERS[name].name: [] for name in self.names}
         distance = Distance(milliseconds)
         try:
@@ -112,7 +112,7 @@ class Race:
         return rates
 
     def measure(self, contender: Contender, tasks: int) -> float:
-        """Tasks a second between a tenth of the tasks being done and all of them."""
+        """Return the tasks per second between a tenth of the tasks being done and all of them."""
         with ExitStack() as lap:
             lap.enter_context(contender.servers())
             contender.publish(*self.work, tasks)
@@ -126,13 +126,13 @@ class Race:
 
 
 def _processors() -> tuple[int, int]:
-    """What all of them have spent idle, and in all, in the kernel's own units (proc(5), /proc/stat)."""
+    """Return the time that all processors have spent idle, and in all, in the kernel's units (proc(5), /proc/stat)."""
     spent = [int(number) for number in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
     return spent[3], sum(spent)
 
 
 def _when_done(contender: Contender, count: int) -> tuple[float, int]:
-    """When at least so many were seen done, and how many there were."""
+    """Wait until at least `count` tasks are done, and return the time and their number."""
     deadline = time.monotonic() + LIMIT
     while (seen := contender.done()) < count:
         if time.monotonic() > deadline:

@@ -116,7 +116,7 @@ def run(
 
 
 def summary(reports: list[Any]) -> Summary:
-    """Summarize the shards, in their order, from their reports or from the server's word on those without one."""
+    """Summarize the shards, in their order, from their reports or from what the server reports about the others."""
     told = [_told(shard, report) for shard, report in enumerate(reports, 1)]
     failed = [report for report in told if not _is_well(report)]
     timed = [report for report in told if report["duration"] is not None]
@@ -199,7 +199,7 @@ def _total(counts: list[Counts]) -> Counts | None:
 
 
 def _beginning_of(text: str, size: int) -> str:
-    """Return as much of the beginning as fits `size` characters of JSON."""
+    """Return as much of the beginning as fits `size` bytes of JSON."""
     while len(json.dumps(text)) > size:
         text = text[: len(text) * 3 // 4]
     return text

@@ -123,7 +123,7 @@ def _target(url: httpx.URL, response: httpx.Response) -> httpx.URL:
 
 
 async def _read(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
-    """Return the unpacked body within the limit, and whether it went on; unpacking stops at the limit too."""
+    """Return the unpacked body within the limit, and whether it went on; a small packed body cannot become large."""
     unpack = _unpacker(response)
     body = bytearray()
     async for chunk in response.aiter_raw():

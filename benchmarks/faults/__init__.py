@@ -1,1 +1,1 @@
-"""What HOWL promises when something breaks, tried with real processes: `make faults`."""
+"""Tests of HOWL's promises under faults, with real processes: `make faults`."""

@@ -1,6 +1,6 @@
-"""Break things, count what came of the tasks, and say which promises were not kept.
+"""The program that breaks things, counts what became of the tasks, and reports the promises that were not kept.
 
-Short measures take a minute or two; `--full` takes as long as the project's own figures ask for.
+The short run takes a minute or two; `--full` takes as long as the project's own figures require.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A recorder that dies, as by kill -9, when its first batch is committed and not yet confirmed."""
+"""A recorder that dies, as by kill -9, after its first batch is committed and before it is confirmed."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ from howl.server.recorder.recorder import Recorder
 
 
 class Unconfirmed(OutcomeStream):
-    """Dies where it should confirm."""
+    """A stream that kills its process where it should confirm."""
 
     async def confirm(self, batch: Batch) -> None:
         if batch.entry_ids:

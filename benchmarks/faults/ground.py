@@ -1,4 +1,4 @@
-"""Where a scenario happens: real processes in a namespace of their own, and what is counted when all is over."""
+"""The ground of a scenario: real processes in a namespace of their own, and the counts taken at the end."""
 
 import json
 import os
@@ -27,47 +27,47 @@ from howl.embedded.stack import Stack
 from tests.helpers.support import PATIENCE, Process, eventually
 
 ROOT = Path(__file__).parents[2]
-#: Settings that processes are told; a worker is not told the database.
+#: Settings passed to processes; a worker does not get the database.
 TOLD = ("redis_url", "nats_url", "database_url", "key_prefix", "subject_prefix", "home", "heartbeat_interval",
         "lost_after", "lease", "push_again_after")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """What came of a scenario's tasks."""
+    """The counts of a scenario."""
 
     tasks: int
-    #: How often something was broken.
+    #: Faults that were injected.
     faults: int
     #: Tasks without a final outcome in the record.
     lost: int
-    #: Final outcomes accepted beyond the first of a task and attempt.
+    #: Final outcomes accepted after the first of a task and attempt.
     twice: int
-    #: Runs beyond the first of a task, and how many the faults account for: tasks running when they struck, or of
-    #: which Redis has forgotten that they were taken.
+    #: Runs after the first of a task, and how many of them the faults explain: tasks that were running at a fault, or
+    #: whose claim Redis has forgotten.
     started_again: int
     running_at_faults: int
-    #: Claims that are still held though every task has ended.
+    #: Claims that are still held although every task has ended.
     stranded: int
-    #: Ends that a worker was told are no longer its to tell.
+    #: Ends that a worker was refused as stale.
     stale: int
     dead: int
-    #: Entries of the stream that the witness has not: then `twice` proves nothing.
+    #: Entries of the stream that the witness has not seen: if there are any, `twice` proves nothing.
     unseen: int
-    #: Whatever a scenario checks beside: what is not as it should be.
+    #: Failures of what a scenario checks in addition.
     wrong: int = 0
-    #: Processes of killed workers that outlived them to the end.
+    #: Processes of killed workers that still run at the end.
     orphans: int = 0
     seconds: float = 0.0
 
     @property
     def extra(self) -> int:
-        """Runs beyond the first that no fault accounts for."""
+        """Runs after the first that no fault explains."""
         return max(0, self.started_again - self.running_at_faults)
 
 
 class Ground:
-    """Servers, processes, witnesses; all of it ends with the block."""
+    """The servers, processes and witnesses of a scenario; all of them end with the block."""
 
     def __init__(self, stack: Stack, settings: Settings, folder: Path, seed: int = 3) -> None:
         self.stack = stack
@@ -84,9 +84,9 @@ class Ground:
         self.processes: list[Process] = []
         self.killed: list[Process] = []
         self.faults = 0
-        #: How often Redis has forgotten that each message was taken.
+        #: How often Redis has forgotten the claim of each message.
         self.forgotten: Counter[str] = Counter()
-        #: For each kill, ids that the killed worker held, and its processes.
+        #: For each fault, the ids that the worker held, and the processes that were hit.
         self._struck: list[tuple[set[str], set[int]]] = []
         self._began = time.monotonic()
 
@@ -109,38 +109,38 @@ class Ground:
     # --- processes --------------------------------------------------------------------------------------------------
 
     def server(self) -> Process:
-        """A running `howl server`."""
+        """Start `howl server`, and wait until it is up."""
         return self.awaited(self.start("howl", "server"), "server is up")
 
     def worker(self, name: str, *arguments: str, redis_url: str | None = None, wait: bool = True) -> Process:
-        """A worker of four children (or as `arguments` say), reaching Redis by `redis_url` if given."""
+        """Start a worker with four children (or as `arguments` say), which reaches Redis by `redis_url` if given."""
         options = arguments or ("--concurrency", "4")
         told = {"HOWL_REDIS_URL": redis_url} if redis_url else {}
         process = self.start("howl", "worker", "--name", name, *options, database=False, **told)
         return self.awaited(process, " ready.") if wait else process
 
     def start(self, program: str, *arguments: str, database: bool = True, **told: str) -> Process:
-        """Any program beside this interpreter."""
+        """Start any program from the folder of this interpreter."""
         argv = [str(Path(sys.executable).with_name(program)), *arguments]
         env = self.environment(database=database) | told
         self.processes.append(Process(argv, env, self.folder / f"process-{len(self.processes)}.log"))
         return self.processes[-1]
 
     def environment(self, *, database: bool = True) -> dict[str, str]:
-        """What a process is told of this place; a worker is not told the database."""
+        """Return the environment of a process; that of a worker has no database."""
         given = {f"HOWL_{name.upper()}": str(getattr(self.settings, name)) for name in TOLD}
         if not database:
             del given["HOWL_DATABASE_URL"]
         return clean_environment(**given, HOWL_TASK_MODULES="benchmarks.tasks,tests.tasks", PYTHONPATH=str(ROOT))
 
     def awaited(self, process: Process, word: str) -> Process:
-        """When its output says so."""
+        """Wait until a process prints `word`, and return it."""
         eventually(lambda: word in process.output or process.popen.poll() is not None)
         assert process.popen.poll() is None, process.output
         return process
 
     def kill(self, process: Process, name: str) -> None:
-        """SIGKILL for a worker's main process; its children live on."""
+        """Kill a worker's main process by SIGKILL; its children live on."""
         pids = {process.pid, *children(process.pid)}
         process.popen.kill()
         process.popen.wait(PATIENCE)
@@ -148,18 +148,18 @@ class Ground:
         self.killed.append(process)
 
     def struck(self, name: str, pids: set[int], held: Iterable[str] = ()) -> None:
-        """A fault happened to these processes: what they run of what this worker holds, or held, may run again."""
+        """Record a fault of these processes: the tasks they run, of those this worker holds or held, may run again."""
         self.faults += 1
         self._struck.append(({*self.held(name), *held}, pids))
 
     def held(self, name: str) -> set[str]:
-        """Ids of the tasks that all lives of this worker hold."""
+        """Return the ids of the tasks that all lives of this worker hold."""
         keys = self.redis.keys(self.namespace.key(f"claims:celery@{name}.*"))
         claims = [value for key in keys for tag, value in self.redis.hgetall(key).items() if tag[:6] != b"began:"]
         return {json.loads(claim.partition(b"\n")[2])["headers"]["id"] for claim in claims}
 
     def wait_for_work(self, name: str, patience: float = 5.0) -> None:
-        """Until this worker holds a task, or for so many seconds: most faults should find something that runs."""
+        """Wait until this worker holds a task, at most `patience` seconds: most faults should hit a running task."""
         deadline = time.monotonic() + patience
         while not self.held(name) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -167,9 +167,9 @@ class Ground:
     # --- tasks ------------------------------------------------------------------------------------------------------
 
     def publish(self, count: int, seconds: float, countdown: float = 0.0) -> None:
-        """Diary-writing tasks of up to twice so many seconds each, published as any Celery client does.
+        """Publish tasks that write the diary and take up to twice `seconds` each, as any Celery client does.
 
-        With a countdown every second one waits up to so many seconds.
+        With a countdown, every second one waits up to that many seconds.
         """
         with self.client.producer_pool.acquire() as producer:
             for number in range(count):
@@ -181,7 +181,7 @@ class Ground:
                 )
 
     def send(self, name: str, *arguments: Any, count: int = 1, countdown: float | None = None) -> None:
-        """Any task, so many times."""
+        """Publish any task, `count` times."""
         with self.client.producer_pool.acquire() as producer:
             for _ in range(count):
                 self.task_ids.append(str(uuid.uuid4()))
@@ -190,14 +190,14 @@ class Ground:
                 )
 
     def ended(self, task_ids: list[str] | None = None) -> set[str]:
-        """Which of these, by default of all tasks, have a final row."""
+        """Return those of these tasks, by default of all, that have a final row."""
         with psycopg.connect(self.settings.database()) as connection:
             query = "SELECT task_id FROM tasks WHERE rank = 3 AND task_id = ANY(%s)"
             rows = connection.execute(query, (self.task_ids if task_ids is None else task_ids,)).fetchall()
         return {task_id for (task_id,) in rows}
 
     def wait_for_ends(self, patience: float) -> None:
-        """Until every task has ended, or none has for `patience` seconds: who has not is lost."""
+        """Wait until every task has ended, or none has for `patience` seconds: the others are lost."""
         seen, since = len(self.ended()), time.monotonic()
         while seen < len(self.task_ids) and time.monotonic() - since < patience:
             time.sleep(0.2)
@@ -231,7 +231,7 @@ class Ground:
         )
 
     def stranded(self) -> int:
-        """Claims still held once a settle has had time to arrive, and a dead owner's lease to run out."""
+        """Count claims still held after time for a settle to arrive, and for a dead owner's lease to run out."""
         deadline = time.monotonic() + 2 * self.settings.lease + 2
         while (held := self._claims()) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -247,17 +247,17 @@ class Ground:
 
 
 def _again(starts: Counter[str], forgotten: Counter[str]) -> int:
-    """Runs beyond the first that what Redis forgot accounts for, task by task."""
+    """Count the runs after the first that forgotten claims explain, task by task."""
     return sum(min(times, starts[task_id] - 1) for task_id, times in forgotten.items() if starts[task_id])
 
 
 def children(pid: int) -> list[int]:
-    """A process's children now, the oldest first."""
+    """Return a process's children now, the oldest first."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def group(pid: int) -> list[int]:
-    """Processes of a group that still run."""
+    """Return the processes of a group that still run."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -270,7 +270,7 @@ def group(pid: int) -> list[int]:
 
 
 def strike(pids: list[int]) -> None:
-    """SIGKILL, whether they still run or not."""
+    """Send SIGKILL to processes, whether or not they still run."""
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Redis's own log (the append-only file): whatever it did is written there before anybody hears of it."""
+"""A reader of Redis's append-only file, where every write is logged before any client gets its reply."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ from howl.embedded.stack import Stack
 
 
 class Log:
-    """What Redis did since this was made, and has not lost."""
+    """The writes of Redis since this object was made, except those it has lost."""
 
     def __init__(self, stack: Stack, client: Any) -> None:
         self._folder = stack.redis.folder / "appendonlydir"
@@ -20,29 +20,29 @@ class Log:
         self._begin = self.size
 
     def keep_whole(self) -> None:
-        """To be said again whenever Redis was started."""
-        # A rewritten log leaves out what was deleted since; and while Redis syncs, it answers first and writes later.
+        """Keep Redis from rewriting its log; to be called again after each start of Redis."""
+        # A rewritten log leaves out what was deleted since; and while Redis syncs, it replies first and writes later.
         self._client.config_set("auto-aof-rewrite-percentage", 0)
         self._client.config_set("appendfsync", "no")
 
     @property
     def path(self) -> Path:
-        """The file that is written to now."""
+        """The file that Redis writes to now."""
         return max(self._folder.glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
 
     @property
     def size(self) -> int:
-        """Bytes by now."""
+        """The bytes of the current file."""
         return self.path.stat().st_size
 
     def added(self, stream: str) -> dict[bytes, bytes]:
-        """Every entry that was added to a stream: its id, and the value of its one field."""
+        """Return every entry that was added to a stream: its id, and the value of its one field."""
         with self.path.open("rb") as file:
             file.seek(self._begin)
             return {words[2]: words[4] for words in _commands(file) if _is(b"XADD", stream, words)}
 
     def lose(self, kept: int) -> bytes:
-        """Cut off what came after so many bytes, while Redis is away; what was lost."""
+        """Cut the log to `kept` bytes while Redis is down, and return what was lost."""
         with self.path.open("r+b") as file:
             file.seek(kept)
             lost = file.read()
@@ -51,13 +51,13 @@ class Log:
 
 
 def taken_in(part: bytes, claims: str) -> Counter[str]:
-    """Which messages that part of a log gave out to owners whose `claims` keys begin like this: task ids.
+    """Count, by task id, the messages that this part of a log gave to owners whose `claims` keys begin like this.
 
     `part` must begin where a command does.
     """
     said = (words for words in _commands(BytesIO(part)) if words[0].upper() == b"HSET")
     values = (words[3] for words in said if words[1].startswith(claims.encode()))
-    # A claim is its list, a line's end, its message; what else these keys hold has one line.
+    # A claim is its list, a newline, and its message; all other values in these keys have one line.
     return Counter(json.loads(value.partition(b"\n")[2])["headers"]["id"] for value in values if b"\n" in value)
 
 
@@ -66,7 +66,7 @@ def _is(name: bytes, key: str, words: list[bytes]) -> bool:
 
 
 def _commands(file: BinaryIO) -> Iterator[list[bytes]]:
-    """Each whole command, as its words: RESP's arrays of bulk strings."""
+    """Yield each whole command as its words: RESP's arrays of bulk strings."""
     try:
         while True:
             yield [_word(file) for _ in range(_number(file))]

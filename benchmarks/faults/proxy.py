@@ -1,4 +1,4 @@
-"""A TCP proxy that can cut every connection through it, losing what was on its way in one direction."""
+"""A TCP proxy that can cut every connection through it, after losing the data in one direction."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ CHUNK = 1 << 16
 
 
 class Proxy(threading.Thread):
-    """Forwards connections on loopback to a server until left."""
+    """A proxy that forwards connections on loopback to a server until its context is left."""
 
     def __init__(self, url: str) -> None:
         super().__init__(name="proxy", daemon=True)
@@ -25,12 +25,12 @@ class Proxy(threading.Thread):
 
     @property
     def url(self) -> str:
-        """The server's address, by way of here."""
+        """The server's address through this proxy."""
         login, _, _ = self._parts.netloc.rpartition("@")
         return urlunsplit(self._parts._replace(netloc=f"{login}@127.0.0.1:{self._port}"))
 
     def cut(self, direction: str, after: float) -> int:
-        """Lose what goes in one direction for `after` seconds, then cut; how many connections there were."""
+        """Lose all data in one direction for `after` seconds, then cut; return the number of connections."""
         return asyncio.run_coroutine_threadsafe(self._cut(direction, after), self._loop).result(10)
 
     def __enter__(self) -> Self:
@@ -89,20 +89,20 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Connection:
-    """A client's connection and the one made for it."""
+    """A client's connection and the one to the server that was opened for it."""
 
     def __init__(self, client: Stream, server: Stream) -> None:
         self._client, self._server = client, server
         self.losing = ""
 
     async def run(self) -> None:
-        """Until either side ends it."""
+        """Forward in both directions until the connections end."""
         pumps = (self._pump(REQUESTS, self._client[0], self._server[1]),
                  self._pump(ANSWERS, self._server[0], self._client[1]))  # fmt: skip
         await asyncio.gather(*pumps)
 
     def close(self) -> None:
-        """At once, without a farewell."""
+        """Abort both connections at once, without a clean close."""
         for _, writer in (self._client, self._server):
             writer.transport.abort()
 

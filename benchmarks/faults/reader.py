@@ -1,6 +1,7 @@
-"""A process that copies the entries of the outcomes stream to a file, before the recorder deletes them.
+"""A process that copies the entries of the outcome stream to a file, before the recorder deletes them.
 
-A process of its own, and an urgent one where that is allowed: it must read while the recorder writes to PostgreSQL.
+It is a process of its own, with a higher priority where that is allowed: it must read while the recorder writes to
+PostgreSQL.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ GROUP = "witness"
 
 
 def main(path: Path) -> None:
-    """Until killed: a line an entry, its id and what it says."""
+    """Write a line per entry, with its id and its outcome, until killed."""
     with contextlib.suppress(PermissionError):
         os.nice(-10)
     settings = load_settings()
@@ -33,7 +34,7 @@ def main(path: Path) -> None:
             try:
                 answer = client.xreadgroup(GROUP, GROUP, {key: ">"}, count=10_000, block=5000, noack=True)
             except redis.RedisError:
-                time.sleep(0.005)  # Redis is away, as this scenario wants
+                time.sleep(0.005)  # Redis is down, as the scenario intends
                 continue
             for _, entries in answer or ():
                 file.write(

@@ -1,4 +1,4 @@
-"""What is broken, how, and what HOWL promises of it: each scenario breaks things and hands in an account."""
+"""The scenarios: each injects faults and returns an account, of which HOWL promises that some counts are zero."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ from tests.helpers.support import PATIENCE, Process, eventually
 
 @dataclass(frozen=True)
 class Scenario:
-    """A way to break things, its short and its full measure, and which counts must be zero."""
+    """A scenario: its function, the sizes of its short and full run, and the counts that must be zero."""
 
     run: Callable[..., Account]
     short: dict[str, int]
@@ -34,12 +34,12 @@ class Scenario:
     zero: tuple[str, ...]
 
     def broken_promises(self, account: Account) -> dict[str, int]:
-        """Counts that should be zero and are not."""
+        """Return the counts that should be zero and are not."""
         return {name: getattr(account, name) for name in self.zero if getattr(account, name)}
 
 
 def mains_killed(ground: Ground, *, tasks: int, kills: int) -> Account:
-    """kill -9 of worker mains at random instants under load; the same name is started again at once."""
+    """Kill worker mains (kill -9) at random times under load; start the same name again at once."""
     ground.server()
     workers = {name: ground.worker(name) for name in ("w1", "w2")}
     for number in range(kills):
@@ -47,7 +47,7 @@ def mains_killed(ground: Ground, *, tasks: int, kills: int) -> Account:
         ground.awaited(workers[name], " ready.")
         ground.publish(tasks // kills, 0.1)
         if number % 2:
-            time.sleep(ground.random.uniform(0, 1))  # whatever it does then, if anything
+            time.sleep(ground.random.uniform(0, 1))  # whatever it is doing then
         else:
             ground.wait_for_work(name)
             time.sleep(ground.random.uniform(0, 0.2))
@@ -57,11 +57,11 @@ def mains_killed(ground: Ground, *, tasks: int, kills: int) -> Account:
 
 
 def children_killed(ground: Ground, *, tasks: int, kills: int) -> Account:
-    """kill -9 of one pool child, of all, of a main whose children live on, in turn."""
+    """Kill (kill -9) one pool child, all of them, or a main whose children live on, in turn."""
     ground.server()
     worker = ground.worker("w1")
     for number in range(kills):
-        time.sleep(ground.random.uniform(0.5, 1.0))  # until those killed before have been replaced
+        time.sleep(ground.random.uniform(0.5, 1.0))  # time to replace those killed before
         ground.publish(tasks // kills, 0.1)
         ground.wait_for_work("w1")
         time.sleep(ground.random.uniform(0, 0.2))
@@ -75,14 +75,14 @@ def _kill_some(ground: Ground, worker: Process, whom: int) -> Process:
         return ground.worker("w1")
     pids = children(worker.pid)
     chosen = [ground.random.choice(pids)] if whom == 0 else pids
-    held = ground.held("w1")  # looked at before as well: their parent, which lives, puts back what they ran
+    held = ground.held("w1")  # read before the kill as well: their parent, which lives, puts back what they ran
     strike(chosen)
     ground.struck("w1", set(chosen), held)
     return worker
 
 
 def worker_stopped(ground: Ground, *, tasks: int, stops: int) -> Account:
-    """SIGSTOP for longer than the lease, then SIGCONT: what it says late must not count."""
+    """Stop a worker for longer than the lease, then continue it: what it reports late must not count."""
     ground.server()
     workers = {name: ground.worker(name) for name in ("w1", "w2")}
     for _ in range(stops):
@@ -96,7 +96,7 @@ def worker_stopped(ground: Ground, *, tasks: int, stops: int) -> Account:
 
 
 def _stopped_at_work(ground: Ground, workers: dict[str, Process]) -> str | None:
-    """The name of one that is stopped from now on while it holds a task that has begun; None: none does now."""
+    """Stop a worker that holds a task that has begun, and return its name; None if there is none now."""
     for name, worker in workers.items():
         worker.signal(signal.SIGSTOP)
         pids = set(children(worker.pid))
@@ -111,7 +111,7 @@ def _holds_nothing(ground: Ground, name: str) -> bool:
 
 
 def task_outlasts_lease(ground: Ground, *, tasks: int) -> Account:
-    """Tasks three times longer than the lease, with an idle worker beside."""
+    """Run tasks three times longer than the lease, with an idle worker present."""
     ground.server()
     ground.worker("w1"), ground.worker("w2")
     ground.publish(tasks, 0)
@@ -123,7 +123,7 @@ def task_outlasts_lease(ground: Ground, *, tasks: int) -> Account:
 
 
 def connection_cut(ground: Ground, *, tasks: int, cuts: int, pool: str = "prefork") -> Account:
-    """Every connection of a worker cut under load, what goes to Redis or comes from it lost just before, in turn."""
+    """Cut every connection of a worker under load, after losing the data to Redis or from it, in turn."""
     ground.server()
     with Proxy(ground.settings.redis()) as proxy:
         ground.worker("w1", "--pool", pool, "--concurrency", "4", redis_url=proxy.url)
@@ -131,18 +131,18 @@ def connection_cut(ground: Ground, *, tasks: int, cuts: int, pool: str = "prefor
             ground.publish(tasks // cuts, 0.05, countdown=3.0)
             time.sleep(ground.random.uniform(0.05, 0.5))
             lost, after = (REQUESTS, ANSWERS)[number % 2], ground.random.uniform(0.002, 0.05)
-            eventually(partial(proxy.cut, lost, after))  # a worker that just connects again has nothing to cut
+            eventually(partial(proxy.cut, lost, after))  # a worker that is just reconnecting has nothing to cut
             ground.faults += 1
         return ground.account()
 
 
 def connection_of_threads_cut(ground: Ground, *, tasks: int, cuts: int) -> Account:
-    """The same for a pool of threads, which run what they were handed whatever Celery forgets."""
+    """Do the same with a pool of threads, which run what they were given even if Celery forgets it."""
     return connection_cut(ground, tasks=tasks, cuts=cuts, pool="threads")
 
 
 def redis_forgets(ground: Ground, *, tasks: int, times: int) -> Account:
-    """Redis killed, its last second lost, away for longer than the lease; submitted tasks must all end."""
+    """Kill Redis, lose its last second, and keep it down for longer than the lease; submitted tasks must all end."""
     ground.server()
     ground.worker("w1"), ground.worker("w2")
     for _ in range(times):
@@ -158,7 +158,7 @@ def redis_forgets(ground: Ground, *, tasks: int, times: int) -> Account:
 
 @dataclass(frozen=True)
 class Kept:
-    """How far things had come: bytes of Redis's log, tasks submitted."""
+    """The state that Redis keeps: bytes of its log, and tasks submitted by then."""
 
     log: int
     tasks: int
@@ -187,20 +187,20 @@ def _lose_what_came_after(ground: Ground, kept: Kept, away: float) -> None:
 
 
 def _forgotten(ground: Ground, kept: Kept, lost: bytes) -> Counter[str]:
-    """How often each message was taken in the lost second: it is on its queue again, or will be pushed again.
+    """Count how often each message was claimed in the lost second: it is on its queue again, or is pushed again.
 
-    Not only what had begun by now: a worker whose loop waits for Redis begins the rest when Redis is back, a moment
-    before it hears that these claims are forgotten.
+    Not only those that had begun by now count: a worker whose loop waits for Redis begins the rest when Redis is back,
+    a moment before it learns that these claims are forgotten.
     """
     taken = taken_in(lost, ground.namespace.key("claims:"))
-    # What Redis never heard of and is recorded stays ended.
+    # A task that Redis does not know and whose end is recorded stays ended.
     return taken - Counter(ground.ended(ground.task_ids[kept.tasks :]))
 
 
 def servers_restarted(ground: Ground, *, tasks: int, restarts: int) -> Account:
-    """`howl server`, Redis and NATS stopped and started again in turn under load, as for an upgrade.
+    """Stop `howl server`, Redis and NATS, and start them again, in turn under load, as for an upgrade.
 
-    `wrong` counts servers that did not end well, and workers that are not heard after the last restart.
+    `wrong` counts servers that did not exit with status 0, and workers without a heartbeat after the last restart.
     """
     server, unwell = ground.server(), 0
     ground.worker("w1"), ground.worker("w2")
@@ -224,11 +224,11 @@ def _restart(ground: Ground, server: Valkey | Nats) -> None:
 
 
 def _unheard(ground: Ground, workers: set[str]) -> int:
-    """How many of the workers no heartbeat comes from."""
+    """Count the workers from which no heartbeat comes."""
     query = "SELECT worker_id FROM workers WHERE last_heartbeat_at > %s"
     with psycopg.connect(ground.settings.database(), autocommit=True) as connection:
         now = connection.execute("SELECT now()").fetchone()
-        deadline = time.monotonic() + PATIENCE  # a beacon tries NATS again now and then
+        deadline = time.monotonic() + PATIENCE  # a worker retries NATS now and then
         while silent := workers - {worker_id for (worker_id,) in connection.execute(query, now)}:
             if time.monotonic() > deadline:
                 break
@@ -237,7 +237,7 @@ def _unheard(ground: Ground, workers: set[str]) -> int:
 
 
 def scripts_flushed(ground: Ground, *, tasks: int, flushes: int) -> Account:
-    """Redis forgets its scripts under load."""
+    """Flush Redis's scripts under load."""
     ground.server()
     ground.worker("w1")
     for _ in range(flushes):
@@ -249,7 +249,7 @@ def scripts_flushed(ground: Ground, *, tasks: int, flushes: int) -> Account:
 
 
 def recorder_killed(ground: Ground, *, tasks: int, kills: int) -> Account:
-    """A recorder dies between the commit of a batch and its confirmation; the next one records each end once."""
+    """Kill a recorder between the commit of a batch and its confirmation; the next one records each end once."""
     ground.worker("w1")
     for _ in range(kills):
         recorder = ground.start("python", "-m", "benchmarks.faults.dying_recorder")
@@ -265,7 +265,7 @@ def recorder_killed(ground: Ground, *, tasks: int, kills: int) -> Account:
 
 
 def garbage(ground: Ground, *, messages: int, neighbours: int) -> Account:
-    """Messages that nobody can read among sound ones; `wrong` counts what is not set aside and values not unchanged."""
+    """Mix unreadable messages with sound ones; `wrong` counts those not set aside, and values that were changed."""
     queue = ground.settings.key("celery")
     for number in range(messages):
         ground.redis.lpush(queue, _garbage(number))
@@ -287,7 +287,7 @@ def garbage(ground: Ground, *, messages: int, neighbours: int) -> Account:
     return Account(**{**vars(account_now), "wrong": abs(messages - aside - refused) + changed})
 
 
-#: What careless readers of JSON change.
+#: A value that careless JSON readers change.
 VALUE = {"big": 2**60 + 1, "none": [], "empty": {}, "text": "\u2603\n"}
 
 
@@ -312,12 +312,12 @@ def _garbage(number: int) -> bytes:
 
 
 def same_name(ground: Ground, *, tasks: int) -> Account:
-    """Two workers of one name: both work, and it is said once; `wrong` counts what is not so."""
+    """Run two workers of one name: both work, and one warning is logged; `wrong` counts what differs."""
     ground.server()
     first, second = ground.worker("w1"), ground.worker("w1")
     ground.publish(tasks, 0.1)
     ground.wait_for_ends(30)
-    time.sleep(ground.settings.lease)  # until both have been seen to renew their leases
+    time.sleep(ground.settings.lease)  # time for both to be seen renewing their leases
     busy = {line.pid for line in ground.diary.lines()}
     idle = sum(1 for worker in (first, second) if not busy & set(children(worker.pid)))
     warnings = sum(process.output.count("the same name") for process in ground.processes)

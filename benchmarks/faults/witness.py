@@ -1,4 +1,4 @@
-"""What counts: a second reader of the outcomes stream, and what tasks write themselves."""
+"""The evidence: a second reader of the outcome stream, and the diary that tasks write themselves."""
 
 import json
 import time
@@ -13,15 +13,15 @@ from howl.config import Settings
 from howl.outcomes import STATUSES
 
 FINAL = frozenset(state for state, (_, rank) in STATUSES.items() if rank == 3)
-#: Seconds for the reader to write down what was appended last.
+#: Most seconds for the reader to write down the last entries.
 PATIENCE = 2.0
 
 
 class Witness:
-    """What was said in the stream: what the reader's process, a consumer group of its own, has copied of it.
+    """The entries of the outcome stream, as copied by the reader's process, a consumer group of its own.
 
-    The recorder deletes what it has recorded, and waits for nobody: on a busy machine it is now and then faster than
-    the reader. What that missed is taken from Redis's log, so that nothing goes uncounted.
+    The recorder deletes what it has recorded without waiting: on a busy machine it is sometimes faster than the reader.
+    Entries that the reader missed are taken from Redis's log, so that nothing goes uncounted.
     """
 
     def __init__(self, settings: Settings, path: Path, client: Any, log: Log) -> None:
@@ -34,12 +34,12 @@ class Witness:
         path.touch()
 
     def forget_what_redis_lost(self) -> None:
-        """What was read and is not in Redis's log any more counts as never said."""
-        # Ids are times: none that was lost is given again.
+        """Drop entries that were read but are no longer in Redis's log: they count as never added."""
+        # Ids are times: a lost one is not used again.
         self._forgotten |= self._read().keys() - self._log.added(self._key).keys()
 
     def unseen(self) -> int:
-        """Look for all that was said; how many entries Redis counts and nobody has: if any, nothing is proved."""
+        """Look for all entries, and return how many of those Redis counts are missing: if any, nothing is proved."""
         deadline = time.monotonic() + PATIENCE
         while (unseen := self._unseen()) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -52,19 +52,19 @@ class Witness:
 
     @property
     def finals(self) -> Counter[tuple[str, int]]:
-        """Final outcomes by task id and attempt."""
+        """The number of final outcomes by task id and attempt."""
         documents = [json.loads(document) for document in self._entries().values()]
         final = [document for document in documents if document.get("state") in FINAL]
         return Counter((document["task_id"], document.get("attempt", 1)) for document in final)
 
     @property
     def dead(self) -> int:
-        """Tasks declared dead."""
+        """The number of tasks declared dead."""
         return self._count(b'"DEAD"')
 
     @property
     def refused(self) -> int:
-        """Messages recorded as refused: their task was known, what it should do was not."""
+        """The number of messages recorded as refused: their task was known, but not what it should do."""
         return self._count(b'"MessageRefused"')
 
     def _count(self, word: bytes) -> int:
@@ -75,14 +75,14 @@ class Witness:
         return self._missed | {entry_id: read[entry_id] for entry_id in read.keys() - self._forgotten}
 
     def _read(self) -> dict[bytes, bytes]:
-        """What each entry says; the reader may copy one twice, when Redis forgot that it had read it."""
+        """Return the document of each entry; the reader may copy one twice, if Redis forgot that it had read it."""
         whole, _, _ = self._path.read_bytes().rpartition(b"\n")
         return dict(line.partition(b" ")[::2] for line in whole.split(b"\n") if line)
 
 
 @dataclass(frozen=True)
 class Line:
-    """What a task wrote of itself."""
+    """A line that a task wrote about itself."""
 
     kind: str
     task_id: str
@@ -97,11 +97,11 @@ class Diary:
         path.touch()
 
     def lines(self) -> list[Line]:
-        """All whole lines by now."""
+        """Return all whole lines so far."""
         whole, _, _ = self.path.read_text().rpartition("\n")
         parts = (line.split() for line in whole.splitlines())
         return [Line(kind, task_id, int(pid)) for kind, task_id, pid in parts]
 
     def starts(self) -> Counter[str]:
-        """How often each task began."""
+        """Count how often each task began."""
         return Counter(line.task_id for line in self.lines() if line.kind == "began")

@@ -1,4 +1,4 @@
-"""Attack real servers with one worker's credential, and see what its neighbour notices: `--help` says more."""
+"""The program that attacks real servers with one worker's credential and measures its neighbour: see `--help`."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from howl.embedded.isolation import isolate
 
 TOGETHER, CONTROL_TOGETHER = "all-together", f"{CONTROL}-together"
 NAMES = [CONTROL, *ATTACKS, CONTROL_TOGETHER, TOGETHER]
-#: Rows that are no attack: what the others are held against.
+#: Rows without an attack: the baseline for the others.
 CONTROLS = (CONTROL, CONTROL_TOGETHER)
 COLUMNS = ("without", "with", "ratio", "p99 s", "worst s", "server MiB", "NATS MiB", "Redis MiB", "Redis silent s",
            "PostgreSQL +MiB", "passes", "refused", "cut", "cpu s")  # fmt: skip
@@ -32,9 +32,9 @@ without, with: the neighbour's tasks a second; p99, worst: from the end of a tas
 server`; Redis silent: longest time without an answer to anybody; PostgreSQL: growth while attacked; passes, refused, \
 cut: what came of the attack's own commands (cut: not answered, busy or full); cpu: the attackers' own.
 """
-#: Seconds of a quiet span, at most.
+#: Most seconds of a quiet span.
 QUIET = 10.0
-#: Seconds that a row takes beside its spans.
+#: Seconds that a row takes in addition to its spans.
 AROUND = 14
 
 
@@ -78,7 +78,7 @@ def main(
         python -m benchmarks.hostile --rate 0                       the neighbour has more to do than he can
     """
     isolate()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was started is ended in any case
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     home = Path(tempfile.mkdtemp(prefix="howl-hostile-", dir="/tmp"))
     home.chmod(0o711)  # PostgreSQL runs as another user when this runs as root
     chosen = [name for name in NAMES if name in only] if only else NAMES
@@ -153,7 +153,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _reading(rows: list[Row]) -> str:
-    """What a reader has to know of these figures."""
+    """Return the notes that explain the figures."""
     controls = [f"{row.name} {row.ratio:.0%}" for row in rows if row.name in CONTROLS]
     held = "; ".join(controls) or f"not measured here (--only {CONTROL})"
     return LEGEND + (

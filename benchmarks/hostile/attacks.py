@@ -1,6 +1,6 @@
-"""The attacks: each function is one pass, which its process repeats; its docstring says what it does and what is right.
+"""The attacks: each function is one pass, which its process repeats; its docstring, part of `--help`, describes it.
 
-They use what a worker's credential may really do. What the product refuses counts as refused, and is no error.
+The attacks use what a worker's credential may really do. What the product refuses counts as refused, not as an error.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from howl.bursts.admission import LeaveRequest
 from howl.outcomes import ChordCreated, encode
 
 LARGE = 30 << 20
-#: Redis's own last word on how much one client may say at once is 64 MB.
+#: Bytes of a command near the 64 MB that Redis accepts from one client at once.
 NEARLY_ALL = 60 << 20
 
 Attack = Callable[[Thief], None]
@@ -27,7 +27,7 @@ ATTACKS: dict[str, Attack] = {}
 
 
 def attack(function: Attack) -> Attack:
-    """Enter it into the table, under its name with hyphens."""
+    """Add an attack to the table, under its name with hyphens."""
     ATTACKS[function.__name__.replace("_", "-")] = function
     return function
 
@@ -286,12 +286,12 @@ def ordinary(thief: Thief) -> None:
     thief.turn(thief.life, *ends, number=next(thief.numbers))
 
 
-#: What is no attack: the same processor and bandwidth, used as they may be.
+#: Name of the control, which is no attack: the same processor time and bandwidth, used legitimately.
 CONTROL = "ordinary-turns"
 
 
 def find(name: str) -> Attack:
-    """By its name in the table, or the control."""
+    """Return an attack by its name in the table, or the control."""
     return ordinary if name == CONTROL else ATTACKS[name]
 
 
@@ -302,7 +302,7 @@ def _push(thief: Thief, count: int) -> None:
 
 
 def _claim(thief: Thief, owner: str, count: int) -> None:
-    """Claims that nobody made."""
+    """Forge `count` claims of an owner."""
     for first in range(0, count, 10_000):
         numbers = range(first, min(first + 10_000, count))
         forged = {f"{owner}:1:{number}": f"{thief.queue}\nx" for number in numbers}
@@ -320,7 +320,7 @@ def _publish_to_fresh(thief: Thief, kind: str) -> None:
 
 
 def _overhear(thief: Thief, seconds: float) -> list[str]:
-    """Subjects of answers to others; raises Refused if it may not even listen."""
+    """Return the subjects of answers to others; raises Refused if it may not even listen."""
     heard: list[str] = []
 
     async def hear(message: Msg) -> None:

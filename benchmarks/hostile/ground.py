@@ -1,4 +1,4 @@
-"""Where attacks happen: servers as `howl init` makes them, `howl server`, and a neighbour's worker under load."""
+"""The ground of the attacks: servers as `howl init` makes them, `howl server`, and a neighbour's worker under load."""
 
 import os
 import re
@@ -29,16 +29,16 @@ from howl.server import migrate
 from tests.helpers.servers import HOST, ROOT, Server, howl, psql
 from tests.helpers.support import Process, eventually
 
-#: The neighbour's worker.
+#: Name of the neighbour's worker.
 NEIGHBOUR = f"{VICTIM}-1"
-#: Seconds for a process to be ready, and for the first task to be recorded.
+#: Most seconds for a process to be ready, and for the first task to be recorded.
 PATIENCE = 60.0
-#: Seconds of any question that is asked of Redis and PostgreSQL here.
+#: Most seconds of a query to Redis or PostgreSQL here.
 ASKING = 5.0
-#: Bytes that Redis's clients may have it hold, by its configuration, which `howl server` may not read.
+#: Most bytes of Redis's client buffers, taken from its configuration file, which `howl server` may not query.
 CLIENTS_MEMORY = int(re.findall(r"^maxmemory-clients (\d+)mb$", CONFIGURATION, re.MULTILINE)[0]) << 20
 
-#: Tasks of the neighbour's that ended in a span, and seconds from each end until its row was there.
+#: Query for the neighbour's tasks that ended in a span, and the seconds from each end until its row was committed.
 ENDED = """
 SELECT count(*), percentile_disc(0.99) WITHIN GROUP (ORDER BY late), max(late) FROM (
     SELECT (result #>> '{}')::float8 AS ended,
@@ -49,7 +49,7 @@ SELECT count(*), percentile_disc(0.99) WITHIN GROUP (ORDER BY late), max(late) F
 
 
 class Servers:
-    """Made once: what `howl init` writes, the two credentials, and PostgreSQL; all of it ends with the block."""
+    """The parts made once: what `howl init` writes, two credentials, and PostgreSQL, which ends with the block."""
 
     def __init__(self, home: Path) -> None:
         if shutil.which("redis-server") is None:
@@ -67,7 +67,7 @@ class Servers:
         (self.home / "postgres").chmod(0o711)
         self.postgres.start()
         try:
-            # It tells when each row was written, in a setting that is read at the start alone.
+            # It records when each row was committed; PostgreSQL reads the setting at its start alone.
             with self.superuser("postgres") as connection:
                 connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
             self.postgres.stop()
@@ -87,7 +87,7 @@ class Servers:
         )
 
     def new_database(self) -> None:
-        """As the postgres image makes it, and `migrate` after it."""
+        """Create a database as the postgres image does, and `migrate` after it."""
         with self.superuser("postgres") as connection:
             connection.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)".encode())
             connection.execute(f"CREATE DATABASE {DATABASE}".encode())
@@ -102,15 +102,15 @@ class Servers:
         return f"postgresql://{OWNER}:{password}@{HOST}:{self.postgres.port}/{DATABASE}"
 
     def server_env(self) -> dict[str, str]:
-        """Of `howl server`, and of whoever submits."""
+        """Return the environment of `howl server`, and of clients that submit."""
         return self.provisioned.env(POSTGRES_PORT=str(self.postgres.port), HOWL_TASK_MODULES="benchmarks.tasks")
 
     def worker_env(self, name: str) -> dict[str, str]:
-        """Of a worker's machine: one secret."""
+        """Return the environment of a worker's machine, which holds one secret."""
         return self.provisioned.worker_env(self.provisioned.join(name)) | {"HOWL_TASK_MODULES": "benchmarks.tasks"}
 
     def settings(self) -> Settings:
-        """The server's."""
+        """Return the server's settings."""
         return load_settings(join=self.provisioned.join("server"), database_url=self.owner_url)
 
     def _superuser_url(self, database: str) -> str:
@@ -118,14 +118,14 @@ class Servers:
 
 
 class Ground:
-    """All that runs for one row of the table, from empty servers on; it ends with the block, also if Redis is busy."""
+    """All processes of one row, started with empty servers; they end with the block, even if Redis is busy."""
 
     def __init__(self, servers: Servers, rate: float, concurrency: int) -> None:
         self.servers, self.rate, self.concurrency = servers, rate, concurrency
         self.settings = servers.settings()
         self.redis: Any = redis_client(self.settings, timeout=ASKING)
         self.processes: dict[str, Process] = {}
-        #: What ended by itself, was killed, or came again.
+        #: Notes on processes that ended by themselves or were killed.
         self.notes: list[str] = []
         self._lock = threading.Lock()
         self._over = False
@@ -152,14 +152,14 @@ class Ground:
             closing.callback(self.servers.provisioned.stop)
             for process in self.processes.values():
                 closing.callback(process.end)
-            for name in ("redis", "nats"):  # a Redis that is busy does not heed SIGTERM
+            for name in ("redis", "nats"):  # a busy Redis does not react to SIGTERM
                 with suppress(AssertionError, KeyError):
                     closing.callback(_kill, self.pid(name))
 
     # --- processes --------------------------------------------------------------------------------------------------
 
     def start(self, name: str) -> None:
-        """`redis`, `nats`, `howl server`, `worker` or `load`; returns when it is ready."""
+        """Start `redis`, `nats`, `howl server`, `worker` or `load`, and return when it is ready."""
         if name in ("redis", "nats"):
             getattr(self.servers.provisioned, f"start_{name}")()
             return
@@ -171,14 +171,14 @@ class Ground:
             raise click.ClickException(f"{name} ended at its start.\n{process.output[-2000:]}")
 
     def pid(self, name: str) -> int:
-        """Of one that runs; raises AssertionError or KeyError for one that does not."""
+        """Return the pid of a running process; raises AssertionError or KeyError if it does not run."""
         if name in ("redis", "nats"):
             return self.servers.provisioned.pid(name)
         assert self.processes[name].popen.poll() is None, f"{name} has ended"
         return self.processes[name].pid
 
     def attend(self, name: str, most: int) -> int:
-        """Most bytes it ever had; kill it above `most`, and start it again if it has ended, as compose does."""
+        """Return its peak memory in bytes; kill it above `most`, and restart it if it has ended, as compose does."""
         with self._lock:
             if self._over:
                 return 0
@@ -186,7 +186,7 @@ class Ground:
                 pid = self.pid(name)
             except AssertionError:
                 self.note(f"{name} ended")
-                with suppress(AssertionError, click.ClickException):  # the next look tries again
+                with suppress(AssertionError, click.ClickException):  # the next call tries again
                     self.start(name)
                 return 0
             try:
@@ -199,12 +199,12 @@ class Ground:
         return highest
 
     def note(self, what: str) -> None:
-        """Kept for the row, and said at once."""
+        """Keep a note for the row, and print it at once."""
         self.notes.append(what)
         click.echo(f"  {what}", err=True)
 
     def attackers(self, seconds: float, names: list[str]) -> subprocess.Popen[str]:
-        """Processes with the thief's credential, ready to begin when told."""
+        """Start processes with the thief's credential, which begin when they read a line."""
         argv = [sys.executable, "-m", "benchmarks.hostile.loops", str(seconds), *names]
         log = (self.servers.home / "attackers.log").open("a")
         with log:
@@ -230,40 +230,40 @@ class Ground:
     # --- what is seen -----------------------------------------------------------------------------------------------
 
     def ended(self, since: float, until: float) -> tuple[int, float | None, float | None]:
-        """Of the neighbour's tasks that ended then: how many are recorded, the wait of 99 in 100, and the longest."""
+        """Return, for the neighbour's tasks that ended then, how many are recorded, and the p99 and longest wait."""
         with self.servers.superuser() as connection:
             row = connection.execute(ENDED.encode(), (NEIGHBOUR, since, until)).fetchone()
         return row if row is not None else (0, None, None)
 
     def database_bytes(self) -> int:
-        """Of everything that PostgreSQL keeps of HOWL's."""
+        """Return the bytes of HOWL's database."""
         with self.servers.superuser() as connection:
             row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
         return int(row[0]) if row else 0
 
     def oldest_unrecorded(self) -> float | None:
-        """Unix time at which Redis took the neighbour's oldest outcome that is not recorded; raises redis's errors."""
+        """Return the Unix time at which Redis got the neighbour's oldest unrecorded outcome; raises redis's errors."""
         stream = Namespace(self.settings.key_prefix, VICTIM).key("outcomes")
         entries = self.redis.xrange(stream, count=1)
         return int(entries[0][0].partition(b"-")[0]) / 1000 if entries else None
 
     def unrecorded(self, until: float) -> int:
-        """How many ends are not recorded that Redis took before then, of the oldest 10,000 outcomes."""
+        """Count the unrecorded ends that Redis got up to `until`, among the oldest 10,000 outcomes."""
         stream = Namespace(self.settings.key_prefix, VICTIM).key("outcomes")
         entries = self.redis.xrange(stream, "-", int(until * 1000), count=10_000)
-        # A run that takes a while under load has said before that it began.
+        # The stream also holds starts: a run that takes a while under load reports its start first.
         return sum(b'"SUCCESS"' in value for _, fields in entries for value in fields.values())
 
     def redis_memory(self) -> tuple[int, int]:
-        """Bytes that Redis ever used, and may; raises redis's errors.
+        """Return the peak of Redis's memory and its limit, in bytes; raises redis's errors.
 
-        A full Redis reads a command before it refuses it: `maxmemory-clients` bounds what it has of such.
+        A full Redis reads a command before it refuses it: `maxmemory-clients` bounds the memory of such commands.
         """
         known = self.redis.info("memory")
         return int(known["used_memory_peak"]), int(known["maxmemory"]) + CLIENTS_MEMORY
 
     def is_well(self, patience: float) -> bool:
-        """Whether tasks that end from now on are recorded, within so many seconds."""
+        """Return whether a task that ends from now on is recorded within `patience` seconds."""
         now, deadline = time.time(), time.monotonic() + patience
         while time.monotonic() < deadline:
             with suppress(psycopg.Error):
@@ -274,7 +274,7 @@ class Ground:
 
 
 def _memory(pid: int) -> tuple[int, int]:
-    """Bytes of a process in memory, at most and now."""
+    """Return the resident memory of a process in bytes: its peak, and now."""
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return tuple(int(lines[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS"))  # type: ignore[return-value]
 

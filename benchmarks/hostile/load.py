@@ -1,7 +1,7 @@
-"""The neighbour's work: short tasks on his queue at a steady rate, `python -m benchmarks.hostile.load RATE`.
+"""The neighbour's load: short tasks on his queue at a steady rate, `python -m benchmarks.hostile.load RATE`.
 
-A process of its own with the server's credential, as any client that submits. What is due while Redis does not answer
-is submitted afterwards. At the rate 0 the queue is never empty.
+It is a process of its own with the server's credential, like any client that submits. Tasks due while Redis does not
+answer are submitted afterwards. At rate 0 the queue is never empty.
 """
 
 import random
@@ -17,12 +17,12 @@ from howl.celery import create_app
 from howl.config import Settings, load_settings
 from howl.connections.redis import redis_client
 
-#: Seconds between two batches, most tasks of one, and how many wait at the rate 0.
+#: Seconds between two rounds of submission, most tasks of a batch, and tasks kept waiting at rate 0.
 PACE, BATCH, WAITING = 0.05, 1000, 3000
 
 
 def main(rate: float) -> None:
-    """Until killed."""
+    """Submit tasks until killed."""
     settings = load_settings()
     app = create_app(settings)
     client = redis_client(settings, timeout=5)

@@ -1,7 +1,7 @@
-"""Attacks in loops, each in a process of its own: `python -m benchmarks.hostile.loops SECONDS NAME ...`.
+"""The program that repeats attacks, each in its own process: `python -m benchmarks.hostile.loops SECONDS NAME ...`.
 
-It takes the credential from HOWL_JOIN, says `ready`, begins when a line comes in, and ends with what came of each
-attack as JSON. What does not end by itself is killed; what it had counted until then counts.
+It takes the credential from HOWL_JOIN, prints `ready`, begins when it reads a line, and ends by printing the tally of
+each attack as JSON. A process that does not end by itself is killed; its tally up to then counts.
 """
 
 import json
@@ -24,16 +24,16 @@ from benchmarks.hostile.attacks import find
 from benchmarks.hostile.thief import Refused, Thief
 from howl.config import load_settings
 
-#: Seconds after its time that a pass has to end by itself.
+#: Seconds after the end of its time within which a pass must end by itself.
 LATE = 3.0
-#: Seconds between two passes that failed, so that a refused attack does not spin.
+#: Seconds of pause after a pass that failed, so that a refused attack does not spin.
 PAUSE = 0.02
-#: How Redis says that it does nothing for anybody now; redis-py puts what command of a pipeline had it before that.
+#: Redis's errors that say it is busy or full; redis-py prefixes them with the command of a pipeline that failed.
 NO_ROOM = re.compile(r"(^|caused error: )(BUSY|OOM|MISCONF|LOADING)\b")
 
 
 class _Count(Structure):
-    """In memory that parent and child share."""
+    """The counts of an attack, in memory that parent and child share."""
 
     _fields_ = (
         ("passes", c_long), ("refused", c_long), ("cut", c_long), ("busy", c_long),
@@ -43,18 +43,18 @@ class _Count(Structure):
 
 @dataclass(frozen=True)
 class Tally:
-    """What came of one attack."""
+    """The tally of one attack."""
 
-    #: Passes that went through, were refused, were cut off or not answered, and found Redis busy or full.
+    #: Passes that went through, were refused, were cut off or not answered, and met a busy or full Redis.
     passes: int
     refused: int
     cut: int
     busy: int
-    #: Seconds of the processor's that it used itself.
+    #: Seconds of processor time that the attacker itself used.
     processor: float
-    #: What was last said to it.
+    #: The last error that it got.
     answer: str
-    #: Whether it ended as it should, or was killed at the end of its time.
+    #: Whether its process failed by itself; being killed at the end of its time does not count.
     broken: bool = False
 
     @property
@@ -63,12 +63,12 @@ class Tally:
 
 
 def main(seconds: float, names: list[str]) -> dict[str, Tally]:
-    """Run them side by side."""
+    """Run the attacks side by side, and return their tallies."""
     print("ready", flush=True)
     if not sys.stdin.readline():
         return {}
     until = time.time() + seconds
-    # Forked, for what all of them import is imported once, before the clock starts.
+    # Forked, so that their common imports are loaded once, before the clock starts.
     context: Any = multiprocessing.get_context("fork")
     counts = {f"{name}#{number}": context.Value(_Count, lock=False) for number, name in enumerate(names)}
     running = [
@@ -85,7 +85,7 @@ def main(seconds: float, names: list[str]) -> dict[str, Tally]:
 def _tally(count: Any, process: BaseProcess) -> Tally:
     broken = process.exitcode not in (0, None)
     if process.exitcode is None:
-        count.cut += 1  # the pass from which it did not come back
+        count.cut += 1  # the pass that did not return
         count.processor = _processor(process.pid)
         process.kill()
         process.join(LATE)
@@ -94,7 +94,7 @@ def _tally(count: Any, process: BaseProcess) -> Tally:
 
 
 def _processor(pid: int | None) -> float:
-    """Seconds that a process has used (proc(5), stat's fields utime and stime)."""
+    """Return the seconds of processor time of a process (proc(5), stat's fields utime and stime)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -113,7 +113,7 @@ def _loop(name: str, until: float, count: Any) -> None:
 
 
 def _once(attack: Any, thief: Thief) -> tuple[str, str]:
-    """One pass: what came of it, and in what words."""
+    """Run one pass, and return how it ended, with the error's text."""
     try:
         attack(thief)
     except Refused as error:

@@ -1,4 +1,4 @@
-"""One row of the table: the neighbour in quiet and attacked spans by turns, and what the servers grew to meanwhile."""
+"""Measurement of one row: the neighbour in quiet and attacked spans by turns, and the servers' memory meanwhile."""
 
 import json
 import os
@@ -18,58 +18,59 @@ import redis
 from benchmarks.hostile.ground import Ground
 from benchmarks.hostile.loops import LATE, Tally
 
-#: What the issue promises: of what a neighbour did, the part that he still does; seconds until his outcomes are
-#: recorded; bytes of `howl server` and of NATS.
+#: The promised figures: lowest ratio of a neighbour's throughput under attack; most seconds until his outcomes are
+#: recorded; bytes that `howl server` and NATS must each stay below.
 LEAST_RATIO, LATEST, MOST_MEMORY = 0.7, 5.0, 256 << 20
-#: Bytes at which a process is killed before it hurts this machine; compose would have long before.
+#: Bytes above which a process is killed, to protect this machine; compose would kill it long before.
 TOO_MUCH = 2 << 30
-#: Seconds between two looks at memory.
+#: Seconds between two polls of memory.
 LOOK = 0.25
-#: Seconds after an attack within which what ended during it may still be recorded, and within which all is well again.
+#: Most seconds after an attack to wait for the records of tasks that ended during it, and for tasks to be recorded
+#: normally again.
 AFTERWARDS, RECOVERY = 8.0, 15.0
-#: What may become of servers under attack, so that a row has no figures.
+#: Errors of servers under attack that end the measurement of a row.
 FAILURES = (AssertionError, click.ClickException, psycopg.Error, redis.RedisError, OSError)
-#: Seconds for processes of attackers to start and to say what came of it.
+#: Most seconds for the attackers' processes to start and to report, beyond their own time.
 START = 60.0
 
 
 @dataclass
 class Row:
-    """What came of one attack, or of several at once."""
+    """The figures of one attack, or of several at once."""
 
     name: str
-    #: The neighbour's tasks a second of each quiet and each attacked span.
+    #: The neighbour's tasks per second, in each quiet and in each attacked span.
     without: list[float] = field(default_factory=list)
     during: list[float] = field(default_factory=list)
-    #: Seconds from the end of a task to its row: most, and of 99 in a hundred; None where nothing ended at all.
+    #: Seconds from the end of a task to its row: the longest, and the p99; None if no task ended.
     worst: float | None = None
     p99: float | None = None
-    #: Ends in the neighbour's stream when the wait for them to be recorded was given up.
+    #: Unrecorded ends in the neighbour's stream when the wait for their records was given up.
     unrecorded: int = 0
-    #: Bytes, at most.
+    #: Peak bytes of the processes, and the limit of Redis in bytes.
     server_memory: int = 0
     nats_memory: int = 0
     redis_memory: int = 0
     redis_limit: int = 0
-    #: Bytes by which PostgreSQL grew in the attacked spans, and their seconds.
+    #: Bytes by which PostgreSQL grew in the attacked spans, and the seconds of these spans.
     database_growth: int = 0
     seconds: float = 0.0
-    #: Longest time in seconds for which Redis answered nobody.
+    #: Longest time, in seconds, without an answer from Redis.
     redis_silent: float = 0.0
     tallies: list[dict[str, Tally]] = field(default_factory=list)
-    #: Why it could not be measured to its end.
+    #: Why the measurement did not reach its end; None if it did.
     failure: str | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:
-        """What the neighbour does under attack, of what he does without."""
+        """The neighbour's throughput under attack, divided by that without."""
         quiet = statistics.median(self.without or [0.0])
         return statistics.median(self.during or [0.0]) / quiet if quiet else 0.0
 
     @property
     def passes(self) -> int:
-        """How often an attack went through."""
+        """The number of passes that went through."""
         return sum(tally.passes for tallies in self.tallies for tally in tallies.values())
 
     @property
@@ -80,7 +81,7 @@ class Row:
 
     @property
     def missed(self) -> list[str]:
-        """Which of the figures were not kept."""
+        """The names of the figures that were not kept."""
         late = self.worst is None or self.worst > LATEST or self.unrecorded > 0
         figures = {
             "throughput": self.ratio <= LEAST_RATIO,
@@ -95,7 +96,7 @@ class Row:
 
 
 class Watch(threading.Thread):
-    """Looks at memory, and starts again what has ended."""
+    """A thread that polls memory, and restarts processes that have ended."""
 
     def __init__(self, ground: Ground, row: Row) -> None:
         super().__init__(name="watch", daemon=True)
@@ -123,7 +124,7 @@ class Watch(threading.Thread):
 
 @contextmanager
 def watched(ground: Ground, row: Row) -> Iterator[None]:
-    """With a watch, until the block ends; what it saw is in the row."""
+    """Watch the ground until the block ends, and keep what was seen in the row."""
     watch = Watch(ground, row)
     watch.start()
     try:
@@ -142,7 +143,7 @@ def measure(
     rounds: int,
     quiet: float,
 ) -> Row:
-    """Spans by turns, `rounds` of each; if all is not well again after an attack, the next begins on new ground."""
+    """Alternate quiet and attacked spans, `rounds` of each; if tasks are not recorded after one, use a new ground."""
     row = Row(name)
     try:
         _measure(row, attacks, new_ground, seconds, rounds, quiet)
@@ -190,7 +191,7 @@ def _attacked(ground: Ground, row: Row, attacks: list[str], seconds: float) -> N
         ground.note("attackers did not end in time")
     finally:
         _end(attackers)
-    ended = time.time()  # a script of theirs may have held up Redis beyond their time
+    ended = time.time()  # an attacker's script may have blocked Redis beyond its time
     row.tallies.append({name: Tally(**tally) for name, tally in json.loads(said or "{}").items()})
     waiting, oldest = _wait_for_records(ground, ended)
     recorded, p99, worst = ground.ended(began, ended)
@@ -210,10 +211,10 @@ def _end(attackers: subprocess.Popen[str]) -> None:
 
 
 def _wait_for_records(ground: Ground, until: float) -> tuple[int, float | None]:
-    """Until what ended before then is recorded, or for AFTERWARDS; how many are not, and how long the oldest waits.
+    """Wait up to AFTERWARDS for the records of earlier ends; return the number missing, and the oldest's wait.
 
-    What a worker could not tell Redis is in no stream yet; but it tells in order, so a later end that is recorded shows
-    that all earlier ones were told.
+    An end that a worker could not report to Redis is in no stream yet; but a worker reports in order, so a later end
+    that is recorded shows that all earlier ones were reported.
     """
     deadline, oldest = time.monotonic() + AFTERWARDS, None
     while time.monotonic() < deadline:

@@ -1,6 +1,6 @@
-"""Who holds a stolen credential: a worker's join string, redis-py and nats-py, and no more manners than that.
+"""The holder of a stolen credential: a client with a worker's join string, redis-py and nats-py, and no restraint.
 
-All names and forms of the product's that an attack needs are here, taken from the product where it has a function.
+All names and formats of the product that an attack needs are here, taken from the product where it has a function.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ from howl.connections.redis import redis_client
 from howl.outcomes import Outcome, encode
 from howl.provision.permissions import worker_subjects
 
-#: The thief's queue, and that of its neighbour, as whom a worker runs.
+#: The queues of the thief and of its neighbour, and below the names of their credentials.
 MINE, THEIRS = "mine", "theirs"
 THIEF, VICTIM = "thief", "victim"
-#: Seconds that one command may take before the thief gives it up and connects again.
+#: Seconds after which the thief gives up a command and connects again.
 TIMEOUT = 10.0
 
 
 class Refused(Exception):
-    """The credential may not do this, or there is nothing of the kind to do."""
+    """The credential may not do this, or there is nothing of this kind to do."""
 
 
 class Thief:
-    """One credential at one process's disposal."""
+    """One credential in use by one process."""
 
     def __init__(self, settings: Settings, until: float) -> None:
         self.settings = settings
@@ -44,7 +44,7 @@ class Thief:
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """As a worker that starts: another owner, whose turns are counted from 1, over new connections."""
+        """Begin like a worker that starts: a new owner, whose turns count from 1, over new connections."""
         self.redis.connection_pool.disconnect()
         #: The owner, and numbers for its turns.
         self.life, self.numbers = self.owner(), count(1)
@@ -56,7 +56,7 @@ class Thief:
     # --- Redis ------------------------------------------------------------------------------------------------------
 
     def key(self, name: str) -> str:
-        """One of the keys that its workers hold or leave."""
+        """Return one of the keys that its workers hold or leave."""
         return self.namespace.key(name)
 
     @property
@@ -65,11 +65,11 @@ class Thief:
         return self.settings.key(MINE)
 
     def owner(self) -> str:
-        """A worker's life that nobody has used."""
+        """Return an unused owner: one life of a worker."""
         return f"celery@{THIEF}.{uuid.uuid4().hex}"
 
     def turn(self, owner: str, *words: Any, number: int = 1, wanted: int = 0, most_bytes: int = 8 << 20) -> Any:
-        """A turn about its own queue; a word is (kind, tag, value ...), or text as turn.lua shall read it."""
+        """Run a turn on its own queue; a word is (kind, tag, value ...), or raw text for turn.lua."""
         keys = [self.key(f"claims:{owner}"), self.key(f"turns:{owner}"), self.queue, self.settings.key(doorbell(MINE))]
         said = [part for word in words for part in _parts(word)]
         who = [self.settings.key_prefix, self.namespace.root, owner]
@@ -77,7 +77,7 @@ class Thief:
         return TURN.run(self.redis, keys, [*who, *numbers, *said])
 
     def leave(self, *documents: bytes) -> None:
-        """Entries of its outcomes stream, in one round trip."""
+        """Add entries to its outcome stream, in one round trip."""
         with self.redis.pipeline(transaction=False) as together:
             for document in documents:
                 together.xadd(self.key("outcomes"), {"outcome": document})
@@ -86,14 +86,14 @@ class Thief:
     # --- NATS -------------------------------------------------------------------------------------------------------
 
     def subject(self, kind: str, chosen: str = "x") -> str:
-        """A subject of a kind (`events`, `artifacts`, `leave`) that it may publish; `chosen` fills its gaps."""
+        """Return a subject of a kind (`events`, `artifacts`, `leave`) that it may use; `chosen` fills wildcards."""
         granted = [name for name in self._granted("publish") if kind in name]
         if not granted:
             raise Refused(f"no subject of {kind} is granted")
         return _filled(granted[0], chosen)
 
     def fresh_subjects(self, kind: str, length: int) -> Callable[[], str]:
-        """Makes one subject after the other that nobody has used, about so many characters long."""
+        """Return a function that makes unused subjects, each about `length` characters long."""
         free = [name for name in self._granted("publish") if kind in name and _gaps(name)]
         if not free:
             raise Refused(f"no subject of {kind} is its own choice")
@@ -107,16 +107,16 @@ class Thief:
 
     @property
     def inboxes(self) -> list[str]:
-        """Where answers to its questions come, and where those to everybody's came until each had his own."""
+        """The subjects of answers to its requests, and those of all clients' answers from before each had its own."""
         return list(dict.fromkeys([*self._granted("subscribe"), f"{self.settings.subject_prefix}.inbox.>"]))
 
     @property
     def inbox(self) -> str:
-        """A subject of its own to be answered on."""
+        """A subject of its own for answers."""
         return _filled(self._granted("subscribe")[0], uuid.uuid4().hex)
 
     def on_nats(self, act: Callable[[Client], Awaitable[None]]) -> None:
-        """Do something over a connection of its own; raises Refused when NATS says that it may not."""
+        """Run `act` over a connection of its own; raises Refused if NATS reports a permissions violation."""
         asyncio.run(self._on_nats(act))
 
     async def _on_nats(self, act: Callable[[Client], Awaitable[None]]) -> None:
@@ -140,7 +140,7 @@ class Thief:
 
 
 def outcome(result: bytes, task_id: str | None = None) -> bytes:
-    """A legal outcome of a task that never was, whose result is this JSON."""
+    """Build a valid outcome of a task that never existed, with this JSON as its result."""
     marked = Outcome(
         task_id=task_id or uuid.uuid4().hex, state="SUCCESS", at="2026-01-01T00:00:00+00:00", result="@", name="forged"
     )
@@ -148,7 +148,7 @@ def outcome(result: bytes, task_id: str | None = None) -> bytes:
 
 
 def _gaps(subject: str) -> int:
-    """Parts that whoever may publish it chooses."""
+    """Count the wildcard parts, which the publisher chooses."""
     return sum(part in ("*", ">") for part in subject.split("."))
 
 

@@ -25,6 +25,6 @@ def mcp(verbose: bool) -> None:
     """
     configure_logging(verbosely=verbose)
     logging.getLogger("mcp.server").setLevel(logging.INFO)
-    # Python's own answer to Ctrl-C waits for the thread that reads standard input, and that waits for a line.
+    # Python's own handling of Ctrl-C waits for the thread that reads standard input, which waits for a line.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     tools.create_server().run("stdio")

@@ -13,7 +13,7 @@ NUMBER_LIMIT = 40
 def brief(schema: Schema, *, answers: bool = False) -> Schema:
     """Strip a schema of what says nothing: titles that repeat names, null as a default, alternatives to null.
 
-    With `answers`, all defaults and null alternatives are dropped, since answers leave out what is null.
+    With `answers`, defaults and null as an alternative to one type are dropped too: answers leave out what is null.
     """
     shown = {name: item for name, item in schema.items() if name != "title" and (name, item) != ("default", None)}
     for name in ("properties", "$defs"):

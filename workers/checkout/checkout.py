@@ -136,7 +136,7 @@ class Checkout:
         return any(pack.stat().st_size >= self.limit for pack in packs)
 
     def _measure(self) -> None:
-        """Count files and bytes before any is written: few bytes can unpack to many files. Raises CheckoutFailed."""
+        """Count files and bytes before any is written, as few bytes can unpack to many files; raises CheckoutFailed."""
         measure = _Measure(self.limit)
         self._git("ls-tree", "-r", "-l", "--full-tree", self.commit, tell=measure.add)
 

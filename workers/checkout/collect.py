@@ -25,7 +25,7 @@ class Refusal(TypedDict):
 
 
 class Left(TypedDict):
-    """What an agent left: files kept (name, media_type, size, sha256), files not kept, and changes to a checkout."""
+    """The remains of a run: files kept (name, media_type, size, sha256), files not kept, and changes to a checkout."""
 
     artifacts: list[dict[str, Any]]
     refused: list[Refusal]

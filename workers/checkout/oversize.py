@@ -41,7 +41,7 @@ class Change:
 def leave_out(git: Git, index: Path, commit: str, write: Callable[[], bool]) -> list[str]:
     """Leave files out until `write`, which writes the diff of an index, says it fits; return them, largest first.
 
-    An empty list means that no diff of any file would fit. Raises CheckoutFailed.
+    An empty list means that no part of the diff fits. Raises CheckoutFailed.
     """
     largest = _largest(git, commit)
     whole = index.with_name("index.whole")

@@ -93,7 +93,7 @@ def _running(seen: Row) -> list[str]:
     """Describe how many tasks run of how many could, and how many are on workers that are gone."""
     gone, able = seen["running_on_gone"], seen["concurrency_total"]
     here = seen["running_total"] - gone
-    # More than the workers' reported concurrency: one was just told to run fewer at once, or does not report it.
+    # More than the reported concurrency: a worker was just told to run fewer at once, or does not report it.
     told = [f"{here:,} of {able:,} running" if here <= able else f"{here:,} running"]
     return [*told, f"{gone:,} on workers that are gone"] if gone else told
 

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 #: Seconds between two polls of the record, first and later: short at first, since most tasks are short; later still
 #: often enough that output is seen while it is news. A poll is two small statements.
 FIRST_LOOK, LAST_LOOK = 0.05, 0.15
-#: Seconds for which an event may become visible after one that was numbered later.
+#: Seconds within which an event may become visible after one with a higher id.
 OVERLAP = 3.0
 #: A task's end takes another path than its last events. To receive those, wait this many seconds without an event, or
 #: this many in all.
