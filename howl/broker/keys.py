@@ -1,6 +1,6 @@
-"""Keys in Redis."""
+"""Key patterns for Redis."""
 
 
 def literal(prefix: str) -> str:
-    """A pattern of Redis's that this text alone begins with."""
+    """Return a Redis pattern that matches this text alone."""
     return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in prefix)
