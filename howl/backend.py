@@ -124,7 +124,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
             self.redis.xadd(_stream.get() or self.settings.key("outcomes"), {ENTRY_FIELD: document})
 
     def _fitting(self, outcome: Outcome) -> bytes:
-        """Return a shorter document: only the result counts against the limit, and a task does not fail for the rest."""
+        """Return a shorter document: only the result counts against the limit; a task does not fail for the rest."""
         limit = self.settings.outcome_limit
         bare = replace(outcome, args=None, kwargs=None, traceback=None, children=None)
         if (size := len(encode(bare))) > limit + ENVELOPE:
