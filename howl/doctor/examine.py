@@ -75,7 +75,7 @@ def _checks_of_postgresql() -> Any:
 
 
 def _where_no_worker_should_reach(settings: Settings, as_worker: bool) -> list[Finding]:
-    """Report a worker's machine that knows PostgreSQL's address, unless PostgreSQL is here, where all share settings."""
+    """Report a worker's machine that knows where PostgreSQL is, unless it is this one, where all share settings."""
     host = urlsplit(settings.database_url or "").hostname
     if not as_worker or host is None or host in LOOPBACK_HOSTS:
         return []

@@ -117,7 +117,7 @@ def judge_room(used: int, limit: int, shares: Mapping[str, float]) -> Answer:
 
 
 async def streams_are_there(visit: Visit) -> Answer | None:
-    """Check the streams that `howl server` makes, and makes again when lost; None if all are missing: it never ran here."""
+    """Check for the streams that `howl server` makes and restores; None if all are missing: it never ran here."""
     if visit.as_worker:
         return None
     try:
