@@ -238,7 +238,7 @@ class Settings(env_file.FileSettings):
         return [field for field, leads_round in ways.items() if leads_round]
 
     def _urls_from_parts(self) -> dict[str, str]:
-        """Return URLs by field: explicit ones first, then from hosts, ports and passwords; none if no place was named."""
+        """Return URLs by field: explicit ones, else from hosts, ports and passwords; none if no place was named."""
         if not any(getattr(self, field) for field in LOCATION_FIELDS):
             return {}
         urls: dict[str, str | None] = {

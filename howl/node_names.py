@@ -4,7 +4,7 @@ from celery.utils.nodenames import NODENAME_DEFAULT, nodename
 
 
 def worker_id_of(node_name: str) -> str:
-    """Return `github-worker-1` for `celery@github-worker-1`; if another name is before the host, all of it is the id."""
+    """Return `github-worker-1` for `celery@github-worker-1`; with another name before the host, all of it is the id."""
     name, _, host = node_name.partition("@")
     return host if name == NODENAME_DEFAULT and host and "@" not in host else node_name
 
