@@ -116,7 +116,7 @@ class Settings(env_file.FileSettings):
     #: Workers of such a burst, and seconds until they end.
     burst_workers: int = Field(3, ge=1)
     burst_runtime: Duration = 1800.0
-    #: Seconds between two bursts that the threshold starts, and a limit of bursts under way for it to start one.
+    #: Seconds between two bursts that the threshold starts, and number of bursts under way from which it starts none.
     burst_cooldown: Duration = 600.0
     burst_most: int = Field(1, ge=1)
 
@@ -309,7 +309,7 @@ _kept: dict[str, Settings] = {}
 def load_settings(**given: Any) -> Settings:
     """Read settings from `given`, then the environment, then the file that HOWL_ENV_FILE names (empty: none).
 
-    If it is not set, a `.env` here that is the user's own is read, but for settings that load code. Raises
+    If it is not set, a `.env` here that is the user's own is read, except settings that load code. Raises
     SettingsError, which names each wrong variable; values are never shown.
     """
     if _kept and not given:

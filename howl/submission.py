@@ -177,7 +177,7 @@ def _recorded(task_id: str, session: Session) -> Task:
 
 
 def retry(task_id: str, session: Session, app: Celery) -> None:
-    """Queue a task that failed, died or expired again, as the same task, from its first attempt.
+    """Queue again a task that failed, died or expired, as the same task, from its first attempt.
 
     Raises UnknownTask, InvalidRequest when its status is none of these or it cannot be submitted here, or
     QueueUnavailable.

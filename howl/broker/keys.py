@@ -1,6 +1,6 @@
-"""Key patterns for Redis."""
+"""Patterns for keys in Redis."""
 
 
 def literal(prefix: str) -> str:
-    """Return a Redis pattern that matches this text alone."""
+    """Return the text escaped for a Redis pattern, so that it matches only itself."""
     return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in prefix)

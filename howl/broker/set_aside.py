@@ -19,7 +19,7 @@ REASON_LIMIT, NAME_LIMIT = 200, 100
 
 
 def is_last_try(client: Any, settings: Settings, kind: str, name: str) -> bool:
-    """Count a failed try and return whether it was the last; raises redis's errors, so none counts while it is away."""
+    """Count a failed try; return whether it was the last. Raises redis's errors: none counts while Redis is away."""
     key, field = settings.key(TRIED), f"{kind}:{name}"
     with client.pipeline(transaction=True) as together:
         together.hincrby(key, field, 1)

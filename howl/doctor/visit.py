@@ -83,7 +83,7 @@ async def _ask(visit: Visit, step: Step, deadline: float) -> Answer | None:
             return await step.look(visit)
     except TimeoutError:
         return wrong(f"no answer within {limit:.2g} s", step.advice)
-    except Exception as error:  # noqa: BLE001  # a stranger's bytes reach every client library: whatever it raises is told
+    except Exception as error:  # noqa: BLE001  # a stranger's bytes reach every client library: all it raises is told
         return wrong(*_explained(error, step.advice))
 
 
