@@ -138,7 +138,7 @@ class WorkerGone(HowlError):
 
 
 class DemoFailed(HowlError):
-    """The demo could not be shown to its end."""
+    """The demo could not be completed."""
 
 
 class MessageRefused(HowlError):

@@ -339,7 +339,7 @@ class Poller(kombu_redis.MultiChannelPoller):
 
 
 class Transport(kombu_redis.Transport):
-    """Named by Celery's `broker_transport`; the URL stays redis:// or rediss://."""
+    """The transport that Celery's `broker_transport` names; the URL stays redis:// or rediss://."""
 
     Channel = Channel
     #: Set in a booted worker: connections other than the session's wait for Redis to come back. Otherwise Celery would
