@@ -1,4 +1,4 @@
-"""The Celery result backend: a run's outcome goes into Redis's outcomes stream, results are read from PostgreSQL."""
+"""The Celery result backend: outcomes are appended to a stream in Redis, results are read from PostgreSQL."""
 
 import importlib
 import logging
@@ -44,11 +44,11 @@ from howl.task_ids import check_signatures, recordable, texts
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at a result that is awaited: quick at first, then easy on PostgreSQL.
+#: Seconds between two polls of an awaited result: short at first, then longer to spare PostgreSQL.
 FIRST_LOOK, LAST_LOOK = 0.02, 0.5
-#: Characters kept of a traceback: the end tells most.
+#: Most characters kept of a traceback: its end, which tells most.
 TRACEBACK_LIMIT = 20_000
-#: Children that are recorded of a task; and bytes of an outcome that are not its result, nor optional.
+#: Most children recorded of a task; bytes allowed for what an outcome needs besides its result.
 CHILDREN_KEPT, ENVELOPE = 1000, 4096
 
 
@@ -57,9 +57,9 @@ _stream: ContextVar[str | None] = ContextVar("howl_outcomes_stream", default=Non
 
 @contextmanager
 def telling_in(stream: str) -> Iterator[None]:
-    """Within it, this thread appends outcomes to that stream of Redis's, not to its own.
+    """Append outcomes from this thread to that stream in Redis, instead of its own.
 
-    For the server, which tells what a worker's document has it tell: who may do everything must not be believed to.
+    The server uses it for outcomes that a worker's document makes it write: they must not count as the server's own.
     """
     token = _stream.set(stream)
     try:
@@ -69,7 +69,7 @@ def telling_in(stream: str) -> Iterator[None]:
 
 
 class HowlBackend(BaseBackend, SyncBackendMixin):
-    """Writes outcomes wherever a task runs; reads results only where a database is configured."""
+    """A backend that writes outcomes wherever a task runs, and reads results only where a database is configured."""
 
     persistent = True
     supports_native_join = True
@@ -84,7 +84,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
 
     @cached_property
     def _started(self) -> dict[str, float]:
-        """Monotonic second at which each running task started, in the process or thread that runs it."""
+        """Monotonic time in seconds at which each running task started, in the process or thread that runs it."""
         return {}
 
     def as_uri(self, include_password: bool = False) -> str:  # noqa: ARG002  # Celery's signature
@@ -95,7 +95,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
     def store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **options: Any
     ) -> Any:
-        """Write an outcome; in a worker not that a run began, which its parent process knows and tells."""
+        """Write an outcome; in a worker not the start of a run, which its parent process knows and reports."""
         if state == states.STARTED:
             self._started[task_id] = time.monotonic()
             if getattr(self.app, "howl_outbox", None) is not None:
@@ -103,11 +103,11 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         return super().store_result(task_id, result, state, traceback, request, **options)
 
     def beginning(self, request: Any, pid: int) -> bytes:
-        """The outcome that says that a run began, in the process `pid`."""
+        """Return the encoded outcome for a run that began in the process `pid`."""
         outcome = replace(self._outcome(request.id, None, states.STARTED, None, request), pid=pid)
         try:
             document = encode(outcome)
-        except EncodeError:  # what could be read can be nested too deeply to be written
+        except EncodeError:  # arguments that could be read may be nested too deeply to be written
             return encode(_without_arguments(outcome))
         return document if len(document) <= self.settings.outcome_limit else encode(_without_arguments(outcome))
 
@@ -117,7 +117,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         self.append(self._outcome(task_id, result, state, traceback, request), _tag_of(request))
 
     def append(self, entry: Entry, tag: str = "") -> None:
-        """Hand an entry to this worker's outbox, `tag` naming the message it belongs to; elsewhere append it to Redis.
+        """Hand an entry to this worker's outbox with its message's tag; outside a worker, append it to Redis.
 
         Raises OutcomeTooLarge, EncodeError or redis's errors.
         """
@@ -134,7 +134,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
             self.redis.xadd(_stream.get() or self.settings.key("outcomes"), {ENTRY_FIELD: document})
 
     def _fitting(self, outcome: Outcome) -> bytes:
-        """The limit is the result's alone: what else is told is told with less, and the task does not fail for it."""
+        """Return a shorter document: only the result counts against the limit; a task does not fail for the rest."""
         limit = self.settings.outcome_limit
         bare = replace(outcome, args=None, kwargs=None, traceback=None, children=None)
         if (size := len(encode(bare))) > limit + ENVELOPE:
@@ -142,7 +142,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
                 f"The result has {size:,} bytes and {limit:,} are allowed: "
                 "return less, or write a file and return where it is."
             )
-        # The recorder reads what has twice the limit.
+        # The recorder accepts up to twice the limit.
         fuller = (encode(each) for each in (_without_arguments(outcome), replace(bare, traceback=outcome.traceback)))
         return next((document for document in fuller if len(document) <= 2 * limit), encode(bare))
 
@@ -170,7 +170,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         )
 
     def _children(self, request: Any) -> tuple[list[Any] | None, int | None]:
-        """Celery's tuples of the first tasks that this one started, and how many tasks more it did."""
+        """Return Celery's tuples of the first tasks that this one started, and how many more it started."""
         request = request or getattr(get_current_task(), "request", None)
         if request is None:
             return None, None
@@ -210,31 +210,31 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True,
         state: str = states.REVOKED,
     ) -> None:  # fmt: skip
-        """A revoke reaches every worker, and only the one that holds the task may say that it ended so."""
+        """Record a revoke only with a request: it reaches every worker, and only the task's holder may report it."""
         if request is not None:
             super().mark_as_revoked(task_id, reason, request, store_result, state)
 
     def encode_result(self, result: Any, state: str) -> Any:
-        """An exception's own message may be too large for an outcome, or be no JSON: then its text, cut, remains."""
+        """Encode a result; replace an exception's message that is too large, or not JSON, by its text, cut."""
         encoded = super().encode_result(result, state)
         if state in self.EXCEPTION_STATES and isinstance(encoded, dict):
             encoded["exc_message"] = _short(encoded.get("exc_message"), self.settings.outcome_limit // 8)
         return encoded
 
     def prepare_exception(self, exc: BaseException, serializer: Any = None) -> Any:
-        """What a worker told of an exception is told on unchanged."""
+        """Prepare an exception; pass on unchanged what a worker reported of one."""
         return (
             exc.document if isinstance(exc, error_callbacks.ToldError) else super().prepare_exception(exc, serializer)
         )
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
-        """Redis away or not ready: try again. An append whose answer was lost may land twice; the recorder knows."""
+        """Retry while Redis is away or not ready; the recorder expects appends that a lost answer has doubled."""
         return isinstance(exc, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError)
 
     # --- chords: the recorder counts the parts and submits the body; nothing polls -----------------------------
 
     def apply_chord(self, header_result_args: tuple[Any, ...], body: Any, **_: Any) -> None:
-        """Tell the recorder of a chord before its parts are published; raises ChordRefused."""
+        """Report a chord to the recorder before its parts are published; raises ChordRefused."""
         header = self.app.GroupResult(*header_result_args)
         document = dict(body)
         check_signatures(document)
@@ -245,14 +245,14 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
             self._tell(piece)
 
     def _tell(self, entry: Entry) -> None:
-        """Once more where a connection that lay idle had been closed; who waits for a Redis that is away is told so."""
+        """Append an entry, retrying once because an idle connection may have been closed; a second error is raised."""
         try:
             self.append(entry)
         except redis.exceptions.ConnectionError:
             self.append(entry)
 
     def add_to_chord(self, group_id: str, result: Any) -> None:
-        """Tell the recorder that the running task's chord has more parts; raises NotGranted or InvalidRequest."""
+        """Report more parts of the running task's chord to the recorder; raises NotGranted or InvalidRequest."""
         user = urlsplit(self.settings.redis()).username
         if user not in (None, "", "default"):
             raise NotGranted(
@@ -264,12 +264,15 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         self._ensure_retryable(self.append, added, _tag_of(request))
 
     def _call_task_errbacks(self, request: Any, exc: Exception, traceback: Any) -> None:
-        """Celery's own way, but in the server."""
+        """Call error callbacks as Celery does, except in the server, which notes them."""
         if not error_callbacks.note(self, request, exc):
             super()._call_task_errbacks(request, exc, traceback)
 
     def get_state(self, task_id: str) -> str:
-        """In a worker only failing chains ask, lest chords count a part twice; the recorder counts distinct tasks."""
+        """Return PENDING in a worker.
+
+        Only failing chains ask there, so that chords count no part twice; the recorder counts distinct tasks itself.
+        """
         if getattr(self.app, "howl_outbox", None) is not None:
             return str(states.PENDING)
         return str(super().get_state(task_id))
@@ -278,7 +281,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
 
     @cached_property
     def reader(self) -> Any:
-        """PostgreSQL code is loaded when a result is first read: a burst worker has neither it nor the address."""
+        """The reader of results, imported at first use: a burst worker has neither PostgreSQL code nor the address."""
         url = self.settings.database()
         return importlib.import_module("howl.queries.results").Reader(url)
 
@@ -292,7 +295,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         self, task_id: str, timeout: float | None = None, interval: float = LAST_LOOK,
         no_ack: bool = True, on_interval: Any = None, on_message: Any = None,  # noqa: ARG002  # Celery's signature
     ) -> dict[str, Any]:  # fmt: skip
-        """Wait until the task has ended, `timeout` seconds at most; raises Celery's TimeoutError."""
+        """Wait at most `timeout` seconds until the task has ended; raises Celery's TimeoutError."""
         self._ensure_not_eager()
         told: Any = None
         for _ in _looks(timeout, interval, on_interval):
@@ -309,7 +312,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         self, result: Any, timeout: float | None = None, interval: float = LAST_LOOK, no_ack: bool = True,
         on_message: Any = None, on_interval: Any = None, callback: Any = None, propagate: bool = True,
     ) -> Any:  # fmt: skip
-        """The same, and the task's result or exception; `on_message` gets each state of it that is seen."""
+        """Wait likewise, and return the result or raise the exception; `on_message` gets each state that is seen."""
         meta = self.wait_for(result.id, timeout, interval, no_ack, on_interval, on_message)
         result._maybe_set_cache(meta)  # noqa: SLF001  # as Celery's own backends do
         return result.maybe_throw(propagate=propagate, callback=callback)
@@ -319,7 +322,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
         no_ack: bool = True, on_message: Any = None, on_interval: Any = None,  # noqa: ARG002  # Celery's signature
         max_iterations: int | None = None, **_: Any,
     ) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
-        """Each task and how it ended, as soon as it has; raises Celery's TimeoutError."""
+        """Yield each task and how it ended, as soon as it has ended; raises Celery's TimeoutError."""
         waiting = dict.fromkeys(task_ids)
         for look in _looks(timeout, interval or LAST_LOOK, on_interval):
             for task_id in list(waiting):
@@ -356,7 +359,7 @@ class HowlBackend(BaseBackend, SyncBackendMixin):
 
 
 def _looks(timeout: float | None, interval: float, on_interval: Any) -> Iterator[int]:
-    """Count from 1, at first in quick succession, until the seconds are over; the last look comes after that."""
+    """Count polls from 1, at short intervals at first, until the seconds are over; one more poll follows."""
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = FIRST_LOOK
     for look in count(1):
@@ -375,13 +378,13 @@ def _without_arguments(outcome: Outcome) -> Outcome:
 
 
 def leaves(result: Any) -> list[str]:
-    """Ids of the tasks a result stands for: a group's members, their members, and so on."""
+    """Return ids of the tasks that a result stands for: a group's members, their members, and so on."""
     members = getattr(result, "results", None)
     return [result.id] if members is None else [leaf for member in members for leaf in leaves(member)]
 
 
 def _shape(result: Any) -> list[Any]:
-    """Celery's `as_tuple()` without the parents, which each member of a group would bring along."""
+    """Return Celery's `as_tuple()` without the parents, which each member of a group would repeat."""
     members = getattr(result, "results", None)
     return [[result.id, None], None if members is None else [_shape(member) for member in members]]
 
@@ -396,7 +399,7 @@ def _as(kind: type, request: Any, name: str) -> Any:
 
 
 def _tag_of(request: Any) -> str:
-    """The message's tag: the request's own, or that of the task which stores something for another."""
+    """Return the message's tag: the request's own, or that of the task that stores something for another."""
     for known in (request, getattr(get_current_task(), "request", None)):
         tag = (getattr(known, "properties", None) or {}).get("delivery_tag")
         if tag:
@@ -410,7 +413,7 @@ def _worker_id(request: Any) -> str | None:
 
 
 def _name(given: Any) -> str | None:
-    """Another client may have said anything here, for which the outcome itself must not be refused."""
+    """Return a valid id or name, else None: another client's bad value must not get the outcome refused."""
     given = texts(given)
     return given if is_id(given) else None
 
@@ -420,5 +423,5 @@ def _short(arguments: Any, limit: int) -> Any:
         if len(json.dumps(arguments)) <= limit:
             return arguments
     except (EncodeError, TypeError, ValueError):
-        pass  # no JSON: its text is
+        pass  # not JSON, but its text is
     return [f"{str(arguments)[: limit // 8]} …"]

@@ -1,32 +1,32 @@
-"""JSON from strangers: how much memory it takes is estimated before it is parsed; its shape can multiply it by 45."""
+"""JSON from strangers: its memory is estimated before it is parsed, because its shape can multiply its size by 45."""
 
 import json
 from typing import Any
 
-#: Bytes of memory that a character of each kind stands for at most, with what grows around it in CPython 3.11 (measured
-#: over many shapes by tests/test_bounded_json.py): a list with its first place, an object with its first key, a further
-#: place and what may be in it, a key's place in a large object, and half a text without its characters.
+#: Most bytes of memory for a character of each kind, with the structures that CPython 3.11 allocates for it (measured
+#: over many shapes by tests/test_bounded_json.py): a list with its first item, an object with its first key, a further
+#: item and its value, a key's place in a large object, and half of a text without its characters.
 _COSTS = {b"[": 96, b"{": 240, b",": 40, b":": 90, b'"': 38}
-#: Whatever its shape, a document of n bytes takes no more than SMALLEST + n * WORST: "[[[…]]]" is the worst shape there
-#: is, and texts add 8 bytes for each of theirs.
+#: Whatever its shape, a document of n bytes takes at most SMALLEST + n * WORST bytes: "[[[…]]]" is the worst shape, and
+#: texts add 8 bytes for each of their own.
 SMALLEST, SHAPE, WORST = 4096, 46, 54
 
 
 class TooLarge(ValueError):
-    """What the document would take in memory is more than was allowed."""
+    """The document would take more memory than allowed."""
 
 
 def parsed_size(document: bytes) -> int:
-    """Bytes of memory that the parsed document takes at most, about, with what the parser needs meanwhile."""
+    """Return about the most bytes of memory that parsing takes, with what the parser needs meanwhile."""
     characters = len(document)
-    if not document.isascii() or b"\\u" in document:  # one character may make all of a text four times as wide
+    if not document.isascii() or b"\\u" in document:  # one wide character may make a whole text four times as large
         characters *= 4
     shape = sum(document.count(mark) * cost for mark, cost in _COSTS.items())
     return SMALLEST + 2 * characters + min(shape, SHAPE * len(document))
 
 
 def parse(document: bytes, most: int) -> Any:
-    """The document; raises TooLarge if it might take more than `most` bytes, ValueError or RecursionError."""
+    """Parse the document; raises TooLarge if it might take more than `most` bytes, ValueError or RecursionError."""
     needed = parsed_size(document)
     if needed > most:
         raise TooLarge(f"it would take {needed:,} bytes of memory")

@@ -1,4 +1,4 @@
-"""HOWL as a Celery application, or in one: `celery -A howl …`, `from howl import app`, `howl.install(app)`."""
+"""HOWL as a Celery application, or within one: `celery -A howl …`, `from howl import app`, `howl.install(app)`."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -17,25 +17,25 @@ from howl.node_names import worker_id_of
 from workers import TASK_MODULES
 
 if TYPE_CHECKING:
-    #: The application that HOWL_APP names, or else HOWL's own; made when it is first asked for.
+    #: The application that HOWL_APP names, or else HOWL's own; made at first use.
     app: Celery
 
-#: What a HOWL worker does beside Celery's own, by where it does it; by name, for only a worker loads it.
+#: Steps that a HOWL worker adds to Celery's, by blueprint; given by name, because only a worker imports them.
 STEPS = {
     "worker": ("lifecycle.preflight:Preflight", "results.outbox:Outbox", "events.step:EventsStep",
                "lifecycle.shutdown:Leaving", "lifecycle.remote_control:Orders", "lifecycle.job_summary:Summary"),
     "consumer": ("events.dispatcher:Events", "consumer.adapter:Claims", "lifecycle.healthcheck:Pulse"),
 }  # fmt: skip
-#: Celery's remote control, and what takes its place.
+#: Celery's remote control, and HOWL's, which replaces it.
 CELERYS_CONTROL, CONTROL = Celery.control_cls, "howl.broker.remote_control:Control"
-#: What makes messages: it refuses ids that cannot be recorded.
+#: Class that makes messages, and refuses ids that cannot be recorded.
 AMQP = "howl.broker.publishing:AMQP"
 
 
 def install(app: Celery, settings: Settings | None = None) -> Celery:
-    """Make a Celery application, whosever it is, a HOWL one, and return it; a second time: with other settings.
+    """Install HOWL in any Celery application, and return it; a second call changes its settings.
 
-    Its broker, its result backend and what its workers do are HOWL's from then on; docs/celery.md says what of its
+    Its broker, its result backend and its workers' steps are HOWL's from then on; docs/celery.md says which of its
     configuration is kept. Without settings, they are loaded when the first one is needed. Raises SettingsError for an
     application with a remote control of its own.
     """
@@ -43,9 +43,9 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
         raise SettingsError(f"{app.main} has a remote control of its own, and HOWL needs its own: remove control=.")
     app.control_cls = CONTROL
     app.amqp_cls = AMQP
-    for made in ("control", "amqp"):  # already, by somebody who looked
+    for made in ("control", "amqp"):  # cached by an earlier access
         app.__dict__.pop(made, None)
-    app.backend_cls = None  # which would come before its configuration
+    app.backend_cls = None  # it would take precedence over the configuration
     for place, names in STEPS.items():
         app.steps[place].update(f"howl.worker.{name}" for name in names)
     app.on_after_configure.disconnect(dispatch_uid="howl")
@@ -58,19 +58,19 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
 
 
 def create_app(settings: Settings | None = None) -> Celery:
-    """HOWL's own application on the given settings; without any, they are loaded when the first one is needed."""
+    """Make HOWL's own application with these settings; without any, they are loaded when the first one is needed."""
     return install(Celery("howl", loader=_loader, include=TASK_MODULES, set_as_current=settings is None), settings)
 
 
 def _loader(app: Celery) -> Any:
-    """Celery's loader, made by hand: given its name, Celery would import it with the working directory first."""
+    """Make Celery's loader here: given its name, Celery would import it with the working directory first."""
     return symbol_by_name("howl.worker.lifecycle.loader:Loader")(app=app)
 
 
 def application(settings: Settings) -> Celery:
-    """The application that HOWL_APP names, on these settings, with its tasks; or else HOWL's own.
+    """Return the application that HOWL_APP names, with these settings and its tasks; or else HOWL's own.
 
-    Raises NotConfigured where there is none of that name, or it is not HOWL's.
+    Raises NotConfigured if there is no such application, or HOWL is not installed in it.
     """
     if settings.app is None:
         return create_app(settings)
@@ -78,18 +78,18 @@ def application(settings: Settings) -> Celery:
     if f"howl.worker.{STEPS['worker'][0]}" not in found.steps["worker"]:
         raise NotConfigured(f"{settings.app} (HOWL_APP) is not HOWL's yet: write `howl.install(app)` where it is made.")
     install(found, settings)
-    # Now: what is read from the environment while modules are imported may be gone when a worker has started.
+    # Import now: modules may read variables that are gone from the environment once a worker has started.
     found.loader.import_default_modules()
     return found
 
 
 def _find(name: str) -> Celery:
-    """As `celery -A` finds it, but that the working directory is not searched first."""
+    """Find it as `celery -A` does, but without searching the working directory first."""
     try:
         found = find_app(name, imp=importlib.import_module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name.partition(':')[0]}.".startswith(f"{error.name}."):
-            raise  # one that it imports itself
+            raise  # a module that it imports itself
         raise NotConfigured(
             f"There is no module {error.name} for the application {name} (HOWL_APP): say where it is, "
             "`PYTHONPATH=/folder/of/it howl …`."
@@ -102,20 +102,20 @@ def _find(name: str) -> Celery:
 
 
 def settings_of(app: Celery) -> Settings:
-    """The settings an application was configured with."""
+    """Return the settings an application was configured with."""
     settings: Settings = app.conf["howl"]
     return settings
 
 
 def worker_queue(worker_id: str) -> Queue:
-    """The queue that one worker alone consumes; on the nameless exchange, so that no binding outlives the worker."""
+    """Return the queue that only one worker consumes, on the nameless exchange, so that no binding outlives it."""
     name = f"worker.{worker_id}"
     return Queue(name, Exchange(""), routing_key=name)
 
 
 @celeryd_after_setup.connect
 def _consume_own_queue(instance: Any, **_: Any) -> None:
-    """Every worker of ours also takes what is assigned to it by name, unless its credential does not reach that."""
+    """Have each HOWL worker also consume its own queue, unless its credential does not reach that."""
     if "howl" in instance.app.conf and not getattr(instance, "howl_unassignable", False):
         queue = worker_queue(worker_id_of(instance.hostname))
         instance.app.amqp.queues.select_add(queue)
@@ -124,12 +124,12 @@ def _consume_own_queue(instance: Any, **_: Any) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """Make the application when it is asked for: who imports this to install HOWL in his own has no use for it."""
+    """Make the application at first use: importing this module to install HOWL in another needs none."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         settings = load_settings()
     except SettingsError:
-        settings = None  # told where they are needed: here, `celery -A howl` would bury it in a traceback
+        settings = None  # reported where they are needed: here, `celery -A howl` would bury it in a traceback
     made = globals()["app"] = application(settings) if settings and settings.app else create_app()
     return made

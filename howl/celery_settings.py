@@ -1,4 +1,4 @@
-"""What HOWL decides of a Celery application's configuration, whichever that is, and whoever says otherwise."""
+"""The part of a Celery application's configuration that HOWL decides, overriding every other source."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,11 +11,11 @@ from howl.connections.redis import ANSWER_TIMEOUT, CONNECT_TIMEOUT
 from howl.connections.tls import redis_options
 from howl.errors import SettingsError
 
-#: For an application that runs its tasks on the spot, as in its own tests, and knows no server.
+#: Broker URL for an application that runs its tasks eagerly, as in its own tests, and has no server.
 NOWHERE = "redis://nowhere.invalid"
-#: Decided whatever the servers are.
+#: Settings that do not depend on the servers.
 FIXED: dict[str, Any] = {
-    # All that would lead elsewhere than the URL does.
+    # Settings that would lead elsewhere than the URL.
     **dict.fromkeys(
         ("broker_read_url", "broker_write_url", "broker_user", "broker_password", "broker_vhost", "broker_port",
          "broker_login_method", "broker_failover_strategy")
@@ -23,7 +23,7 @@ FIXED: dict[str, Any] = {
     "broker_transport": "howl.broker.transport:Transport",
     "broker_connection_retry": True,
     "broker_connection_retry_on_startup": False,
-    # A worker outlives an absent Redis; its deadline, not a count of attempts, ends its patience.
+    # A worker survives an absent Redis; its deadline, not a count of attempts, ends its waiting.
     "broker_connection_max_retries": None,
     "result_backend": "howl.backend:HowlBackend",
     "result_backend_always_retry": True,
@@ -38,14 +38,14 @@ FIXED: dict[str, Any] = {
     "worker_disable_prefetch": False,
     "worker_cancel_long_running_tasks_on_connection_loss": False,
 }  # fmt: skip
-#: Where the application says nothing: nothing is acknowledged that has not ended.
+#: Defaults where the application sets nothing: no task is acknowledged before it has ended.
 PREFERRED = {"task_acks_late": True, "task_reject_on_worker_lost": True}
-#: What must not be decided without a word, for what is sent would be refused where it is read.
+#: Settings that are refused, not silently overridden: what was sent would be refused by its reader.
 SERIALIZERS = ("task_serializer", "result_serializer")
 
 
 class Configuration(utils.Settings):
-    """Celery's, of which HOWL decides the broker and the backend: Celery's own asks the environment first."""
+    """Celery's settings with HOWL's broker and backend: Celery's own look at the environment first."""
 
     @property
     def broker_url(self) -> Any:
@@ -59,7 +59,7 @@ class Configuration(utils.Settings):
 
 
 class Decided(Mapping[str, Any]):
-    """What comes before all that an application says; what depends on the servers is found out when it is needed."""
+    """Settings that override an application's; those that depend on the servers are computed when needed."""
 
     def __init__(self, settings: Settings | None, conf: utils.Settings) -> None:
         self._settings = settings
@@ -67,14 +67,14 @@ class Decided(Mapping[str, Any]):
         self._known = dict(FIXED)
 
     def __getitem__(self, key: str) -> Any:
-        """Raises SettingsError, among them NotConfigured where no Redis is known, and the same the next time."""
+        """Return a setting; raises SettingsError, such as NotConfigured where no Redis is known, at every try."""
         if key in self._known:
             return self._known[key]
         if key not in FOUND_OUT:
             raise KeyError(key)
         self._settings = self._settings or load_settings()
         found = FOUND_OUT[key](self._settings, self)
-        if key not in ADDED_TO:  # which an application may still add to
+        if key not in ADDED_TO:  # an application may still add to those
             self._known[key] = found
         return found
 
@@ -85,12 +85,12 @@ class Decided(Mapping[str, Any]):
         return len(FIXED) + len(FOUND_OUT)
 
     def theirs(self, key: str) -> Any:
-        """What the application itself says."""
+        """Return the application's own value."""
         return _said(self._conf, _theirs(self._conf)).get(key)
 
 
 def decide(conf: utils.Settings, settings: Settings | None) -> None:
-    """Put what HOWL decides before all else in a configuration that has been read; again: by other settings.
+    """Put HOWL's values first in a configuration that has been read; a second call does so for other settings.
 
     Without settings, they are loaded when the first one is needed.
     """
@@ -101,13 +101,13 @@ def decide(conf: utils.Settings, settings: Settings | None) -> None:
 
 
 def look_here_first(conf: utils.Settings) -> None:
-    """Before the environment; to be called before a configuration is read, which its first look does."""
-    object.__setattr__(conf, "__class__", Configuration)  # its own would make a setting of it
+    """Look here before the environment; call it before the configuration's first use, which reads it."""
+    object.__setattr__(conf, "__class__", Configuration)  # its own __setattr__ would make a setting of it
 
 
 def overruled(conf: utils.Settings) -> list[str]:
-    """Names of what an application says in vain; none of their values, among which are passwords."""
-    said = _said(conf, _theirs(conf)[:-1])  # the last are Celery's defaults
+    """Return the names of an application's overridden settings, but no values, which may be passwords."""
+    said = _said(conf, _theirs(conf)[:-1])  # the last map has Celery's defaults
     return sorted(key for key in (*FIXED, *FOUND_OUT) if key not in ADDED_TO and said.get(key, conf[key]) != conf[key])
 
 
@@ -116,12 +116,12 @@ def _theirs(conf: utils.Settings) -> list[Any]:
 
 
 def _said(conf: utils.Settings, maps: list[Any]) -> utils.Settings:
-    """As Celery's own `value_set_for` does it, by all of a setting's names."""
+    """Look settings up by all of their names, as Celery's own `value_set_for` does."""
     return utils.Settings({}, maps, conf._keys, conf.prefix)  # noqa: SLF001
 
 
 def _transport_options(settings: Settings, decided: Decided) -> dict[str, Any]:
-    """Every connection asks for them; raises SettingsError where messages would be written as nothing here reads."""
+    """Return the options of every connection; raises SettingsError if messages would be in a form unread here."""
     for name in SERIALIZERS:
         if (chosen := decided.theirs(name)) != "json":
             raise SettingsError(f"{name} is {chosen!r}, but HOWL's messages and its record are JSON: remove it.")
@@ -130,7 +130,7 @@ def _transport_options(settings: Settings, decided: Decided) -> dict[str, Any]:
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_timeout": ANSWER_TIMEOUT,
         "socket_keepalive": True,
-        # For clients that publish: an absent Redis is said within a second. Workers wait by their own rules.
+        # For clients that publish: an absent Redis is reported within a second. Workers wait by their own rules.
         "max_retries": 3,
         "interval_start": 0,
         "interval_step": 0.2,
@@ -140,7 +140,7 @@ def _transport_options(settings: Settings, decided: Decided) -> dict[str, Any]:
 
 def _broker(settings: Settings, decided: Decided) -> str:
     if settings.redis_url is None and decided.theirs("task_always_eager"):
-        return NOWHERE  # Celery makes a producer for what it runs on the spot, but does not connect it
+        return NOWHERE  # Celery makes a producer for eager tasks, but does not connect it
     return settings.redis()
 
 
@@ -150,7 +150,7 @@ def _queues(settings: Settings, decided: Decided) -> Any:
     return decided.theirs("task_queues")
 
 
-#: Decided by where the servers are, and what this process was told.
+#: Settings computed from where the servers are, and from this process's own settings.
 FOUND_OUT: dict[str, Callable[[Settings, Decided], Any]] = {
     "broker_url": _broker,
     "broker_use_ssl": lambda settings, _: redis_options(settings),
@@ -159,5 +159,5 @@ FOUND_OUT: dict[str, Callable[[Settings, Decided], Any]] = {
     "imports": lambda settings, decided: (*(decided.theirs("imports") or ()), *settings.task_modules),
     "howl": lambda settings, _: settings,
 }
-#: Those in which what an application says counts as well.
+#: Settings to which an application's own values are added.
 ADDED_TO = ("task_queues", "imports")

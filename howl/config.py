@@ -1,4 +1,4 @@
-"""Settings: every variable HOWL reads, once."""
+"""Settings: every variable that HOWL reads."""
 
 import os
 import ssl
@@ -30,17 +30,17 @@ from howl.setting_types import (
     url_of,
 )
 
-#: Names of which any one, when set, means "this person has chosen a server": no falling back to `howl up`.
+#: Fields of which any one, when set, means that a server was chosen: then `howl up` is not used as a fallback.
 LOCATION_FIELDS = (
     "redis_url", "nats_url", "database_url", "manager_host", "redis_host", "nats_host", "postgres_host", "join"
 )  # fmt: skip
 
-#: What a join string says and other settings may say otherwise; and what they may where a tunnel to it ends.
+#: Fields of a join string that other settings may override; and those that they may where a tunnel to it ends.
 OPEN, PORTS = frozenset({"key_prefix", "subject_prefix", "queues"}), frozenset({"redis_port", "nats_port"})
 
 
 class Settings(env_file.FileSettings):
-    """What this process was told; URLs are complete after validation, or None when nobody said."""
+    """The settings of this process; after validation, URLs are complete, or None if none was given."""
 
     model_config = SettingsConfigDict(
         env_prefix="HOWL_",
@@ -55,11 +55,11 @@ class Settings(env_file.FileSettings):
     nats_url: Annotated[str | None, AfterValidator(url_of("nats", "tls"))] = Field(None, repr=False)
     database_url: Annotated[str | None, AfterValidator(url_of("postgresql"))] = Field(None, repr=False)
 
-    #: Addresses, CA and credential in one string, as `howl init join` prints it. No other setting may say otherwise.
+    #: Addresses, CA and credential in one string, as `howl init join` prints it. No other setting may contradict it.
     join: JoinString = Field(None, repr=False)
-    #: PEM file of the authority that signed the servers' certificate; without one, those the system trusts count.
+    #: PEM file of the CA that signed the servers' certificate; without one, the CAs that the system trusts.
     ca_file: Path | None = None
-    #: Whether hosts and ports below are spoken to with TLS; by default with HOWL_CA_FILE or HOWL_JOIN.
+    #: Whether to use TLS with the hosts and ports below; by default with HOWL_CA_FILE or HOWL_JOIN.
     tls: bool | None = None
 
     manager_host: Host = Field(None, validation_alias=plain("MANAGER_HOST"))
@@ -77,24 +77,24 @@ class Settings(env_file.FileSettings):
     postgres_user: str = Field("howl", validation_alias=plain("POSTGRES_USER"))
     postgres_password: str | None = Field(None, repr=False, validation_alias=plain("POSTGRES_PASSWORD"))
 
-    #: Where embedded servers keep their data, and where `howl up` leaves word that it is running.
+    #: Folder where embedded servers keep their data, and where `howl up` records that it is running.
     home: Path = Field(default_factory=default_home)
-    #: Every Redis key begins with this.
+    #: Prefix of every Redis key.
     key_prefix: str = "howl:"
-    #: Every NATS subject begins with this, and a dot.
+    #: Prefix of every NATS subject, before a dot.
     subject_prefix: str = Field("howl", pattern=r"^[A-Za-z0-9_-]+$")
     #: Queues a worker takes tasks from when its command line names none.
     queues: Queues = ()
     #: The Celery application that HOWL runs and submits to, as `celery -A` takes it; None: HOWL's own.
     app: str | None = None
-    #: Modules with tasks, beside those in workers/ or those of HOWL_APP.
+    #: Modules with tasks, in addition to those in workers/ or those of HOWL_APP.
     task_modules: CommaSeparated = ()
 
     worker_id: str | None = Field(None, validation_alias=plain("WORKER_ID"))
     worker_tags: CommaSeparated = Field((), validation_alias=plain("WORKER_TAGS"))
-    #: Where a worker runs: server, github-actions, docker or local; None lets the worker find out.
+    #: Where a worker runs: server, github-actions, docker or local; None lets the worker detect it.
     worker_origin: str | None = Field(None, pattern="^(server|github-actions|docker|local)$")
-    #: When this worker will be gone; `howl worker --runtime` sets it.
+    #: Time at which this worker will end; `howl worker --runtime` sets it.
     worker_deadline: datetime | None = None
 
     #: The repository whose runners bursts are started on, as owner/name, and a token that may start its workflows.
@@ -104,81 +104,81 @@ class Settings(env_file.FileSettings):
     github_workflow: str = Field("burst.yml", pattern=r"^[A-Za-z0-9_.-]+$")
     github_ref: str = "main"
     github_api: Api = "https://api.github.com"
-    #: Minutes of GitHub's runners that bursts may take in a calendar month (UTC), and most of their workers at once.
+    #: Most minutes of GitHub's runners for bursts in a calendar month (UTC), and most burst workers at once.
     budget_minutes: int = Field(2000, ge=0)
     burst_concurrency: int = Field(20, ge=0)
-    #: What part of both the runs that ask with a worker's credential may take, but for those that HOWL started.
+    #: Share of both, from 0 to 1, for runs that ask with a worker's credential, except those that HOWL started.
     budget_share: float = Field(0.5, ge=0, le=1)
 
-    #: When the server starts bursts by itself: cron expressions (UTC), and a threshold such as `waiting > 100`.
+    #: When the server starts bursts itself: cron expressions (UTC), and a threshold such as `waiting > 100`.
     burst_schedule: str | None = None
     burst_when: str | None = None
-    #: Workers of such a burst, and seconds until they are gone.
+    #: Workers of such a burst, and seconds until they end.
     burst_workers: int = Field(3, ge=1)
     burst_runtime: Duration = 1800.0
-    #: Seconds between two bursts that the threshold starts, and how many may be under way for it to start one.
+    #: Seconds between two bursts that the threshold starts, and number of bursts under way from which it starts none.
     burst_cooldown: Duration = 600.0
     burst_most: int = Field(1, ge=1)
 
-    #: A file that a worker touches while its loop moves, for a container's health check.
+    #: File that a worker touches while its loop runs, for a container's health check.
     pulse_file: Path | None = None
 
-    #: Whether a worker tells NATS what its tasks do; that it is there itself, it tells in any case.
+    #: Whether a worker reports its tasks' events to NATS; it always reports its own presence.
     task_events: bool = True
-    #: Who may log in to Flower, as user:password.
+    #: Logins for Flower, as user:password.
     flower_basic_auth: Logins = Field((), repr=False, validation_alias=plain("FLOWER_BASIC_AUTH"))
 
-    #: Seconds between two heartbeats of a worker, and of silence after which it counts as lost.
+    #: Seconds between two heartbeats of a worker, and seconds without one after which it counts as lost.
     heartbeat_interval: float = Field(5.0, gt=0)
     lost_after: float = Field(25.0, gt=0)
-    #: Seconds that a worker's right to what it holds lasts; renewed three times as often.
+    #: Seconds of a worker's lease on its claims; renewed three times as often.
     lease: float = Field(30.0, gt=0)
     #: Seconds after which a submitted task that Redis does not know is pushed again.
     push_again_after: float = Field(60.0, gt=0)
     #: Largest outcome in bytes; a larger result fails its task with a clear error.
     outcome_limit: int = Field(1 << 20, gt=1024)
-    #: Bytes of outcomes that may wait in Redis to be recorded; above, workers take no more tasks.
+    #: Most bytes of outcomes that may wait in Redis to be recorded; above it, workers take no more tasks.
     backlog_limit: int = Field(256 << 20, gt=1024)
-    #: Bytes an hour that one credential's workers may have recorded in PostgreSQL: more of them waits in Redis.
+    #: Most bytes per hour that one credential's workers may have recorded in PostgreSQL; the rest waits in Redis.
     record_limit: int = Field(8 << 30, ge=1 << 20)
-    #: Seconds that a chord waits for its parts, and is kept after that.
+    #: Seconds that a chord waits for its parts, and seconds that it is kept after that.
     chord_retention: Duration = 30 * 86_400.0
-    #: Bytes of one file that a task may leave behind, of all that one run may, and how many.
+    #: Most bytes of one file that a task produces, most bytes of all files of a run, and most files of a run.
     artifact_limit: int = Field(100 << 20, ge=1)
     artifact_run_limit: int = Field(250 << 20, ge=1)
     artifact_run_count: int = Field(1000, ge=1)
-    #: Bytes that all files on the server may have together, how many there may be, what part of both a worker's
-    #: credential may take, and seconds they are kept.
+    #: Most bytes of all files on the server, most files, the share of both (from 0 to 1) that a worker's credential may
+    #: use, and seconds that files are kept.
     artifact_room: int = Field(1 << 30, ge=1 << 20)
     artifact_count: int = Field(20_000, ge=1)
     artifact_share: float = Field(0.5, gt=0, le=1)
     artifact_retention: Duration = 30 * 86_400.0
     #: Shell-like template of a headless coding agent, e.g. `cursor-agent -p --force`; see workers/agent.py.
     agent_command: str | None = None
-    #: Seconds after which an agent is ended whose task has no limit of its own.
+    #: Seconds after which an agent is ended if its task has no limit of its own.
     agent_timeout: Duration = 3600.0
-    #: Names of the worker's own variables that a coding agent is given, e.g. the one with its API key.
+    #: Names of the worker's own variables that a coding agent receives, e.g. the one with its API key.
     agent_env: CommaSeparated = ()
-    #: Where agents get the folders they work in; without one, where the system keeps temporary files.
+    #: Parent of the folders that agents work in; without one, the system's folder of temporary files.
     work_folder: Path | None = None
-    #: The repository, an address or a folder here, that agents work in when their task names none.
+    #: Repository, an address or a folder here, that agents work in when their task names none.
     agent_repository: str | None = None
-    #: The kinds of address that a task may name a repository by.
+    #: URL schemes by which a task may name a repository.
     checkout_schemes: Schemes = ("https",)
-    #: Bytes that a repository may have: what is fetched of it, and the files of the commit.
+    #: Most bytes of a repository: of what is fetched, and of the files of the commit.
     checkout_limit: int = Field(1 << 30, ge=1 << 10)
     #: Whether command.* and agent.* may run on this machine although it is a permanent one.
     allow_commands: bool = False
-    #: The Chrome or Chromium for browser.*, as a path or a name in PATH; None: one of the usual names.
+    #: Chrome or Chromium for browser.*, as a path or a name in PATH; None: one of the usual names.
     browser: str | None = None
-    #: Whether it keeps its sandbox, which root cannot and many containers do not allow.
+    #: Whether it keeps its sandbox, which root cannot use and many containers do not allow.
     browser_sandbox: bool = True
     #: Whether web.* and browser.* on this worker may reach private, loopback and link-local addresses.
     web_allow_private: bool = False
     #: Refuse any server that is not on this machine: set for demo and tests.
     loopback_only: bool = False
 
-    #: The authority's certificate, PEM.
+    #: Certificate of the CA, PEM.
     _ca: str | None = PrivateAttr(None)
 
     @model_validator(mode="after")
@@ -188,7 +188,7 @@ class Settings(env_file.FileSettings):
             self._ca = _authority(self.ca_file)
         found = self._urls_from_parts() or self._urls_of_running_stack()
         for field, url in found.items():
-            # The model is frozen for its users; completing it is part of making it.
+            # The model is frozen for its users, but must be completed when it is made.
             self.__dict__[field] = url
         if self.loopback_only:
             self._refuse_other_hosts()
@@ -196,14 +196,14 @@ class Settings(env_file.FileSettings):
 
     @property
     def ca(self) -> str | None:
-        """The certificate (PEM) of the authority that Redis's and NATS's are checked against; None: the system's."""
+        """The certificate (PEM) of the CA that Redis's and NATS's are checked against; None: the system's CAs."""
         return self._ca
 
     def _learn_from_join(self) -> None:
-        """All of Redis and NATS; raises ValueError where another setting would lead its password elsewhere.
+        """Set all of Redis and NATS; raises ValueError if another setting would send the password elsewhere.
 
-        A repository's `.env` may be a stranger's: only this process's environment may say where a tunnel to the join
-        string's servers ends, on this machine, where their authority's certificate is asked for all the same.
+        A repository's `.env` may be a stranger's: only this process's environment may name the end of a tunnel to the
+        join string's servers, on this machine, where their CA's certificate is required all the same.
         """
         if self.join is None:
             return
@@ -227,7 +227,7 @@ class Settings(env_file.FileSettings):
             )
 
     def _ways_round(self, join: Join, *, is_tunnel: bool) -> list[str]:
-        """Settings that would go round what a join string says, when it has been learned from."""
+        """Return settings that would bypass the join string after its values have been set."""
         ways = {
             "tls": self.tls is False,
             "ca_file": self.ca_file is not None,
@@ -238,7 +238,7 @@ class Settings(env_file.FileSettings):
         return [field for field, leads_round in ways.items() if leads_round]
 
     def _urls_from_parts(self) -> dict[str, str]:
-        """Explicit URLs first, then hosts, ports and passwords; empty when no place was named at all."""
+        """Return URLs by field: explicit ones, else from hosts, ports and passwords; none if no place was named."""
         if not any(getattr(self, field) for field in LOCATION_FIELDS):
             return {}
         urls: dict[str, str | None] = {
@@ -261,13 +261,13 @@ class Settings(env_file.FileSettings):
         return self.tls if self.tls is not None else self._ca is not None or self.join is not None
 
     def _database_from_host(self) -> str | None:
-        # A burst worker is told MANAGER_HOST and never PostgreSQL's password: for it there is no database.
+        # A burst worker is given MANAGER_HOST and never PostgreSQL's password: it has no database.
         host = self.postgres_host or (self.manager_host if self.postgres_password else None)
         login = _login(self.postgres_user, self.postgres_password) or f"{quote(self.postgres_user, safe='')}@"
         return host and f"postgresql://{login}{_host(host)}:{self.postgres_port}/{self.postgres_db}"
 
     def _urls_of_running_stack(self) -> dict[str, str]:
-        """The servers of this user's running `howl up`; never on a GitHub runner, whose mistakes must be loud."""
+        """Return the servers of this user's running `howl up`; none on a GitHub runner, where mistakes must be loud."""
         if os.environ.get("GITHUB_ACTIONS") == "true":
             return {}
         return running_stack(self.home)
@@ -279,38 +279,38 @@ class Settings(env_file.FileSettings):
                 raise ValueError(f"HOWL_{field.upper()} names another machine, and HOWL_LOOPBACK_ONLY is set")
 
     def urls(self) -> list[str]:
-        """The addresses that are known, of Redis, NATS and PostgreSQL."""
+        """Return the known addresses of Redis, NATS and PostgreSQL."""
         return [url for url in (self.redis_url, self.nats_url, self.database_url) if url]
 
     def redis(self) -> str:
-        """Redis's URL; raises NotConfigured."""
+        """Return Redis's URL; raises NotConfigured."""
         return self.redis_url or self._missing("Redis", "HOWL_REDIS_URL (or HOWL_JOIN, MANAGER_HOST)")
 
     def nats(self) -> str:
-        """NATS's URL; raises NotConfigured."""
+        """Return NATS's URL; raises NotConfigured."""
         return self.nats_url or self._missing("NATS", "HOWL_NATS_URL (or HOWL_JOIN, MANAGER_HOST)")
 
     def database(self) -> str:
-        """PostgreSQL's URL; raises NotConfigured."""
+        """Return PostgreSQL's URL; raises NotConfigured."""
         return self.database_url or self._missing("PostgreSQL", "HOWL_DATABASE_URL (or POSTGRES_HOST)")
 
     def _missing(self, what: str, variable: str) -> str:
         raise NotConfigured(f"No address of {what} is known: set {variable}, or run `howl up` in another terminal.")
 
     def key(self, name: str) -> str:
-        """A Redis key of HOWL's own under the prefix: `key("outcomes")` is `howl:outcomes`."""
+        """Return a Redis key under the prefix: `key("outcomes")` is `howl:outcomes`."""
         return f"{self.key_prefix}{name}"
 
 
-#: The settings that a process holds on to, see `keep`.
+#: Settings that the process keeps, see `keep`.
 _kept: dict[str, Settings] = {}
 
 
 def load_settings(**given: Any) -> Settings:
-    """Read settings from `given`, then the environment, then the file HOWL_ENV_FILE names (empty: none).
+    """Read settings from `given`, then the environment, then the file that HOWL_ENV_FILE names (empty: none).
 
-    Where it is not set, a `.env` here that is this person's own says where servers are, and nothing that loads code.
-    Raises SettingsError with one line a wrong variable; values are never shown.
+    If it is not set, a `.env` here that is the user's own is read, except settings that load code. Raises
+    SettingsError, which names each wrong variable; values are never shown.
     """
     if _kept and not given:
         return _kept["settings"]
@@ -321,29 +321,29 @@ def load_settings(**given: Any) -> Settings:
 
 
 def keep(settings: Settings) -> None:
-    """Have `load_settings()` return these, here and in forked children: what they were read from will be gone."""
+    """Have `load_settings()` return these, here and in forked children: their sources will be gone."""
     _kept["settings"] = settings
 
 
 def secret_variables() -> frozenset[str]:
-    """Names of the variables that hold a credential: those of the settings that no representation shows."""
+    """Return the names of variables that hold a credential: those of settings that no representation shows."""
     names = [_variables(name) for name, field in Settings.model_fields.items() if not field.repr]
     return frozenset(name for either in names for name in either)
 
 
 def _is_exported(settings: Settings, field: str) -> bool:
-    """Whether this process's environment says so, and not a file."""
+    """Return whether the value comes from this process's environment, and not from a file."""
     return str(getattr(settings, field)) in map(os.environ.get, _variables(field))
 
 
 def _variables(field: str) -> tuple[str, ...]:
-    """By which a setting is given; the last is what people call it."""
+    """Return the variables that give a setting; the last is the name that people use."""
     alias = Settings.model_fields[field].validation_alias
     return tuple(map(str, alias.choices)) if isinstance(alias, AliasChoices) else (f"HOWL_{field.upper()}",)
 
 
 def _told_by(join: Join, host: str) -> dict[str, Any]:
-    """Settings by field name."""
+    """Return the settings of a join string by field name."""
     told = {"host": host, "user": join.user, "password": join.password}
     redis, nats = ({f"{server}_{name}": value for name, value in told.items()} for server in ("redis", "nats"))
     ports = {"redis_port": join.redis_port, "nats_port": join.nats_port}
@@ -352,7 +352,7 @@ def _told_by(join: Join, host: str) -> dict[str, Any]:
 
 
 def _authority(path: Path) -> str:
-    """The file's text; raises ValueError unless it holds certificates."""
+    """Return the file's text; raises ValueError unless it holds certificates."""
     try:
         text = path.read_text()
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)

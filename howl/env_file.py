@@ -1,7 +1,7 @@
-"""The `.env` of the working directory: whose it must be to be read, and what it may say.
+"""The `.env` of the working directory: who must own it to have it read, and what it may set.
 
-The folder may be a stranger's: a checked out repository, or what a worker left. A file that HOWL_ENV_FILE names is not
-asked any of this: somebody has chosen it.
+The folder may be a stranger's: a checked-out repository, or files of a worker. A file that HOWL_ENV_FILE names is not
+checked: somebody has chosen it.
 """
 
 import logging
@@ -19,7 +19,7 @@ from howl.errors import NotConfigured
 logger = logging.getLogger(__name__)
 
 NAME = ".env"
-#: Bytes; a server's own has 2,000.
+#: Most bytes of the file; a server's own has 2,000.
 LONGEST = 1 << 20
 
 #: Settings that decide which code runs here, what it may do, or where a token is sent.
@@ -28,7 +28,7 @@ POWERS = (
     "checkout_schemes", "github_api", "home", "pulse_file", "task_modules", "web_allow_private", "work_folder",
     "worker_origin",
 )  # fmt: skip
-#: Settings that say where the servers are, and who logs in to them; those that may hold a password come first.
+#: Settings of where the servers are, and who logs in to them; those that may hold a password come first.
 SECRETS = (
     "join", "redis_url", "nats_url", "database_url", "redis_password", "nats_password", "postgres_password",
 )  # fmt: skip
@@ -39,7 +39,7 @@ SERVERS = (
 
 
 class FileSettings(BaseSettings):
-    """Settings of which a file says no more than `allowed` lets it."""
+    """Settings of which a file may set only those that `allowed` lets through."""
 
     @classmethod
     def settings_customise_sources(
@@ -50,14 +50,14 @@ class FileSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """pydantic's own sources, in its order."""
+        """Return pydantic's own sources in its order, the file's values limited by `allowed`."""
         if isinstance(dotenv_settings, DotEnvSettingsSource):
             dotenv_settings.env_vars = allowed(dotenv_settings.env_vars)
         return init_settings, env_settings, dotenv_settings, file_secret_settings
 
 
 def chosen() -> str | None:
-    """The file to read settings from: what HOWL_ENV_FILE names (empty: none), or a `.env` here that is one's own."""
+    """Return the file to read settings from: HOWL_ENV_FILE's (empty: none), or a `.env` here that is one's own."""
     named = os.environ.get("HOWL_ENV_FILE")
     if named is None:
         return NAME if _is_ours(Path(NAME)) else None
@@ -65,12 +65,12 @@ def chosen() -> str | None:
 
 
 def allowed(read: Mapping[str, str | None]) -> Mapping[str, str | None]:
-    """Of what the chosen file says, by names in small letters, what it may say; what is left out is told once."""
+    """Return the variables that the file may set, by lower-case name; those left out are reported once."""
     if os.environ.get("HOWL_ENV_FILE") is not None:
         return read
     foreign = set(_names(POWERS))
     if _names(SECRETS) & _environment():
-        # Or a password of the environment's could be sent to an address of the file's.
+        # Otherwise a password from the environment could be sent to an address in the file.
         foreign |= _names(SERVERS)
     ignored = sorted(name.upper() for name, value in read.items() if name in foreign and value)
     if ignored:
@@ -82,7 +82,7 @@ def allowed(read: Mapping[str, str | None]) -> Mapping[str, str | None]:
 
 
 def require_chosen_servers() -> None:
-    """Raise NotConfigured where a file that was only found names the servers that a worker here would obey."""
+    """Raise NotConfigured if a file that was only found here names the servers that a worker would obey."""
     if os.environ.get("HOWL_ENV_FILE") is not None or not _is_ours(Path(NAME)):
         return
     told = {name.lower() for name, value in dotenv_values(NAME).items() if value}
@@ -102,7 +102,7 @@ def _names(fields: tuple[str, ...]) -> set[str]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether nobody else could have written it, nor a version control system: those make files that all may read."""
+    """Return whether nobody else can have written it, nor version control, whose files everyone may read."""
     try:
         about = path.stat()
     except OSError:
@@ -123,5 +123,5 @@ def _is_ours(path: Path) -> bool:
 
 @cache
 def _tell(line: str) -> None:
-    """Once a process, for settings are read many times."""
+    """Log once per process, because settings are read many times."""
     logger.warning(line)

@@ -1,7 +1,7 @@
-"""Error callbacks of a chord that the server has fail: it notes which are due, and a worker calls them.
+"""Error callbacks of a chord that fails in the server: it notes which are due, and a worker calls them.
 
-Only who has a callback's code knows whether it takes the failed task's id or (request, exc, traceback); and what a
-worker wrote is not run in the server, which knows the database.
+Only a process with a callback's code knows whether it takes the failed task's id or (request, exc, traceback); and the
+server, which has access to the database, does not run what a worker wrote.
 """
 
 import hashlib
@@ -20,21 +20,21 @@ from kombu.utils import json
 
 from howl.outcomes import Entry, unmarked
 
-#: HOWL's own task, which calls an error callback; every worker has it.
+#: Name of HOWL's own task that calls an error callback; every worker has it.
 NAME = "howl.call_errback"
-#: Characters of a call's id that stand for the callback's signature.
+#: Characters of a call's id that come from the callback's signature.
 OF_THE_SIGNATURE = 18
 
 
 class ToldError(Exception):
-    """A task's error as its worker told it, which is made again only where its class may be: in workers and clients."""
+    """A task's error as its worker reported it, restored only where its class may exist: in workers and clients."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         super().__init__(document)
         self.document = document
 
     def __repr__(self) -> str:
-        """As Python shows the error itself."""
+        """Show it as Python shows the error itself."""
         arguments = unmarked(self.document.get("exc_message"))
         shown = arguments if isinstance(arguments, list | tuple) else [arguments]
         return f"{str(self.document.get('exc_type')).rpartition('.')[2]}({', '.join(map(repr, shown))})"
@@ -48,7 +48,7 @@ class Call:
 
     signature: dict[str, Any]
     request: dict[str, Any]
-    #: The error and what it was raised from, as Celery prepares them.
+    #: The error and its cause, as Celery prepares them.
     error: dict[str, Any]
     cause: dict[str, Any] | None
 
@@ -59,14 +59,14 @@ class Call:
 
     @cached_property
     def task_id(self) -> str:
-        """The same whenever the call is noted again; the same beginning for whichever task the callback is called."""
+        """The id of the call: the same when it is noted again, with a beginning that depends on the callback alone."""
         halves = (json.dumps(self.signature, sort_keys=True), self.failed)
         return str(uuid.UUID("".join(hashlib.sha256(half.encode()).hexdigest()[:16] for half in halves), version=5))
 
 
 @dataclass
 class Noted:
-    """What a failing chord's end comes to, of which nothing is done yet."""
+    """Entries and calls that a failing chord's end requires, none of them done yet."""
 
     entries: list[Entry] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
@@ -77,7 +77,7 @@ _noted: ContextVar[Noted | None] = ContextVar("howl_noted", default=None)
 
 @contextmanager
 def noting() -> Iterator[Noted]:
-    """Within it, this thread's result backend notes what it would tell, and whom it would call."""
+    """Have this thread's result backend note entries and calls instead of doing them."""
     token = _noted.set(noted := Noted())
     try:
         yield noted
@@ -86,15 +86,15 @@ def noting() -> Iterator[Noted]:
 
 
 def noted() -> Noted | None:
-    """Where to note, if this thread is to."""
+    """Return where this thread is to note, or None."""
     return _noted.get()
 
 
 def note(backend: Any, request: Any, error: Exception) -> bool:
-    """Note the request's error callbacks; False: this thread is to call them."""
+    """Note the request's error callbacks; return False if this thread is to call them itself."""
     if (noted := _noted.get()) is None:
         return False
-    # What stands in the signature of a chord's body travels with it, but for its own callbacks and what encloses it.
+    # What is in the signature of a chord's body goes with it, except its own callbacks and what encloses it.
     told = {name: value for name, value in vars(request).items() if name not in ("errbacks", "options")}
     cause = error.__cause__
     documents = (backend.prepare_exception(error), backend.prepare_exception(cause) if cause else None)
@@ -104,7 +104,7 @@ def note(backend: Any, request: Any, error: Exception) -> bool:
 
 
 def install(app: Celery) -> None:
-    """Have the application know the task that calls."""
+    """Register the task that calls error callbacks."""
     app.task(name=NAME, base=Task, bind=True, shared=False, ignore_result=True)(_call)
 
 

@@ -1,19 +1,19 @@
-"""Every error a person may meet, one sentence each, saying what to do next."""
+"""Every error that people may see, each a sentence that says what to do next."""
 
 import click
 from kombu.exceptions import EncodeError
 
 
 def visible(text: str) -> str:
-    """The text with control characters written out: a worker's words must not steer a person's terminal."""
+    """Return the text with control characters escaped: a worker's text must not control a person's terminal."""
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
 class HowlError(click.ClickException):
-    """Base of HOWL's own errors: `howl` and `celery` alike print its text, no traceback, and exit with status 1."""
+    """Base of HOWL's own errors: `howl` and `celery` print its text, without traceback, and exit with status 1."""
 
     def format_message(self) -> str:
-        """As it is printed: ids and names in it may be a stranger's."""
+        """Return the message escaped for printing: ids and names in it may be a stranger's."""
         return visible(self.message)
 
 
@@ -22,11 +22,11 @@ class SettingsError(HowlError):
 
 
 class NotConfigured(SettingsError):
-    """A part of the server is needed whose address nobody gave."""
+    """A part of the server is needed whose address is not set."""
 
 
 class QueueUnavailable(HowlError):
-    """Redis cannot be reached, or refused; what was submitted is recorded and will be pushed later."""
+    """Redis cannot be reached, or refused; a submitted task is recorded and will be pushed later."""
 
 
 class DatabaseUnavailable(HowlError):
@@ -38,7 +38,7 @@ class UnknownTask(HowlError):
 
 
 class InvalidRequest(HowlError):
-    """The request itself is wrong: arguments that do not fit, values that cannot be stored."""
+    """The request itself is wrong: its arguments do not fit, or its values cannot be stored."""
 
 
 class UnknownWorker(HowlError):
@@ -50,7 +50,7 @@ class UnreadableOutcome(HowlError):
 
 
 class UnreadableQuestion(HowlError):
-    """What a worker asked over NATS makes no sense."""
+    """A worker's request over NATS is not valid."""
 
 
 class EmbeddedServerError(HowlError):
@@ -62,7 +62,7 @@ class BurstFailed(HowlError):
 
 
 class BurstRefused(HowlError):
-    """A burst would take more than the budget leaves, or more than makes sense."""
+    """A burst would use more than is left of the budget, or more than makes sense."""
 
 
 class BurstBegun(BurstRefused):
@@ -82,7 +82,7 @@ class GitHubFailed(BurstFailed):
 
 
 class GitHubUnsure(GitHubFailed):
-    """GitHub may have done what was asked although it did not say so."""
+    """GitHub may have done what was asked, but did not confirm it."""
 
 
 class OutcomeRefused(HowlError):
@@ -94,7 +94,7 @@ class OutcomeTooLarge(HowlError, EncodeError):
 
 
 class CommandsNotAllowed(HowlError):
-    """This worker's owner has not agreed to run programs on it."""
+    """The owner of this worker has not agreed to run programs on it."""
 
 
 class CommandNotStarted(HowlError):
@@ -102,11 +102,11 @@ class CommandNotStarted(HowlError):
 
 
 class ArgumentsTooLong(CommandNotStarted):
-    """The program's arguments, or its variables, are longer than its system takes."""
+    """The program's arguments, or its variables, are longer than its system accepts."""
 
 
 class CommandTimedOut(HowlError):
-    """The program took longer than its task allowed; all it had started was ended with it."""
+    """The program took longer than its task allowed; it was ended with everything that it had started."""
 
 
 class CommandFailed(HowlError):
@@ -118,7 +118,7 @@ class AgentFailed(HowlError):
 
 
 class CheckoutFailed(HowlError):
-    """The repository for an agent could not be fetched, or what the agent changed in it cannot be told."""
+    """The repository for an agent could not be fetched, or the agent's changes in it cannot be determined."""
 
 
 class AddressRefused(HowlError):
@@ -126,7 +126,7 @@ class AddressRefused(HowlError):
 
 
 class FetchFailed(HowlError):
-    """The page could not be fetched whole: no answer, not in time, or not as HTTP prescribes."""
+    """The page could not be fetched whole: there was no answer, or it was late, or not valid HTTP."""
 
 
 class BrowserFailed(HowlError):
@@ -134,11 +134,11 @@ class BrowserFailed(HowlError):
 
 
 class WorkerGone(HowlError):
-    """The one worker a task was assigned to went away before it started the task."""
+    """The one worker that a task was assigned to left before it started the task."""
 
 
 class DemoFailed(HowlError):
-    """The demo could not be shown to its end."""
+    """The demo could not be completed."""
 
 
 class MessageRefused(HowlError):
@@ -146,11 +146,11 @@ class MessageRefused(HowlError):
 
 
 class TaskDied(HowlError):
-    """A task's runs died, or were broken off, too often: it is kept for replay, and not started again by itself."""
+    """A task's runs died, or were broken off, too often: it is kept for replay, and not restarted automatically."""
 
 
 class TaskSetAside(HowlError):
-    """`howl server` could not put a task on its queue, or do what else was due, however often it tried."""
+    """`howl server` could not push a task to its queue, or do another step that was due, in several tries."""
 
 
 class NotGranted(HowlError):
@@ -158,7 +158,7 @@ class NotGranted(HowlError):
 
 
 class BackupFailed(HowlError):
-    """A backup could not be made, or what it holds could not be put back; nothing half made is left of it."""
+    """A backup could not be made or restored; nothing half made is left of it."""
 
 
 class ArchiveRefused(HowlError):
@@ -166,11 +166,11 @@ class ArchiveRefused(HowlError):
 
 
 class RestoreRefused(HowlError):
-    """What is to be restored would be mixed with what is there already."""
+    """The data to be restored would be mixed with existing data."""
 
 
 class EventsNotKept(HowlError):
-    """NATS answers, and does not store what workers tell."""
+    """NATS answers, but does not store workers' events."""
 
 
 class ProvisionFailed(HowlError):
@@ -178,24 +178,24 @@ class ProvisionFailed(HowlError):
 
 
 class WorkerSilent(HowlError):
-    """A worker that was told something did not answer."""
+    """A worker did not answer a command."""
 
 
 class ArtifactRefused(InvalidRequest):
-    """A file is not kept as it was given: its name, its size, its kind, or no room is left for it."""
+    """A file is not kept, because of its name, its size or its kind, or because no room is left for it."""
 
 
 class ArtifactFailed(HowlError):
-    """A file could not be stored, or could not be fetched whole; nothing half done is left of it."""
+    """A file could not be stored, or not be fetched whole; nothing half done is left of it."""
 
 
 class UnknownArtifact(HowlError):
-    """A task left no file of that name, or it is no longer there."""
+    """A task produced no file of that name, or it is no longer there."""
 
 
 class ChordRefused(HowlError):
-    """A chord is made of what its worker may not see or tell of, or too many of its credential's wait."""
+    """A chord has parts that its worker may not see or report, or too many chords of its credential wait."""
 
 
 class ChordExpired(HowlError):
-    """A chord's parts had not all ended in time."""
+    """A chord's parts did not all end in time."""

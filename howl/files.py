@@ -1,4 +1,4 @@
-"""Files of the state folder: private ones, passwords and locks."""
+"""Files of the state folder: private files, passwords and locks."""
 
 import fcntl
 import json
@@ -25,7 +25,7 @@ class Passwords:
         return self._all[name]
 
     def hide_in(self, text: str) -> str:
-        """`text` without any of the passwords."""
+        """Return `text` with all of the passwords masked."""
         for password in self._all.values():
             text = text.replace(password, "********")
         return text
@@ -38,7 +38,7 @@ class Passwords:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace `path` in one step by a file that only its owner may read; a crash leaves the old or the new one."""
+    """Replace `path` atomically by a file that only its owner may read; a crash leaves the old or the new one."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mkstemp makes it 0600
     try:
         with os.fdopen(descriptor, "w") as file:
@@ -52,9 +52,9 @@ def write_private(path: Path, text: str) -> None:
 
 
 def take_lock(path: Path, patience: float) -> BinaryIO:
-    """An exclusive flock that lasts until the returned file, and every inherited copy of it, is closed.
+    """Take an exclusive flock that lasts until the returned file, and every inherited copy of it, is closed.
 
-    Raises BlockingIOError when somebody else still holds it after `patience` seconds.
+    Raises BlockingIOError if another process still holds it after `patience` seconds.
     """
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "rb")
     deadline = time.monotonic() + patience

@@ -1,4 +1,4 @@
-"""One idempotency key is one piece of work: what a repeated request must have in common with the first."""
+"""Idempotency keys: what a repeated request must have in common with the first request of its key."""
 
 from decimal import Decimal
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from howl.errors import InvalidRequest
 from howl.models import Task
 
-#: Columns that must be equal, by what a person calls them. Not so what only people read (the description, who submitted
-#: it), nor `expires_in`, which counts from each request anew. The queue names the worker too, if there is one.
+#: Columns that must be equal, with the names that people use. Not among them are values that only people read (the
+#: description, the submitter) and `expires_in`, which counts from each request anew. The queue names the worker too.
 COMPARED = {
     "name": "name",
     "args": "arguments",
@@ -29,7 +29,7 @@ def require_same(first: Task, row: dict[str, Any]) -> None:
 
 
 def _equal(stored: Any, given: Any) -> bool:
-    """As JSON, whose true is not 1, and in which PostgreSQL writes 1e23 out, so that it is read as another number."""
+    """Compare as JSON: true is not 1, and PostgreSQL writes 1e23 in full, so that it is read as another number."""
     if isinstance(stored, dict) and isinstance(given, dict):
         named = {str(name): value for name, value in given.items()}
         return stored.keys() == named.keys() and all(_equal(value, named[name]) for name, value in stored.items())

@@ -1,4 +1,4 @@
-"""The join string: all that a worker elsewhere needs to know of a server, in one secret (HOWL_JOIN)."""
+"""The join string: everything that a remote worker needs to know of a server, in one secret (HOWL_JOIN)."""
 
 import base64
 import hashlib
@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-#: What every join string begins with; its number is that of the form, and changes when an older HOWL cannot read it.
+#: Beginning of every join string; the number is that of the form, and changes when an older HOWL cannot read it.
 MARK, FORM = "howl-join", "1"
-#: Characters of the checksum at its end, by which one that was cut is told from one of somebody else's.
+#: Characters of the checksum at its end, which tells a string that was cut from one that is another's.
 CHECKSUM = 12
 
 AGAIN = "run `howl init join` on the server and store what it prints, whole"
@@ -16,7 +16,7 @@ AGAIN = "run `howl init join` on the server and store what it prints, whole"
 
 @dataclass(frozen=True)
 class Join:
-    """A server's addresses, its authority's certificate, and one worker credential, good for Redis and NATS alike."""
+    """A server's addresses, its CA's certificate, and one worker credential, valid for both Redis and NATS."""
 
     host: str
     redis_port: int
@@ -25,14 +25,14 @@ class Join:
     password: str = field(repr=False)
     key_prefix: str
     subject_prefix: str
-    #: The queues the credential was granted; empty: all.
+    #: Queues that the credential was granted; empty: all.
     queues: tuple[str, ...] = ()
-    #: PEM; empty where a public authority signed the servers' certificate.
+    #: PEM; empty where a public CA signed the servers' certificate.
     ca: str = ""
 
 
 def encode(join: Join) -> str:
-    """The string: letters, digits, `-`, `_` and dots."""
+    """Return the join string: letters, digits, `-`, `_` and dots."""
     document = json.dumps(asdict(join), separators=(",", ":")).encode()
     return ".".join((MARK, FORM, base64.urlsafe_b64encode(document).rstrip(b"=").decode(), _checksum(document)))
 

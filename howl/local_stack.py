@@ -1,4 +1,4 @@
-"""This machine's own servers, those of `howl up`: where they keep their data, whether they run, and on which ports."""
+"""The servers of `howl up` on this machine: where they keep data, whether they run, and on which ports."""
 
 import fcntl
 import json
@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
-#: Where its servers listen.
+#: Address on which its servers listen.
 HOST = "127.0.0.1"
 
 #: The state folder of a service.
@@ -16,9 +16,9 @@ SYSTEMS = Path("/var/lib/howl")
 
 
 def default_home() -> Path:
-    """The state folder: root's must be enterable by the user PostgreSQL runs as, so it is not in root's home.
+    """Return the state folder; root's is not in its home, because the user that runs PostgreSQL must enter it.
 
-    Nor is it where there is no home: a container may run as a user whom nobody there knows.
+    Nor is it in a home that does not exist: a container may run as a user without an entry in passwd.
     """
     if os.geteuid() == 0:
         return SYSTEMS
@@ -29,11 +29,11 @@ def default_home() -> Path:
 
 
 def running_stack(home: Path) -> dict[str, str]:
-    """URLs by field name of the `howl up` that holds the lock of this state folder; empty when none does."""
+    """Return URLs by field name of the `howl up` that holds this state folder's lock; empty when none does."""
     try:
         with (home / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return {}  # nobody holds it: whatever running.json says is left over
+            return {}  # nobody holds it: running.json is left over
     except BlockingIOError:
         return _read_running(home / "running.json")
     except OSError:
@@ -41,7 +41,7 @@ def running_stack(home: Path) -> dict[str, str]:
 
 
 def last_ports(home: Path) -> dict[str, int]:
-    """The port of each server when `howl up` last ran in this state folder; empty where nobody knows."""
+    """Return each server's port when `howl up` last ran in this state folder; empty if unknown."""
     try:
         told = json.loads((home / "ports.json").read_text())
         return {str(server): int(port) for server, port in told.items()}
@@ -50,9 +50,9 @@ def last_ports(home: Path) -> dict[str, int]:
 
 
 def outdated(home: Path, urls: Collection[str]) -> str | None:
-    """What to do if one of these addresses does not answer because it is what `howl env` said of an earlier `howl up`.
+    """Return what to do if one of these addresses does not answer because it is from an earlier `howl up`'s `howl env`.
 
-    None if it is not, or if all answer.
+    None if none is, or if all answer.
     """
     here = [url for url in urls if urlsplit(url).hostname == HOST]
     silent = {url: urlsplit(url).port for url in here if not _listens(urlsplit(url).port)}

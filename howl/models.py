@@ -1,4 +1,4 @@
-"""The tables: everything that ever ran is one query away."""
+"""The tables in PostgreSQL: everything that ever ran can be queried."""
 
 from datetime import datetime
 from typing import Any, ClassVar
@@ -20,14 +20,14 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 WORKER_STATUSES = ("active", "draining", "offline", "lost")
-#: Of workers that are there.
+#: Statuses of workers that are present.
 PRESENT = ("active", "draining")
 TASK_STATUSES = ("queued", "started", "retrying", "succeeded", "failed", "cancelled", "expired", "dead")
 ARTIFACT_STATUSES = ("arriving", "kept", "missing")
 
 
 class Base(DeclarativeBase):
-    """Names of constraints are fixed, so that migrations can speak of them."""
+    """The base of all tables; it fixes names of constraints, so that migrations can refer to them."""
 
     metadata = MetaData(
         naming_convention={
@@ -52,7 +52,7 @@ def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
 
 
 class Worker(Base):
-    """A worker as the server last heard of it; a row that never had a heartbeat stays as written."""
+    """A worker as the server last heard from it; a row that never had a heartbeat stays as written."""
 
     __tablename__ = "workers"
     __table_args__ = (_one_of("status", WORKER_STATUSES),)
@@ -66,17 +66,17 @@ class Worker(Base):
     origin: Mapped[str] = mapped_column(server_default="local")
     concurrency: Mapped[int | None]
     version: Mapped[str | None]
-    #: Names of the tasks that it knows, but Celery's own; NULL: it has not said yet.
+    #: Names of the tasks that it knows, without Celery's own; NULL: not reported yet.
     tasks: Mapped[list[str] | None]
-    #: Which burst run it belongs to: repository, run id, attempt, index.
+    #: The burst run that it belongs to: repository, run id, attempt, index.
     run: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
-    #: One life of the worker: random at each start.
+    #: Random id of the worker's current start.
     boot_id: Mapped[str | None]
     registered_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_heartbeat_at: Mapped[datetime | None]
     deadline_at: Mapped[datetime | None]
     offline_at: Mapped[datetime | None]
-    #: The NATS user that it speaks as.
+    #: The NATS user that it logs in as.
     credential: Mapped[str | None]
 
 
@@ -86,10 +86,10 @@ class Task(Base):
     __tablename__ = "tasks"
     __table_args__ = (
         _one_of("status", TASK_STATUSES),
-        # The keeper looks only at what is open, the front doors at what is newest.
+        # Maintenance reads only open tasks, the front doors the newest.
         Index("ix_tasks_open", "queued_at", postgresql_where="rank < 3"),
         Index("ix_tasks_queued_at", "queued_at"),
-        # Asked twice a second by everyone who watches; a short run, which is told by its end alone, costs nothing.
+        # Queried twice a second by everyone who watches; a short run, of which only the end is reported, costs nothing.
         Index("ix_tasks_running", "worker_id", postgresql_where="status = 'started'"),
     )
 
@@ -104,13 +104,13 @@ class Task(Base):
     #: 0 queued, 1 started, 2 retrying, 3 ended: see howl.outcomes.
     rank: Mapped[int] = mapped_column(server_default="0")
     worker_id: Mapped[str | None] = mapped_column(index=True)
-    #: The one worker it was assigned to, if any.
+    #: The one worker that it was assigned to, if any.
     target_worker_id: Mapped[str | None]
     parent_id: Mapped[str | None] = mapped_column(index=True)
     root_id: Mapped[str | None]
     group_id: Mapped[str | None] = mapped_column(index=True)
-    #: Of a task that nobody submitted: the Redis user whose word how it stands and its queue are. NULL: a submitter's,
-    #: or that of somebody who may do everything.
+    #: Of a task that nobody submitted: the Redis user that reported its status and queue. NULL: a submitter did, or a
+    #: user that may do everything.
     redis_user: Mapped[str | None]
     submitted_by: Mapped[str | None]
     idempotency_key: Mapped[str | None] = mapped_column(unique=True)
@@ -125,22 +125,22 @@ class Task(Base):
     #: Seconds by the worker's clock.
     runtime: Mapped[float | None]
     result: Mapped[Any | None] = mapped_column(JSONB)
-    #: JSON as it was told, of those among result, error, args and kwargs that JSONB changes: howl.server.storable.
+    #: JSON as reported, of those among result, error, args and kwargs that JSONB changes: howl.server.storable.
     exact: Mapped[str | None]
     error_type: Mapped[str | None]
     error_message: Mapped[str | None]
-    #: The exception as Celery prepares it, from which its clients make one again.
+    #: The exception as Celery prepares it, from which its clients restore it.
     error: Mapped[dict[str, Any] | None]
     traceback: Mapped[str | None]
-    #: Celery's tuples of the tasks this one published.
+    #: Celery's tuples of the tasks that this one published.
     children: Mapped[list[Any] | None] = mapped_column(JSONB)
 
 
 class TaskEvent(Base):
-    """What happened to a task, append-only; `source` names the message it came from, so that none counts twice."""
+    """An event of a task, append-only; `source` names the message that it came from, so that none counts twice."""
 
     __tablename__ = "task_events"
-    # What came after an event is asked several times a second of tasks that may have tens of thousands.
+    # Queries for what follows an event come several times a second, for tasks with up to tens of thousands.
     __table_args__ = (Index("ix_task_events_task_id_event_id", "task_id", "event_id"),)
 
     event_id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
@@ -153,7 +153,7 @@ class TaskEvent(Base):
 
 
 class Artifact(Base):
-    """A file a task left behind; it may be told of before the task itself is."""
+    """A file that a task produced; it may be reported before the task itself is."""
 
     __tablename__ = "artifacts"
     __table_args__ = (
@@ -162,7 +162,7 @@ class Artifact(Base):
         UniqueConstraint("task_id", "name"),
     )
 
-    #: The object's name, which its worker drew at random.
+    #: The object's name, chosen at random by its worker.
     artifact_id: Mapped[str] = mapped_column(primary_key=True)
     task_id: Mapped[str]
     name: Mapped[str]
@@ -170,20 +170,20 @@ class Artifact(Base):
     #: Bytes.
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str]
-    #: Where it is kept: the object store's bucket and the object's name.
+    #: The object store's bucket and the object's name.
     location: Mapped[str]
-    #: `arriving` until the server has looked for the object, then `kept`, or `missing`.
+    #: `arriving` until the server has checked for the object, then `kept`, or `missing`.
     status: Mapped[str] = mapped_column(server_default="arriving")
     worker_id: Mapped[str | None]
-    #: The task's attempt that left it.
+    #: The task's attempt that produced it.
     attempt: Mapped[int] = mapped_column(server_default="1")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
-    #: When it will be deleted.
+    #: Time at which it will be deleted.
     expires_at: Mapped[datetime | None] = mapped_column(index=True)
 
 
 class Burst(Base):
-    """Workers started for a limited time: what was asked for, by whom, the run it became."""
+    """Workers started for a limited time: the request, who made it, and the run that resulted."""
 
     __tablename__ = "bursts"
 
@@ -192,7 +192,7 @@ class Burst(Base):
     requested_by: Mapped[str | None]
     num_workers: Mapped[int]
     runtime_minutes: Mapped[float]
-    #: What else was asked for: tags, queues, concurrency.
+    #: The rest of the request: tags, queues, concurrency.
     request: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     run: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     minutes_planned: Mapped[float]
@@ -206,7 +206,7 @@ class Chord(Base):
 
     __tablename__ = "chords"
     __table_args__ = (
-        # Of each user: one must not keep another from telling of a group whose id both know.
+        # Per user: none must keep another from reporting a group whose id both know.
         UniqueConstraint("group_id", "redis_user", postgresql_nulls_not_distinct=True),
         Index("ix_chords_waiting", "waits_for", postgresql_where="body_submitted_at IS NULL"),
     )
@@ -214,24 +214,24 @@ class Chord(Base):
     chord_id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     group_id: Mapped[str]
     parts: Mapped[list[str]]
-    #: How many parts it has, and how many of them, from the first on, are known to have ended.
+    #: Number of parts, and of those, from the first on, that are known to have ended.
     size: Mapped[int] = mapped_column(server_default="0")
     ended: Mapped[int] = mapped_column(server_default="0")
-    #: The first part that has not ended; NULL: that is not known yet. Its end alone has anybody look at this row.
+    #: The first part that has not ended; NULL: not known yet. Only its end causes this row to be read.
     waits_for: Mapped[str | None]
     #: Celery's documents as text, because JSONB would change numbers in them.
     header: Mapped[str]
     body: Mapped[str]
-    #: The Redis user whose workers told of it: the body is published with his rights. NULL: with the server's own.
+    #: The Redis user whose workers reported it: the body is published with its rights. NULL: with the server's own.
     redis_user: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
-    #: When it stopped waiting: because its body was submitted, or because its time was over.
+    #: Time at which it stopped waiting: its body was submitted, or it expired.
     body_submitted_at: Mapped[datetime | None]
     expired: Mapped[bool] = mapped_column(server_default=false())
 
 
 class StoredPiece(Base):
-    """A piece of a large chord that is not all told of yet: see howl.server.chords.pieces."""
+    """A piece of a large chord that is not completely reported yet: see howl.server.chords.pieces."""
 
     __tablename__ = "chord_pieces"
     __table_args__ = (UniqueConstraint("group_id", "redis_user", "number", postgresql_nulls_not_distinct=True),)
@@ -245,14 +245,14 @@ class StoredPiece(Base):
 
 
 class RecordUsage(Base):
-    """What one Redis user's workers have had recorded, against HOWL_RECORD_LIMIT: see howl.server.recorder.quota."""
+    """Usage of HOWL_RECORD_LIMIT by one Redis user's workers: see howl.server.recorder.quota."""
 
     __tablename__ = "record_usage"
 
     redis_user: Mapped[str] = mapped_column(primary_key=True)
-    #: Bytes of the limit that were used when the row was written; they run off at the limit's rate.
+    #: Bytes of the limit in use when the row was written; they run off at the limit's rate.
     level: Mapped[float]
-    #: Of all times: bytes on disk, about; entries; and entries that were refused.
+    #: Totals: bytes on disk, about; entries; and entries that were refused.
     bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
     entries: Mapped[int] = mapped_column(BigInteger, server_default="0")
     refused: Mapped[int] = mapped_column(BigInteger, server_default="0")

@@ -1,7 +1,7 @@
-"""What a task's run ended as, and how it is written in the outcomes stream: one JSON document an entry.
+"""How a task's run ended, and its form in the outcomes stream: one JSON document per entry.
 
-Workers write it, the server's recorder reads it. It comes from machines nobody here controls, so reading checks
-everything: field names, types, lengths.
+Workers write entries, the server's recorder reads them. They come from machines that are not trusted, so reading
+checks everything: field names, types, lengths.
 """
 
 import re
@@ -19,12 +19,12 @@ from howl.errors import ChordRefused, TaskDied, UnreadableOutcome
 #: The one field of a stream entry.
 ENTRY_FIELD = b"outcome"
 
-#: Celery's state to a task's status and its rank: within one attempt a row only moves to a higher rank. A state that
-#: is not here is a custom one, or Celery's PENDING, which is no step: progress. A row that an outcome could make
-#: "queued" would be pushed by the keeper, whoever had written it.
+#: A task's status and rank by Celery's state: within one attempt a row only moves to a higher rank. A state that is
+#: not here is custom, or Celery's PENDING, which is no step: both are progress. A row that an outcome could make
+#: "queued" would be pushed by maintenance, whoever had written the outcome.
 STATUSES: dict[str, tuple[str, int]] = {
     "STARTED": ("started", 1),
-    # A message was dealt with and its run stored nothing: it was ignored, or replaced by another of the same id.
+    # A message was processed and its run stored nothing: it was ignored, or replaced by another of the same id.
     "ENDED": ("started", 1),
     "RETRY": ("retrying", 2),
     "SUCCESS": ("succeeded", 3),
@@ -32,11 +32,11 @@ STATUSES: dict[str, tuple[str, int]] = {
     "REVOKED": ("cancelled", 3),
     "DEAD": ("dead", 3),
 }
-#: Not Celery's: the run was broken off, and its message is back on its queue.
+#: State of our own: the run was broken off, and its message is back on its queue.
 REQUEUED = "REQUEUED"
 FINAL_STATUSES = ("succeeded", "failed", "cancelled", "expired", "dead")
 FINAL_RANK = 3
-#: Celery's states by status, for its clients.
+#: Celery's state by status, for its clients.
 STATES = {
     "queued": "PENDING",
     "started": "STARTED",
@@ -48,15 +48,15 @@ STATES = {
     "dead": "FAILURE",
 }
 
-#: Headers of a chord's body that is to run whatever became of the parts (`body.set(headers=JOIN_ALL)`): in the place of
-#: a result it finds, of one that has none, an object with its status under this name, worker_id, error_type and
+#: Headers of a chord's body that is to run even if parts fail (`body.set(headers=JOIN_ALL)`). For a part without a
+#: result it receives an object with the part's status under the name PART_STATUS, worker_id, error_type and
 #: error_message.
 JOIN_ALL = {"howl_join": "all"}
 PART_STATUS = "howl_status"
 
-#: Longest id or name in characters; Celery's own ids have 36.
+#: Most characters of an id or name; Celery's own ids have 36.
 NAME_LIMIT = 255
-#: Most parts of one chord; most bytes of its document, which travels in pieces, and of what it takes when it is parsed.
+#: Most parts of a chord; most bytes of its document, which is sent in pieces, and of its memory when parsed.
 PARTS_LIMIT, CHORD_LIMIT, CHORD_PARSED_LIMIT = 100_000, 16 << 20, 128 << 20
 HEX = re.compile(r"[0-9a-f]+")
 #: In the place of an attempt's number: the last one that is on record, or the first.
@@ -86,7 +86,7 @@ class Outcome:
     root_id: str | None = None
     group_id: str | None = None
     children: list[Any] | None = None
-    #: Tasks that it started and that are not among its children, for there were too many.
+    #: Number of tasks that it started and that `children` leaves out, because there were too many.
     children_left_out: int | None = None
     #: Seconds by the worker's clock.
     runtime: float | None = None
@@ -95,7 +95,7 @@ class Outcome:
 
     @property
     def status(self) -> str | None:
-        """The task's status in the record; None for a custom state, which is progress."""
+        """The task's status in its row; None for a custom state, which is progress."""
         if self.state == "REVOKED" and _reason(self.result) == "expired":
             return "expired"
         return STATUSES[self.state][0] if self.state in STATUSES else None
@@ -111,7 +111,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class ChordCreated:
-    """A chord was published: when every part has ended, its body is due."""
+    """A chord that was published: when every part has ended, its body is due."""
 
     group_id: str
     #: Ids of the tasks that must end.
@@ -124,7 +124,7 @@ class ChordCreated:
 
 @dataclass(frozen=True, kw_only=True)
 class ChordPiece:
-    """One of the pieces in which a large chord is told of: together they are the document of its ChordCreated."""
+    """One of the pieces in which a large chord is reported: together they are the document of its ChordCreated."""
 
     group_id: str
     #: From 0 on.
@@ -135,7 +135,7 @@ class ChordPiece:
 
 @dataclass(frozen=True, kw_only=True)
 class PartsAdded:
-    """A part of a chord published others, for which its body waits as well (`self.add_to_chord`)."""
+    """Parts that a part of a chord published, for which the body waits as well (`self.add_to_chord`)."""
 
     group_id: str
     #: The part that added them.
@@ -145,7 +145,7 @@ class PartsAdded:
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactKept:
-    """A file that a task left behind: JetStream has all of it, as object `artifact_id` of the artifacts' bucket."""
+    """A file that a task produced: JetStream has all of it, as object `artifact_id` of the artifacts' bucket."""
 
     task_id: str
     artifact_id: str
@@ -170,13 +170,13 @@ KINDS: dict[str, type[Entry]] = {
 }  # fmt: skip
 _KIND_OF = {made: kind for kind, made in KINDS.items()}
 
-#: One for all: kombu's `dumps` makes a new one each time.
+#: One encoder for all calls: kombu's `dumps` makes a new one each time.
 _ENCODER = json.JSONEncoder()
 
 
 def encode(entry: Entry) -> bytes:
-    """The entry as the stream holds it; raises kombu's EncodeError when a value is no JSON."""
-    # `vars`, for `dataclasses.asdict` copies deeply, and results may be large.
+    """Encode an entry for the stream; raises kombu's EncodeError when a value is not JSON."""
+    # `vars`, because `dataclasses.asdict` copies deeply, and results may be large.
     document = {
         "kind": _KIND_OF[type(entry)],
         **{name: value for name, value in vars(entry).items() if value is not None},
@@ -188,7 +188,7 @@ def encode(entry: Entry) -> bytes:
 
 
 def in_pieces(chord: ChordCreated, limit: int) -> Iterator[ChordCreated | ChordPiece]:
-    """The chord as it is told of, in entries of at most `limit` bytes, about; raises ChordRefused, or EncodeError."""
+    """Yield a chord in entries of at most about `limit` bytes; raises ChordRefused or EncodeError."""
     document = encode(chord)
     if len(chord.parts) > PARTS_LIMIT:
         raise ChordRefused(f"The chord has {len(chord.parts):,} parts, and {PARTS_LIMIT:,} are allowed: make several.")
@@ -200,7 +200,7 @@ def in_pieces(chord: ChordCreated, limit: int) -> Iterator[ChordCreated | ChordP
             f"The chord has {len(document):,} bytes with its body's arguments, and {CHORD_LIMIT:,} are allowed, or "
             "fewer of many small values: write a file and pass where it is."
         )
-    # Written as a text within JSON again, half of them at worst with a backslash before each.
+    # Encoding the text as JSON again puts, at worst, a backslash before each character.
     text, size = document.decode(), limit // 2
     cuts = range(0, len(text), size)
     for number, cut in enumerate(cuts):
@@ -208,7 +208,7 @@ def in_pieces(chord: ChordCreated, limit: int) -> Iterator[ChordCreated | ChordP
 
 
 def decode(document: Any) -> Entry:
-    """An entry of the outcomes stream, from its parsed JSON; raises UnreadableOutcome saying what is wrong."""
+    """Return an entry of the outcomes stream from its parsed JSON; raises UnreadableOutcome saying what is wrong."""
     if not isinstance(document, dict):
         raise UnreadableOutcome("it is not a JSON object")
     given = dict(document)
@@ -223,7 +223,7 @@ def decode(document: Any) -> Entry:
     return entry
 
 
-#: What each field may be; None is always allowed where the dataclass gives None as default.
+#: Types of each field; None is also allowed where the dataclass has None as default.
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "task_id": str, "state": str, "at": str, "attempt": int, "traceback": str, "name": str, "args": list,
     "kwargs": dict, "queue": str, "worker_id": str, "parent_id": str, "root_id": str, "group_id": str,
@@ -248,7 +248,7 @@ _REQUIRED = (
     "sha256",
 )
 _NAMES = ("task_id", "state", "name", "queue", "worker_id", "parent_id", "root_id", "group_id", "media_type")
-#: NUL and halves of characters: in an id they are refused, because replacing them could make two ids one.
+#: NUL and lone surrogates: refused in an id, because replacing them could make two ids equal.
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -271,17 +271,17 @@ def _check(entry: Entry) -> None:
 
 
 def is_id(value: Any) -> TypeGuard[str]:
-    """Whether this can be a task's id, or another name, on record."""
+    """Return whether this can be recorded as a task's id, or as another name."""
     return isinstance(value, str) and 0 < len(value) <= NAME_LIMIT and not UNSTORABLE.search(value)
 
 
 def is_plain_id(task_id: str) -> bool:
-    """Whether a task's id is of the form that HOWL and Celery make: another may be anything that a worker wrote."""
+    """Return whether a task's id has the form that HOWL and Celery make; other ids may be anything a worker wrote."""
     return bool(UUID.fullmatch(task_id))
 
 
 def in_command(task_id: str) -> str:
-    """A task's id as a command to be copied has it: in the place of one that is not plain stands `ID`."""
+    """Return a task's id for a command that people copy; `ID` for one that is not plain."""
     return task_id if is_plain_id(task_id) else "ID"
 
 
@@ -323,13 +323,13 @@ def _check_numbers(entry: Outcome | ArtifactKept) -> None:
 
 
 def _reason(result: Any) -> Any:
-    """The first argument of an exception as Celery prepares it."""
+    """Return the first argument of an exception as Celery prepares it."""
     arguments = result.get("exc_message") if isinstance(result, dict) else None
     return arguments[0] if isinstance(arguments, list | tuple) and arguments else arguments
 
 
 def name_fault(name: str) -> str | None:
-    """What is wrong with an artifact's name, which must be a plain file's in any folder; None if nothing is."""
+    """Return what is wrong with an artifact's name, which must be a plain file name in any folder; None if nothing."""
     if fault := path_fault(name):
         return fault
     if name[0] in ".-":
@@ -340,29 +340,29 @@ def name_fault(name: str) -> str | None:
 
 
 def path_fault(name: str) -> str | None:
-    """Why a file cannot be written under this name; None if it can."""
+    """Return why a file cannot be written under this name; None if it can."""
     if not name.strip():
         return "is empty"
-    if not name.isprintable():  # half a character is not
+    if not name.isprintable():  # a lone surrogate is not
         return "has control characters, or others that no screen shows"
     if "/" in name or "\\" in name or name in (".", ".."):
         return "leads to another folder"
     return f"is longer than {NAME_LIMIT} bytes" if len(name.encode()) > NAME_LIMIT else None
 
 
-#: What Celery stores of a task that its worker does not know.
+#: Error type that Celery stores for a task that its worker does not know.
 UNREGISTERED = "celery.exceptions.NotRegistered"
 
 
 def failure(task_id: str, state: str, error: Exception) -> Outcome:
-    """The end of a task that no run of it could store, with the error as Celery prepares one."""
+    """Return the outcome of a task for which no run could store one, with the error as Celery prepares it."""
     result = {"exc_type": type(error).__name__, "exc_message": list(error.args), "exc_module": type(error).__module__}
     now = datetime.now(UTC).isoformat()
     return Outcome(task_id=task_id, state=state, at=now, result=result, attempt=LATEST_ATTEMPT)
 
 
 def died(task_id: str, times: int) -> Outcome:
-    """The end of a task that is kept for replay: more than so many runs of it came to no end."""
+    """Return the outcome of a dead letter: more than `times` runs of the task did not end."""
     why = (
         f"None of its {times + 1} runs came to its end, for its process or its worker died, or its worker left before: "
         "see its log, give it a time limit or its workers a longer --runtime, and then use `howl tasks retry`."
@@ -371,19 +371,19 @@ def died(task_id: str, times: int) -> Outcome:
 
 
 def requeued(task_id: str, worker_id: str) -> Outcome:
-    """The end of a run that was broken off on this worker: its message is back on its queue."""
+    """Return the outcome of a run that was broken off on this worker: its message is back on its queue."""
     return Outcome(task_id=task_id, state=REQUEUED, at=datetime.now(UTC).isoformat(), worker_id=worker_id)
 
 
 def error_of(outcome: Outcome) -> tuple[str, str] | None:
-    """(type, message) of a failed, retried or revoked run, from the exception as Celery prepares it."""
+    """Return (type, message) of a failed, retried or revoked run, from the exception as Celery prepares it."""
     if outcome.state not in ("FAILURE", "RETRY", "REVOKED", "DEAD") or not isinstance(outcome.result, dict):
         return None
     module, name = outcome.result.get("exc_module"), outcome.result.get("exc_type")
     qualified = f"{module}.{name}" if module and module != "builtins" else str(name)
     arguments = unmarked(outcome.result.get("exc_message"))
     told = ", ".join(map(str, arguments)) if isinstance(arguments, list | tuple) else str(arguments or "")
-    if qualified == UNREGISTERED:  # whose one argument is the task's name
+    if qualified == UNREGISTERED:  # its one argument is the task's name
         return qualified, (
             f"The worker that took it does not know the task {told}: have the workers of its queue load the module "
             "that has it (HOWL_TASK_MODULES), or name a queue whose workers do."
@@ -392,9 +392,9 @@ def error_of(outcome: Outcome) -> tuple[str, str] | None:
 
 
 def unmarked(value: Any) -> Any:
-    """Dates, UUIDs, decimals and bytes, which Celery's JSON writes as marked objects, as themselves.
+    """Restore dates, UUIDs, decimals and bytes, which Celery's JSON writes as marked objects.
 
-    Where something is marked as one and is none, a stranger wrote it, and all stays as it is.
+    A marked object that is not valid was not written by Celery; then the whole value is returned unchanged.
     """
     try:
         return json.loads(json.dumps(value))

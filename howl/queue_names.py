@@ -1,32 +1,32 @@
-"""What a queue may be called: its lists lie beside HOWL's and kombu's own keys, and none may be one of them."""
+"""Valid names of queues: their lists are stored beside HOWL's and kombu's own keys, and must not collide with them."""
 
 import re
 from functools import lru_cache
 
 from howl.errors import InvalidRequest
 
-#: What kombu puts between a queue's name and its priority.
+#: Separator that kombu puts between a queue's name and its priority.
 PRIORITY_MARK = "\x06\x16"
-#: How names of HOWL's and kombu's own keys begin, which are no queues, and what the others are called.
+#: Prefixes of HOWL's and kombu's own keys, which are not queues, and names of those without such a prefix.
 NO_QUEUES = ("_", "claims:", "turns:", "doorbell:", "outcomes:", "unacked", "group:", "progress:")
 ITS_OWN = ("leases", "outcomes", "inflight", "deaths", "parked", "unknown", "revoked", "dead", "unreadable")
-#: How names of kombu's queues for remote control end.
+#: Suffix of kombu's queues for remote control.
 REMOTE_CONTROL = ".pidbox"
-#: Most characters of a name: what is asked of people may have 255, and a worker's own queue a few more.
+#: Most characters of a name: one that people give may have 255, and a worker's own queue a few more.
 LONGEST = 300
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def require_queue(name: str) -> None:
-    """Raise InvalidRequest unless a person may call a queue so."""
+    """Raise InvalidRequest unless a person may give a queue this name."""
     fault = "its end is kombu's own" if name.endswith(REMOTE_CONTROL) else fault_of(name)
     if fault:
         raise InvalidRequest(f"{name[:100]!r} cannot be a queue: {fault}. Choose another name.")
 
 
 def fault_of(name: str) -> str | None:
-    """Why nothing may be put on, or taken from, a queue of this name; None if it may."""
-    # First, for it may be a worker's, of any length, and is remembered else.
+    """Return why a queue of this name may not be used; None if it may."""
+    # Checked first: a worker may give a name of any length, and the cache would keep it.
     return f"a name has {LONGEST} characters at most" if len(name) > LONGEST else _fault_of(name)
 
 
@@ -42,5 +42,5 @@ def _fault_of(name: str) -> str | None:
 
 
 def queue_of(list_name: str) -> str:
-    """The queue that a list belongs to, whatever its priority."""
+    """Return the queue that a list belongs to, whatever its priority."""
     return list_name.partition(PRIORITY_MARK)[0]

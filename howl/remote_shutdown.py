@@ -1,4 +1,4 @@
-"""Having workers leave: by draining, or at once. The CLI comes through here."""
+"""Shutting workers down remotely, by draining or at once, for the CLI."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -20,24 +20,24 @@ from howl.node_names import worker_id_of
 Row = dict[str, Any]
 Order = Literal["drain", "stop"]
 
-#: Seconds within which a worker that can hear answers.
+#: Seconds within which a reachable worker answers.
 ANSWER = 5.0
-#: Seconds between two looks at the workers table.
+#: Seconds between two polls of the workers table.
 POLL = 0.5
 
 
 def present(session: Session) -> list[str]:
-    """The workers that are there."""
+    """Return the ids of the workers that are present."""
     return list(session.scalars(select(Worker.worker_id).where(Worker.status.in_(PRESENT)).order_by(Worker.worker_id)))
 
 
 def dismiss(
     worker_ids: Sequence[str], order: Order, session: Session, app: Celery, timeout: float = ANSWER
 ) -> list[Row]:
-    """Tell workers to leave; a row each: `worker_id`, `boot_id`, `answered`, and how many tasks are `running` there.
+    """Order workers to leave; return a row each: `worker_id`, `status`, `boot_id`, `answered`, tasks `running` there.
 
-    One that is offline already has nothing to answer: its `status` says so. Raises UnknownWorker when one is not
-    recorded, and then tells none; or QueueUnavailable.
+    A worker that is offline already is not asked: its `status` says so. Raises UnknownWorker if one is not recorded,
+    and then orders none; or QueueUnavailable.
     """
     columns = (Worker.worker_id, Worker.status, Worker.boot_id)
     known = {row.worker_id: row for row in session.execute(select(*columns).where(Worker.worker_id.in_(worker_ids)))}
@@ -60,7 +60,7 @@ def dismiss(
 
 
 def require_answers(rows: Sequence[Row], timeout: float = ANSWER) -> None:
-    """Raise WorkerSilent when one that should have answered has not."""
+    """Raise WorkerSilent if a worker that should have answered has not."""
     silent = [row["worker_id"] for row in rows if not row["answered"] and row["status"] != "offline"]
     if silent:
         raise WorkerSilent(
@@ -71,9 +71,9 @@ def require_answers(rows: Sequence[Row], timeout: float = ANSWER) -> None:
 
 
 def until_gone(rows: Sequence[Row], app: Celery, timeout: float) -> Iterator[list[Row]]:
-    """Looks at those of the workers that are still there, until none is, or `timeout` seconds have passed.
+    """Poll for workers and yield those still present, until none is left or `timeout` seconds have passed.
 
-    A worker that was started again under its name, as a service manager does, has left.
+    A worker that was started again under its name, as a service manager does, counts as gone.
     """
     url = settings_of(app).database()
     lives = {row["worker_id"]: row["boot_id"] for row in rows}
@@ -94,7 +94,7 @@ def _still_there(lives: dict[str, str | None], session: Session) -> list[Row]:
 
 
 def _tell(worker_ids: list[str], order: Order, app: Celery, timeout: float) -> dict[str, Row]:
-    """Answers by worker."""
+    """Send an order and return the answers by worker."""
     try:
         replies = app.control.broadcast(f"howl_{order}", destination=worker_ids, reply=True, timeout=timeout)
     except (OperationalError, RedisError) as error:

@@ -1,4 +1,4 @@
-"""How far a run is: what a task's events say of it, one after another, and how that reads to people."""
+"""Progress of a run, from a task's events, and its text for people."""
 
 import json
 import math
@@ -8,27 +8,27 @@ from typing import Any
 
 Row = dict[str, Any]
 
-#: Events at which a run may begin anew.
+#: Kinds of events at which a new run may begin.
 BEGINNINGS = ("received", "started", "retrying", "requeued")
 
 
 @dataclass
 class Course:
-    """How far the run is that a task's events, in the order in which they were recorded, end with.
+    """The progress of the last run in a task's events, taken in the order in which they were recorded.
 
-    Of a run two ways bring news, and either may be the quicker: over NATS come `received` and what HOWL's `progress()`
-    says; with the outcomes `started`, `retrying` and what Celery's `update_state` says. So not all that begins a run
-    is newer than the progress known.
+    News of a run comes two ways, and either may be the faster: over NATS `received` and HOWL's `progress()`; with the
+    outcomes `started`, `retrying` and Celery's `update_state`. So an event that begins a run is not always newer than
+    the known progress.
     """
 
     progress: Row | None = None
-    #: The event that told it.
+    #: The event that reported it.
     _told: Row | None = None
     #: Celery's retries plus one, of the run that was last received.
     _attempt: int = 1
 
     def notice(self, event: Row) -> None:
-        """Take in what happened next."""
+        """Apply the next event."""
         if event["kind"] == "progress":
             self.progress, self._told = {"at": event["at"], **progress(event["data"])}, event
         elif self._told is not None and event["kind"] in BEGINNINGS and self._ends(event, self._told):
@@ -37,7 +37,7 @@ class Course:
             self._attempt = _attempt(event)
 
     def _ends(self, event: Row, told: Row) -> bool:
-        """Whether that progress was a run's before the one that this begins, or whose end it is."""
+        """Return whether that progress is of an earlier run than this event begins, or of the run that it ends."""
         by_outcome, kind = "state" in told["data"], event["kind"]
         attempt = _attempt(told) if by_outcome else self._attempt
         if kind == "requeued":
@@ -60,7 +60,7 @@ def _attempt(event: Row) -> int:
 
 
 def progress(data: Mapping[str, Any]) -> Row:
-    """What a task said of its progress, also by Celery's own `update_state`, in whose words `current` is `done`."""
+    """Return a task's progress, also as reported by Celery's `update_state`, whose `current` is `done`."""
     if "state" not in data:
         return {"done": _number(data.get("done")), "total": _number(data.get("total")), "note": data.get("note")}
     told = data.get("result")
@@ -72,14 +72,14 @@ def progress(data: Mapping[str, Any]) -> Row:
 
 
 def in_words(told: Mapping[str, Any]) -> str:
-    """`34/100, fetching`: what is known of it, as it was said."""
+    """Return progress as text, such as `34/100, fetching`, from what is known of it."""
     done, total = (_written(told.get(name)) for name in ("done", "total"))
     count = f"{done}/{total}" if done and total else done
     return ", ".join(str(part) for part in (count, told.get("note")) if part)
 
 
 def log_lines(events: Iterable[Row]) -> list[str]:
-    """The lines that these events' tasks wrote; where some were left out, a line says how many."""
+    """Return the log lines in these events; where some were left out, a line says how many."""
     lines: list[str] = []
     for event in events:
         if event["kind"] == "log":
@@ -88,7 +88,7 @@ def log_lines(events: Iterable[Row]) -> list[str]:
 
 
 def lines_of(data: Mapping[str, Any]) -> list[str]:
-    """The lines of one `log` event."""
+    """Return the lines of one `log` event."""
     dropped, lines = data.get("dropped"), data.get("lines")
     left_out = [f"… {dropped:,} lines left out"] if isinstance(dropped, int) and dropped > 0 else []
     return left_out + ([str(line) for line in lines] if isinstance(lines, list) else [])
@@ -100,7 +100,7 @@ def _number(value: Any) -> float | None:
 
 
 def _written(number: float | None) -> str:
-    """`1,234`, `0.5`; nothing for None."""
+    """Return a number as text, such as `1,234` or `0.50`; empty for None."""
     if number is None:
         return ""
     return f"{round(number):,}" if float(number).is_integer() else f"{number:,.2f}"

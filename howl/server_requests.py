@@ -1,8 +1,8 @@
-"""Questions to `howl server` over NATS, and their answers: how they are addressed, and how a worker asks.
+"""Requests to `howl server` over NATS, and their answers: their addresses, and how a worker sends them.
 
-JetStream takes a question, or refuses it at once when too many of the same credential wait; so whoever asks without
-end fills no memory, and is in nobody's way. The answers come to the asker's own inbox, under a token that nobody else
-can guess.
+JetStream stores a request, or refuses it at once when too many of the same credential wait; so a client that sends
+requests without end fills no memory and blocks nobody. Answers go to the client's own inbox, under a token that nobody
+else can guess.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from howl.artifacts.store import PIECE, Flight
 from howl.config import Settings
 from howl.connections.nats import inbox_prefix, user_token
 
-#: Bytes that a question may have with its headers, seconds for which it waits, and most that wait of one credential.
+#: Most bytes of a request with its headers, seconds that it waits, and most requests of one credential that wait.
 LARGEST, LONGEST, MOST = 16 << 10, 30.0, 32
-#: Seconds for which a place for a piece of a file is good: NATS must have the piece by then.
+#: Seconds for which a place for a piece of a file is valid: NATS must have the piece by then.
 PIECE_TIME = 300
-#: The header that says where the answer goes, below the credential's inbox, and what it looks like.
+#: Header that says where the answer goes, below the credential's inbox, and its pattern.
 ANSWER_TO, ADDRESS = "Howl-Answer", re.compile(r"[A-Za-z0-9]{1,64}\.[0-9]{1,10}")
 
 #: The answer to `Whole` when the file is kept.
@@ -32,9 +32,9 @@ KEPT = b"kept"
 
 
 class Piece(BaseModel):
-    """For how many more pieces of a file a place is wanted, each answered by a message whose reply subject that is.
+    """A request for places for more pieces of a file; each answer is a message whose reply subject is the place.
 
-    Strict, as all questions are: anybody with a worker's credential may write anything.
+    Strict, as all requests are: anyone with a worker's credential may write anything.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -46,7 +46,7 @@ class Piece(BaseModel):
 
 
 class Whole(BaseModel):
-    """Whether the server has all of a file, whose parts NATS has taken."""
+    """A request to confirm that the server has all of a file, whose pieces NATS has stored."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -58,31 +58,31 @@ class Whole(BaseModel):
 
 
 class Refused(BaseModel):
-    """Why not, in a sentence; `is_final` if another try would hear the same."""
+    """A refusal: its reason in a sentence, and `is_final` if another try would get the same."""
 
     why: str = Field(max_length=1000)
     is_final: bool
 
 
 def pieces_of(size: int) -> int:
-    """How many a file of so many bytes may have; one that says it is empty, as in /proc, may yet have content."""
+    """Return the most pieces of a file of `size` bytes; a file of size 0, as in /proc, may still have content."""
     return max(1, -(-size // PIECE))
 
 
 def stream_name(subject_prefix: str) -> str:
-    """The stream that holds the questions."""
+    """Return the name of the stream that holds the requests."""
     return f"{subject_prefix}-questions"
 
 
 class TooManyQuestions(NatsError):
-    """JetStream does not take another."""
+    """JetStream accepts no further request."""
 
 
 Answers = asyncio.Queue[Msg | NatsError]
 
 
 async def answer_in(answers: Answers) -> Msg:
-    """The next one; raises TooManyQuestions, or what else JetStream said of the question."""
+    """Return the next answer; raises TooManyQuestions, or another error of JetStream for the request."""
     answer = await answers.get()
     if isinstance(answer, Exception):
         raise answer
@@ -90,7 +90,7 @@ async def answer_in(answers: Answers) -> Msg:
 
 
 def _tell(answers: Answers, taken: asyncio.Future[None]) -> None:
-    """That JetStream took the question is no news; that it did not, is the answer."""
+    """Put an error among the answers if JetStream did not take the request."""
     error = None if taken.cancelled() else taken.exception()
     if isinstance(error, APIError):
         answers.put_nowait(TooManyQuestions("too many questions of this credential's wait, or the server is away"))
@@ -99,7 +99,7 @@ def _tell(answers: Answers, taken: asyncio.Future[None]) -> None:
 
 
 class Asker:
-    """Asks over one connection, whose `flight` tells what JetStream says of a question."""
+    """A sender of requests over one connection, whose `flight` reports JetStream's receipts."""
 
     def __init__(self, flight: Flight, settings: Settings) -> None:
         self.flight = flight
@@ -110,7 +110,7 @@ class Asker:
         self._listening = False
 
     async def ask(self, kind: str, question: bytes, answers: Answers | None = None) -> Answers:
-        """Send a question; returns where its answers arrive, the given queue or a new one. Raises as `Flight.send`."""
+        """Send a request; return the queue of its answers, the given or a new one. Raises as `Flight.send`."""
         answers = answers or asyncio.Queue()
         if not self._listening:
             self._listening = True
@@ -126,7 +126,7 @@ class Asker:
         return answers
 
     def forget(self, answers: Answers) -> None:
-        """Nobody waits there any more."""
+        """Stop delivering answers to this queue."""
         self._answers = {number: queue for number, queue in self._answers.items() if queue is not answers}
 
     async def _answered(self, message: Msg) -> None:

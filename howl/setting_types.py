@@ -1,4 +1,4 @@
-"""Types of settings: what is read from an environment's text, and what is refused."""
+"""Types of settings: how they are parsed from text, and which values are refused."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -11,19 +11,19 @@ from howl.durations import parse_duration
 from howl.join import decode
 from howl.queue_names import fault_of
 
-#: Characters of a password that a person chooses.
+#: Fewest characters of a password that a person chooses.
 SHORTEST_PASSWORD = 6
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 def _split_list(value: Any) -> Any:
-    """`a, b` becomes ("a", "b")."""
+    """Turn `a, b` into ("a", "b")."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def _seconds(value: Any) -> Any:
-    """`10m` becomes 600.0."""
+    """Turn `10m` into 600.0."""
     return parse_duration(value) if isinstance(value, str) else value
 
 
@@ -42,13 +42,13 @@ Queues = Annotated[CommaSeparated, AfterValidator(_each_a_queue)]
 
 
 def url_of(*schemes: str) -> Callable[[str | None], str | None]:
-    """A check that an address, when given, is a URL of one of the schemes; it never shows the address."""
+    """Return a check that an address, if given, is a URL of one of the schemes; it never shows the address."""
 
     def check(url: str | None) -> str | None:
         try:
             parts = urlsplit(url or f"{schemes[0]}://host")
             complete = parts.scheme in schemes and parts.hostname and (parts.port or True)
-        except ValueError:  # no number for a port, half a bracket
+        except ValueError:  # a port that is not a number, an unclosed bracket
             complete = False
         if not complete:
             raise ValueError(f"not an address of the form {schemes[0]}://user:password@host:port")
@@ -63,7 +63,7 @@ _is_redis = url_of("redis", "rediss")
 
 
 def _one_redis(url: str | None) -> str | None:
-    """What kombu and redis-py, which are both given it, understand alike: no option is known to both."""
+    """Require a URL that kombu and redis-py both read alike: no option is known to both."""
     if ";" in (url or ""):
         raise ValueError(
             "several servers with ; between them, and HOWL keeps to one: name that one (a ; in a password is %3B)"
@@ -84,7 +84,7 @@ def _one_host(host: str | None) -> str | None:
 
 
 def _api(url: str) -> str:
-    """An address that a token may be sent to: encrypted, or on this machine."""
+    """Require an address that a token may be sent to: encrypted, or on this machine."""
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS):
         raise ValueError("not an address of the form https://api.example.com")
@@ -92,7 +92,7 @@ def _api(url: str) -> str:
 
 
 def _logins(logins: tuple[str, ...]) -> tuple[str, ...]:
-    """What a browser can send, and nobody guesses at once; they are never shown."""
+    """Require logins that a browser can send and that are not guessed at once; they are never shown."""
     for login in logins:
         user, _, password = login.partition(":")
         if not (user and len(password) >= SHORTEST_PASSWORD and login.isascii() and login.isprintable()):
@@ -101,7 +101,7 @@ def _logins(logins: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _schemes(schemes: tuple[str, ...]) -> tuple[str, ...]:
-    """Kinds of address that git can be let loose on: ssh would use keys and configuration of this machine."""
+    """Require URL schemes that git may safely use: ssh would use keys and configuration of this machine."""
     if not (schemes and set(schemes) <= {"https", "http", "file"}):
         raise ValueError("give https, and if you must http or file, with commas between them")
     return schemes
@@ -122,5 +122,5 @@ JoinString = Annotated[str | None, AfterValidator(_join_string)]
 
 
 def plain(name: str) -> Any:
-    """A field read from HOWL_<NAME> or, as docker and compose users expect, from <NAME>."""
+    """Return an alias to read a field from HOWL_<NAME> or, as docker and compose users expect, from <NAME>."""
     return AliasChoices(f"HOWL_{name}", name)

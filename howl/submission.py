@@ -1,4 +1,4 @@
-"""Putting work on the queue: the CLI, the MCP shim and the scheduler all come through here."""
+"""Submitting tasks: the CLI, the MCP shim and the scheduler all use this module."""
 
 import difflib
 import inspect
@@ -35,19 +35,19 @@ from howl.queue_names import fault_of, require_queue
 from howl.server.recorder.task_access import Reach
 from howl.submit_hints import hint, problem, signature_of
 
-#: Most bytes of a task's arguments, as JSON.
+#: Most bytes of a task's arguments as JSON.
 ARGUMENTS_LIMIT = 1 << 20
-#: Most levels of lists and objects within each other: pydantic, which checks them, stops at about 200.
+#: Most nested levels of lists and objects: pydantic, which checks them, stops at about 200.
 NEST_LIMIT = 100
 #: Most characters of a description or an idempotency key.
 TEXT_LIMIT = 20_000
-#: kombu's lists of one queue, by priority; how many messages of each are searched for one to take off, and how many
-#: of them, of a megabyte each at worst, are fetched at once.
+#: Suffixes of kombu's lists of one queue, by priority; messages of each that are searched for one to remove; and
+#: messages, of a megabyte each at worst, that are fetched at once.
 PRIORITY_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 SEARCHED, FETCHED = 10_000, 50
-#: Names of workers that an error tells.
+#: Most names of workers in an error.
 NAMES_TOLD = 50
-#: How a task may have ended to be retried, and what its row says then.
+#: Statuses of tasks that may be retried, and the values that their rows then get.
 RETRIABLE = ("failed", "dead", "expired")
 AS_NEW: dict[str, Any] = {
     "status": "queued", "rank": 0, "attempts": 0, "worker_id": None, "pushed_at": None, "started_at": None,
@@ -59,7 +59,7 @@ AS_NEW: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRequest:
-    """What somebody wants done; `worker_id` names the one worker that shall do it."""
+    """A task to be submitted; `worker_id` names the one worker that is to run it."""
 
     name: str
     args: list[Any] = field(default_factory=list)
@@ -71,23 +71,23 @@ class TaskRequest:
     priority: int | None = None
     #: Seconds a run may take before it is killed.
     time_limit: float | None = None
-    #: Seconds from now after which it shall no longer start.
+    #: Seconds from now after which it must no longer start.
     expires_in: float | None = None
     idempotency_key: str | None = None
     submitted_by: str | None = None
 
 
 def submit(request: TaskRequest, session: Session, app: Celery) -> str:
-    """Record a task, then push it; returns its id, and for a known idempotency key the id of the first such task.
+    """Record a task, then push it, and return its id; for a known idempotency key, the id of the first such task.
 
-    Raises UnknownTask, InvalidRequest (also for a known key with another request), UnknownWorker (nothing
-    is recorded then), or QueueUnavailable: the row is recorded without `pushed_at`, and the server pushes it when Redis
-    is back.
+    Raises UnknownTask, InvalidRequest (also for a known key with another request) or UnknownWorker; then nothing is
+    recorded. Raises QueueUnavailable if the row is recorded without `pushed_at`; the server pushes it when Redis is
+    back.
     """
     check(request, app)
     with nullcontext() if request.worker_id is None else session.begin_nested():
         task, created = _record(request, session, app)
-        if created and request.worker_id is not None:  # what was asked for before is answered, whoever has left since
+        if created and request.worker_id is not None:  # a known request is answered even if its worker has left since
             _require_active(request.worker_id, session)
     with explained(f"Look with `howl tasks show {task.task_id}` whether it is recorded before you submit it again:"):
         session.commit()
@@ -104,9 +104,9 @@ def _push_and_note(task: Task, session: Session, app: Celery) -> None:
 
 
 def push(task: Task, app: Celery) -> None:
-    """Put a recorded task on its queue unless it is in flight already; raises QueueUnavailable."""
+    """Push a recorded task to its queue unless it is in flight already; raises QueueUnavailable."""
     queue = worker_queue(task.target_worker_id) if task.target_worker_id else task.queue
-    # The server need not know every task that its clients and workers do.
+    # The server need not know every task that its clients and workers know.
     known = app.tasks.get(task.name)
     publish = known.apply_async if known else partial(app.send_task, task.name)
     try:
@@ -123,7 +123,7 @@ def push(task: Task, app: Celery) -> None:
 
 
 def cancel(task_id: str, session: Session, app: Celery) -> str:
-    """Never start the task, or stop it where it runs, with the parts that it waits for; returns the status it had.
+    """Cancel a task that waits, or stop it where it runs, with the parts that it waits for; return the status it had.
 
     Raises UnknownTask, or QueueUnavailable when Redis is away: then nothing is cancelled.
     """
@@ -132,7 +132,7 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
         return task.status
     try:
         if waits := _waits(task):
-            app.control.revoke_for_good(task_id)  # first: nobody shall start it meanwhile
+            app.control.revoke_for_good(task_id)  # first, so that nobody starts it meanwhile
         if waits and take_off_queue(task, app):
             app.backend.append(failure(task.task_id, "REVOKED", TaskRevokedError("cancelled")))
         else:
@@ -146,16 +146,16 @@ def cancel(task_id: str, session: Session, app: Celery) -> str:
 
 
 def _waits(task: Task) -> bool:
-    """Whether no worker has it: see howl.queries.overview.IS_REQUEUED."""
+    """Return whether no worker has it: see howl.queries.overview.IS_REQUEUED."""
     return task.rank == 0 or (task.status == "started" and task.worker_id is None)
 
 
 def _cancel_parts(task_id: str, session: Session, app: Celery) -> None:
-    """Of a task that a chord has replaced: no worker holds it, so its end is told here."""
+    """Cancel the parts of a task that a chord has replaced: no worker holds it, so its end is reported here."""
     waiting = select(Chord).where(Chord.body_submitted_at.is_(None), Chord.body.contains(task_id, autoescape=True))
     reach = Reach(app.backend.redis, settings_of(app))
     for chord in session.scalars(waiting):
-        # A worker wrote it, and may have named tasks that are none of its own.
+        # A worker wrote it, and may have named tasks that are not its own.
         named = [task_id, *chord.parts]
         if _id_of_body(chord) == task_id and not reach.foreign(session, chord.redis_user, named):
             app.backend.append(failure(task_id, "REVOKED", TaskRevokedError("cancelled")))
@@ -177,9 +177,10 @@ def _recorded(task_id: str, session: Session) -> Task:
 
 
 def retry(task_id: str, session: Session, app: Celery) -> None:
-    """Queue a task again that failed, died or expired, as the same task, from its first attempt.
+    """Queue again a task that failed, died or expired, as the same task, from its first attempt.
 
-    Raises UnknownTask, InvalidRequest when it has not ended or cannot be submitted here, or QueueUnavailable.
+    Raises UnknownTask, InvalidRequest when its status is none of these or it cannot be submitted here, or
+    QueueUnavailable.
     """
     task = _recorded(task_id, session)
     if task.status not in RETRIABLE:
@@ -214,7 +215,7 @@ def _forget_the_past(task_id: str, app: Celery) -> None:
 
 
 def take_off_queue(task: Task, app: Celery) -> bool:
-    """Remove the message of a task that waits; False if a worker has it, or it waits far down a long queue."""
+    """Remove a waiting task's message; return False if a worker has it, or if it is far down a long queue."""
     settings = settings_of(app)
     client: Any = app.backend.redis
     if fault_of(task.queue or ""):
@@ -230,7 +231,7 @@ def take_off_queue(task: Task, app: Celery) -> bool:
 
 
 def _waiting(client: Any, key: str) -> Iterable[bytes]:
-    """A queue's messages, the next ones first."""
+    """Yield a queue's messages, the next ones first."""
     for passed in range(0, SEARCHED, FETCHED):
         messages = client.lrange(key, -passed - FETCHED, -passed - 1)
         yield from reversed(messages)
@@ -242,14 +243,14 @@ def _id_in(message: bytes) -> Any:
     try:
         return task_headers(parse(message, PARSED_BYTES)).get("id")
     except NO_TASK:
-        return None  # no message of Celery's: not ours to judge
+        return None  # not a message of Celery's
 
 
 # --- what a request must be --------------------------------------------------------------------------------------
 
 
 def check(request: TaskRequest, app: Celery) -> None:
-    """Raise UnknownTask or InvalidRequest, saying what to mend, unless the request can be queued as it is."""
+    """Raise UnknownTask or InvalidRequest, saying what to correct, unless the request can be queued as it is."""
     _check_texts(request)
     _check_numbers(request)
     _check_storable(request)
@@ -257,7 +258,7 @@ def check(request: TaskRequest, app: Celery) -> None:
 
 
 def known_tasks(app: Celery) -> dict[str, Any]:
-    """The tasks that may be submitted, by name: those of the task modules, without Celery's and HOWL's own."""
+    """Return the tasks that may be submitted, by name: those of the task modules, without Celery's and HOWL's own."""
     app.loader.import_default_modules()
     return {
         name: task
@@ -365,7 +366,7 @@ def _require_active(worker_id: str, session: Session) -> None:
 
 
 def _record(request: TaskRequest, session: Session, app: Celery) -> tuple[Task, bool]:
-    """The task's row, and whether it is new."""
+    """Return the task's row, and whether it is new."""
     row = {
         "task_id": str(uuid.uuid4()),
         "name": request.name,
@@ -402,5 +403,5 @@ def _routed(request: TaskRequest, app: Celery) -> str:
 
 
 def _moment(seconds: float | None, session: Session) -> datetime | None:
-    """So many seconds from now, by the server's clock."""
+    """Return the time that many seconds from now, by PostgreSQL's clock; None for None."""
     return None if seconds is None else session.scalars(select(func.now())).one() + timedelta(seconds=seconds)

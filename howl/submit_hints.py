@@ -1,4 +1,4 @@
-"""What somebody may have meant by arguments that do not fit a task."""
+"""Hints for arguments that do not fit a task."""
 
 import inspect
 import json
@@ -9,7 +9,7 @@ from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
 
 def signature_of(run: Any) -> inspect.Signature:
-    """A task's, its annotations resolved where they can be."""
+    """Return a task's signature, its annotations resolved where possible."""
     try:
         return inspect.signature(run, eval_str=True)
     except NameError:  # an annotation that only a type checker can resolve
@@ -17,8 +17,10 @@ def signature_of(run: Any) -> inspect.Signature:
 
 
 def problem(annotation: Any, value: Any) -> str | None:
-    """Why a value is not of the type, if it is not. Values are JSON, so they are compared as JSON: a list fits a tuple,
-    a text does not fit a list. Of a type of the task's own only the task can judge.
+    """Return why a value is not of the type, or None.
+
+    Values are JSON, so they are compared as JSON: a list fits a tuple, a text does not fit a list. A type of the task's
+    own can only be judged by the task.
     """
     try:
         TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
@@ -30,12 +32,12 @@ def problem(annotation: Any, value: Any) -> str | None:
 
 
 def fits(annotation: Any, value: Any) -> bool:
-    """Whether a value is of the type."""
+    """Return whether a value is of the type."""
     return problem(annotation, value) is None
 
 
 def hint(signature: inspect.Signature, args: list[Any]) -> str:
-    """Of arguments in a list that are, together, what the first parameter takes: ` Did you mean …?`; else nothing."""
+    """Return a hint if the list of arguments is, as a whole, what the first parameter takes; else an empty text."""
     first = next(iter(signature.parameters.values()), None)
     if not args or first is None or first.kind in (first.VAR_POSITIONAL, first.VAR_KEYWORD, first.KEYWORD_ONLY):
         return ""

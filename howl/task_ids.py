@@ -1,4 +1,4 @@
-"""Ids that people choose, and names beside them: what can be recorded, and what is refused before it is published."""
+"""Ids and task names that people choose: those that cannot be recorded are refused before publishing."""
 
 import uuid
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ from typing import Any
 from howl.errors import InvalidRequest
 from howl.outcomes import NAME_LIMIT, is_id
 
-#: What a message's headers, and a signature's options, say of ids and of the task's name.
+#: Fields of a message's headers, and of a signature's options, with ids or the task's name.
 IDS = ("id", "task_id", "group", "group_id", "root_id", "parent_id", "task")
-#: Most levels of signatures within each other that are looked into.
+#: Most nested levels of signatures that are checked.
 LEVELS = 50
 
 
 def check_signatures(given: Any) -> None:
-    """Have the ids of signatures, and of those within them, be texts; raises InvalidRequest."""
+    """Convert the ids of signatures, and of those within them, to text; raises InvalidRequest."""
     for signature in _signatures(given, LEVELS):
         check_ids(signature)
         options = signature.get("options")
@@ -23,7 +23,7 @@ def check_signatures(given: Any) -> None:
 
 
 def _signatures(given: Any, levels: int) -> Iterator[dict[str, Any]]:
-    """The signatures that this is, or has; not what is only an argument of one, which may be of any size."""
+    """Yield the signatures in a value; arguments of signatures, which may be of any size, are not searched."""
     if levels == 0:
         return
     if isinstance(given, list | tuple):
@@ -40,14 +40,14 @@ def _signatures(given: Any, levels: int) -> Iterator[dict[str, Any]]:
 
 
 def check_ids(said: dict[str, Any]) -> None:
-    """Have what headers or options say of ids be texts; raises InvalidRequest."""
+    """Convert the ids in headers or options to text; raises InvalidRequest."""
     for name in IDS:
         if said.get(name):
             said[name] = recordable(said[name])
 
 
 def recordable(value: Any) -> str:
-    """An id as it can be recorded; raises InvalidRequest for one that cannot."""
+    """Return an id in the form that can be recorded; raises InvalidRequest if there is none."""
     if isinstance(value, uuid.UUID):
         return str(value)
     if is_id(value):
@@ -59,7 +59,7 @@ def recordable(value: Any) -> str:
 
 
 def texts(given: Any) -> Any:
-    """The lists and objects as they are, but for UUIDs in them, which are texts."""
+    """Return lists and objects with the UUIDs in them as text."""
     if isinstance(given, uuid.UUID):
         return str(given)
     if isinstance(given, list | tuple | set):

@@ -1,1 +1,1 @@
-"""Files that tasks leave: how they are stored, and how to get them."""
+"""Artifacts, the files that tasks produce: storing and fetching them."""

@@ -1,4 +1,4 @@
-"""Files that tasks left behind: which there are, and how to get them."""
+"""Listing and downloading the files that tasks produced."""
 
 import asyncio
 import hashlib
@@ -27,10 +27,10 @@ from howl.outcomes import is_plain_id, name_fault, path_fault
 
 Row = dict[str, Any]
 
-#: Most rows a list may have, and bytes copied at once.
+#: Most rows of a list, and bytes copied at once.
 LIMIT, CHUNK = 1000, 1 << 20
 
-#: Where `own_folder` makes folders, in the working directory.
+#: Folder in the working directory in which `own_folder` makes folders.
 FOLDER = Path("howl-artifacts")
 
 SUMMARY = (
@@ -40,9 +40,9 @@ SUMMARY = (
 
 
 def list_artifacts(session: Session, *, task_id: str | None = None, limit: int = 50) -> list[Row]:
-    """Files, newest first, or those of one task by name; `size` is in bytes. Raises InvalidRequest.
+    """Return files, newest first, or those of one task by name; `size` is in bytes. Raises InvalidRequest.
 
-    `status` is `arriving` until the server has looked for the content, then `kept`, or `missing` if it was not there.
+    `status` is `arriving` until the server has checked for the content, then `kept`, or `missing` if it was not there.
     """
     if not 1 <= limit <= LIMIT:
         raise InvalidRequest(f"limit must be a whole number from 1 to {LIMIT}.")
@@ -55,7 +55,7 @@ def list_artifacts(session: Session, *, task_id: str | None = None, limit: int =
 
 
 def find(session: Session, task_id: str, name: str) -> Row:
-    """The file that a task left under a name; raises UnknownArtifact, naming those there are."""
+    """Return the file that a task produced under a name; raises UnknownArtifact, naming those that exist."""
     question = select(*SUMMARY, Artifact.location).where(Artifact.task_id == task_id)
     if not path_fault(name) and (found := session.execute(question.where(Artifact.name == name)).mappings().first()):
         return dict(found)
@@ -65,9 +65,10 @@ def find(session: Session, task_id: str, name: str) -> Row:
 
 
 def own_folder(task_id: str) -> Path:
-    """The folder `howl-artifacts/<task id>` here, made if it is not there; the id's SHA-256 stands for an unusual one.
+    """Return the folder `howl-artifacts/<task id>` here, made if missing; the SHA-256 of an unusual id replaces it.
 
-    Raises ArtifactFailed where there is something else in its place: a link, or what others may write to.
+    Raises ArtifactFailed if it cannot be made, or if something else is in its place: a link, or a folder that others
+    may write to.
     """
     name = task_id if is_plain_id(task_id) else hashlib.sha256(task_id.encode()).hexdigest()[:32]
     for folder in (FOLDER, FOLDER / name):
@@ -83,11 +84,11 @@ def own_folder(task_id: str) -> Path:
 
 
 def save(settings: Settings, row: Row, folder: Path, *, overwrite: bool = False) -> Path:
-    """Write a file that `find` found into a folder, under its own name; returns its path.
+    """Write a file that `find` returned into a folder, under its own name, and return its path.
 
-    A first character that makes a name more than a name (`.env`, `-rf`) becomes `_`. The file appears whole and
-    checked, or not at all. Raises ArtifactFailed, also where there is one of its name already and `overwrite` is not
-    set, UnknownArtifact, NotConfigured.
+    A first character that programs give a meaning (`.env`, `-rf`) becomes `_`. The file appears whole and checked, or
+    not at all. Raises ArtifactFailed, also where a file of its name exists and `overwrite` is not set, UnknownArtifact
+    or NotConfigured.
     """
     if fault := path_fault(row["name"]):
         raise ArtifactFailed(f"The file's name {row['name']!r} {fault}: it cannot be saved under it.")
@@ -105,7 +106,7 @@ def save(settings: Settings, row: Row, folder: Path, *, overwrite: bool = False)
 
 
 def _plain(name: str) -> str:
-    """The name, or one like it that is only a name: workers are refused others now, and there are rows of before."""
+    """Return the name, or a similar plain one: other names are refused now, but older rows may have them."""
     if not name_fault(name):
         return name
     return re.sub(r"[.\s]+$", "", re.sub(r"^[.\s-]", "_", name))
@@ -122,12 +123,12 @@ def _gone_at_the_end(file: Any) -> Iterator[None]:
 def _put_in_place(made: Path, path: Path, *, overwrite: bool) -> None:
     mask = os.umask(0)
     os.umask(mask)
-    made.chmod(0o666 & ~mask)  # as any file that this person makes
+    made.chmod(0o666 & ~mask)  # like any file that this person makes
     if overwrite:
         made.replace(path)
         return
     try:
-        os.link(made, path)  # unlike a rename, never over another
+        os.link(made, path)  # unlike a rename, it never replaces a file
     except FileExistsError:
         raise _exists(path) from None
 
@@ -137,7 +138,7 @@ def _exists(path: Path) -> ArtifactFailed:
 
 
 def read(settings: Settings, row: Row, into: IO[bytes]) -> None:
-    """Write a file that `find` found somewhere else, once all of it has come and is checked; raises as `save`."""
+    """Write a file that `find` returned to `into`, once all of it has arrived and is checked; raises as `save`."""
     with tempfile.TemporaryFile() as file:
         fetch(settings, row, file)
         file.seek(0)
@@ -146,7 +147,7 @@ def read(settings: Settings, row: Row, into: IO[bytes]) -> None:
 
 
 def fetch(settings: Settings, row: Row, into: IO[bytes]) -> None:
-    """Write the content as it comes; raises ArtifactFailed at its end if it is not what the record says."""
+    """Write the content as it arrives; raises ArtifactFailed at its end if it does not match the record."""
     settings.nats()
     asyncio.run(_fetch(settings, row, into))
 
@@ -161,7 +162,7 @@ async def _fetch(settings: Settings, row: Row, into: IO[bytes]) -> None:
             await client.close()
     except NotFoundError:
         raise _gone(row) from None
-    except (NatsError, ConnectionError, TimeoutError) as error:  # and no other OSError: a full disk is not NATS's
+    except (NatsError, ConnectionError, TimeoutError) as error:  # but no other OSError: a full disk is not NATS's fault
         why = reason(client.complaint or error)
         raise ArtifactFailed(f"The file {row['name']!r} could not be fetched from NATS: {why}. Try again.") from error
 

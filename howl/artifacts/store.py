@@ -1,4 +1,4 @@
-"""JetStream's object store: objects written and read as NATS's own clients do, but many pieces at a time."""
+"""JetStream's object store: writing and reading objects as NATS's own clients do, but many pieces at a time."""
 
 import asyncio
 import base64
@@ -22,21 +22,21 @@ from howl.connections.nats import receipt_fault
 
 T = TypeVar("T")
 
-#: JetStream's name for the stream of a bucket.
+#: Prefix of JetStream's name for the stream of a bucket.
 STREAM = "OBJ_"
-#: Bytes of a piece, a little less than NATS takes in one message, and messages under way at once on a connection: at
-#: a round trip of 50 ms that is room for 320 MB a second, and what is asked meanwhile is not stuck behind more.
+#: Bytes of a piece, a little less than NATS accepts in one message, and messages in flight at once on a connection: at
+#: a round trip of 50 ms that allows 320 MB per second, and no more is queued ahead of requests made meanwhile.
 PIECE, WINDOW = 1000 << 10, 16
-#: Seconds without any acknowledgement after which NATS does not store what it is sent, and between two looks.
+#: Seconds without an acknowledgement after which a transfer has failed, and seconds between two checks of that.
 SILENCE, LOOK = 20.0, 1.0
-#: Pieces asked for at once, and seconds to wait for the next one.
+#: Pieces requested at once, and seconds to wait for the next one.
 READ_AHEAD, READ_TIMEOUT = 16, 10.0
-#: Pieces measured at once, and subjects that JetStream names at once.
+#: Pieces measured at once, and subjects that JetStream lists at once.
 MEASURED, PAGE = 100, 100_000
 
 
 def bucket(subject_prefix: str) -> str:
-    """The bucket of artifacts."""
+    """Return the name of the artifacts' bucket."""
     return f"{subject_prefix}-artifacts"
 
 
@@ -45,17 +45,17 @@ def stream_name(bucket: str) -> str:
 
 
 def pieces_subject(bucket: str, nuid: str) -> str:
-    """Where an object's content is; `nuid` is what its description names."""
+    """Return the subject of an object's content; its description names the `nuid`."""
     return f"$O.{bucket}.C.{nuid}"
 
 
 def meta_subject(bucket: str, name: str) -> str:
-    """Where an object's description is."""
+    """Return the subject of an object's description."""
     return f"$O.{bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
 
 
 def name_in_meta(token: str) -> str:
-    """The object that the last part of a description's subject speaks of; empty if it makes no sense."""
+    """Return the object named by the last part of a description's subject; empty if it is not valid."""
     try:
         return base64.urlsafe_b64decode(token).decode()
     except ValueError:
@@ -63,36 +63,36 @@ def name_in_meta(token: str) -> str:
 
 
 def digest_of(sha256: bytes) -> str:
-    """As descriptions write it."""
+    """Return a SHA-256 as descriptions write it."""
     return f"SHA-256={base64.urlsafe_b64encode(sha256).decode()}"
 
 
 def sha256_of(digest: str) -> bytes:
-    """The other way round."""
+    """Return the SHA-256 in a digest of a description."""
     return base64.urlsafe_b64decode(digest.removeprefix("SHA-256="))
 
 
 class Flight:
-    """Messages on their way to JetStream over one connection: so many at once, each of them acknowledged.
+    """Messages in flight to JetStream over one connection: at most WINDOW at once, each of them acknowledged.
 
-    nats-py's own `publish_async` leaves whoever waits for a message that JetStream refused waiting for ever.
+    With nats-py's own `publish_async`, a caller that waits for a message that JetStream refused waits for ever.
     """
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        #: Given an exception when the connection can be used no more.
+        #: Gets an exception when the connection can no longer be used.
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._room = asyncio.Semaphore(WINDOW)
         self._heard = 0.0
         self._inbox: str | None = None
         self._numbers = count(1)
-        #: By the last part of the subject that the answer comes to, and the stream that it must come from.
+        #: Future, and stream that must answer, by the last part of the subject of the answer.
         self._under_way: dict[str, tuple[asyncio.Future[None], str]] = {}
 
     async def send(
         self, subject: str, payload: bytes, stream: str, headers: dict[str, str] | None = None
     ) -> asyncio.Future[None]:
-        """Send to `stream` when there is room; returns what becomes of it. Raises as `patiently`, or NATS's errors."""
+        """Send to `stream` when there is room; return its receipt's future. Raises as `patiently`, or NATS's errors."""
         await self._find_room()
         if not self._under_way:
             self.hear()
@@ -134,15 +134,15 @@ class Flight:
         del self._under_way[number]
         self._room.release()
         if not sent.cancelled():
-            sent.exception()  # seen: whoever has an error in store for him finds it in the future
+            sent.exception()  # mark it as retrieved: whoever waits still finds the error in the future
             self.hear()
 
     def hear(self) -> None:
-        """Be patient for longer: the far side is there."""
+        """Extend the patience: the far side has answered."""
         self._heard = asyncio.get_running_loop().time()
 
     async def patiently(self, awaited: Awaitable[T]) -> T:
-        """Its result; raises TimeoutError when nothing is acknowledged for long, or what `lost` was given."""
+        """Return its result; raises TimeoutError after SILENCE without acknowledgement, or the exception in `lost`."""
         future, began = asyncio.ensure_future(awaited), asyncio.get_running_loop().time()
         try:
             while True:
@@ -155,14 +155,14 @@ class Flight:
                 if asyncio.get_running_loop().time() - max(self._heard, began) > SILENCE:
                     raise TimeoutError(f"nothing was acknowledged for {SILENCE:g} s")
         finally:
-            future.cancel()  # does nothing to what is done
+            future.cancel()  # no effect if it is done
 
 
 async def put(flight: Flight, info: ObjectInfo, read: Callable[[int], bytes]) -> ObjectInfo:
-    """Write an object that `read` gives piece by piece, in a thread; returns `info` with size, pieces and digest.
+    """Write an object that `read` gives piece by piece, in a thread; return `info` with size, pieces and digest.
 
-    Its description is sent when NATS has all the rest. It does not replace an earlier object of the name, as other
-    clients' does, with a right that would also let its holder delete the bucket. Raises as `Flight.send`.
+    The description is sent when NATS has all the rest. It does not replace an earlier object of the name, as other
+    clients do with a right that would also let its holder delete the bucket. Raises as `Flight.send`.
     """
 
     async def place() -> str:
@@ -194,13 +194,13 @@ async def put_pieces(
 
 
 def description(info: ObjectInfo) -> bytes:
-    """As NATS's own clients write it, of this moment."""
+    """Return an object's description as NATS's own clients write it, with the current time."""
     info.mtime = datetime.now(UTC).isoformat()
     return json.dumps(info.as_dict()).encode()
 
 
 async def _read_ahead(read: Callable[[int], bytes], size: int, digest: Any) -> AsyncGenerator[bytes]:
-    """Piece by piece, each read while the one before it is sent."""
+    """Yield pieces, each read while the one before it is sent."""
     reading = asyncio.ensure_future(asyncio.to_thread(_read, read, size, digest))
     try:
         while piece := await reading:
@@ -217,7 +217,7 @@ def _read(read: Callable[[int], bytes], size: int, digest: Any) -> bytes:
 
 
 async def pieces(stream: JetStreamContext, info: ObjectInfo) -> AsyncIterator[bytes]:
-    """An object's content; raises TimeoutError when some of it does not come."""
+    """Yield an object's content; raises TimeoutError when a part does not arrive."""
     left = info.chunks or 0
     if not left:
         return
@@ -235,7 +235,7 @@ async def pieces(stream: JetStreamContext, info: ObjectInfo) -> AsyncIterator[by
 
 
 async def measure(stream: JetStreamContext, bucket: str, nuid: str, most: int) -> tuple[int, int]:
-    """How many pieces of an object are there, and their bytes, without reading them; looks at `most` pieces at most."""
+    """Return how many pieces of an object exist, and their bytes, unread; count until there are `most` or more."""
     config = ConsumerConfig(
         ack_policy=AckPolicy.NONE, mem_storage=True, inactive_threshold=READ_TIMEOUT, headers_only=True
     )
@@ -253,7 +253,7 @@ async def measure(stream: JetStreamContext, bucket: str, nuid: str, most: int) -
 
 
 async def describe(stream: JetStreamContext, bucket: str, name: str) -> ObjectInfo | None:
-    """What is known of an object; None if there is none, or its description makes no sense."""
+    """Return an object's description; None if there is no such object, or its description is not valid."""
     try:
         found = await stream.get_last_msg(stream_name(bucket), meta_subject(bucket, name))
         info = ObjectInfo.from_response(json.loads(found.data or b""))
@@ -263,16 +263,16 @@ async def describe(stream: JetStreamContext, bucket: str, name: str) -> ObjectIn
 
 
 async def subjects(stream: JetStreamContext, bucket: str, which: str, offset: int) -> dict[str, int]:
-    """How many messages there are by subject, PAGE subjects at most, after so many others."""
+    """Return the number of messages by subject, for at most PAGE subjects, after skipping `offset` of them."""
     asked = json.dumps({"subjects_filter": which, "offset": offset}).encode()
-    # nats-py's own question has no offset.
+    # nats-py's own request has no offset.
     subject = f"$JS.API.STREAM.INFO.{stream_name(bucket)}"
     told = await stream._api_request(subject, asked, timeout=READ_TIMEOUT)  # noqa: SLF001
     return dict(told["state"].get("subjects") or {})
 
 
 async def remove(stream: JetStreamContext, bucket: str, name: str) -> None:
-    """Remove an artifact's description and content, whoever's credential wrote it."""
+    """Remove an artifact's description and content, whichever credential wrote it."""
     subjects = (meta_subject(bucket, name), pieces_subject(bucket, name), pieces_subject(bucket, f"*.{name}"))
     for subject in subjects:
         await stream.purge_stream(stream_name(bucket), subject=subject)

@@ -1,1 +1,1 @@
-"""Redis as a queue."""
+"""Redis as the broker: the transport, its scripts, and reads of what workers write."""

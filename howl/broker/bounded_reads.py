@@ -1,6 +1,6 @@
-"""Hashes and sorted sets that workers write, read within limits: Redis closes a connection for too large an answer.
+"""Bounded reads of hashes and sorted sets that workers write: Redis closes a connection for too large an answer.
 
-What is larger than it may be is removed unread where the server looks after it, with a line, and counted.
+The server's own reads remove values over the limit unread; each removal is logged and counted.
 """
 
 import logging
@@ -16,20 +16,20 @@ from howl.config import Settings
 
 logger = logging.getLogger(__name__)
 
-#: Most members that are read, and bytes of all of them after which no more are.
+#: Most members that are read, and bytes of all of them after which no more are read.
 MEMBERS, ALL_BYTES = 10_000, 8 << 20
-#: Bytes of an owner's name or a counter, and of a message with its queue: Redis's limits for one answer leave room.
+#: Most bytes of an owner's name or a counter, and of a message with its queue: within Redis's limits for one answer.
 NAME_BYTES, MESSAGE_BYTES = 4096, 16 << 20
-#: Unix time that is shown at most: a worker may write any.
+#: Latest Unix time that is shown, in seconds: a worker may write any.
 LATEST = 2**33
-#: Bytes that are shown of what people are shown.
+#: Most bytes of a value that people are shown.
 SHOWN = 512
-#: What was removed, by Redis user: `<user>:number`, `<user>:bytes`; and seconds for which it is told.
+#: Key of the removals by Redis user (`<user>:number`, `<user>:bytes`), and seconds for which they are reported.
 REMOVED, TOLD = "_removed", 86_400
 
 
 class Limits(NamedTuple):
-    """Most members, bytes of all and of one, bytes of each that are passed on (0: all); whether the rest is removed."""
+    """Limits: members, bytes of all and of one, bytes returned of each (0: all); whether larger ones are removed."""
 
     members: int = MEMBERS
     all_bytes: int = ALL_BYTES
@@ -40,14 +40,14 @@ class Limits(NamedTuple):
 
 NAMES = Limits()
 MESSAGES = Limits(largest=MESSAGE_BYTES)
-#: For people, who look and change nothing.
+#: For people, whose reads change nothing.
 SIGHT = Limits(largest=MESSAGE_BYTES, cut=SHOWN, removes=False)
 
 
 def fields(
     client: Any, settings: Settings, namespace: Namespace, name: str | bytes, limits: Limits = NAMES
 ) -> dict[bytes, bytes]:
-    """Of one hash of a namespace, as many as its limits allow; raises redis's errors."""
+    """Return the fields of a namespace's hash, as many as the limits allow; raises redis's errors."""
     found = _read(client, settings, namespace, "hash", name, limits)
     return dict(zip(found[::2], found[1::2], strict=True))
 
@@ -56,34 +56,34 @@ def scores(
     client: Any, settings: Settings, namespace: Namespace, name: str, limits: Limits = NAMES, lowest: Any = "-inf",
     highest: Any = "+inf",
 ) -> dict[bytes, float]:  # fmt: skip
-    """The same of one sorted set, from the lowest score on."""
+    """Return the members of a namespace's sorted set with their scores, from the lowest score on, as `fields` does."""
     found = _read(client, settings, namespace, "zset", name, limits, lowest, highest)
     return dict(zip(found[::2], map(_score, found[1::2]), strict=True))
 
 
 def number(text: bytes | None) -> int:
-    """A count that a worker may have written; 0 for what is none."""
+    """Return a count that a worker may have written; 0 if it is not a number."""
     return int(text) if text and len(text) < 10 and text.isdigit() else 0
 
 
 def is_trusted(namespace: Namespace, settings: Settings) -> bool:
-    """Whether its user may do what this server may."""
+    """Return whether its user has the rights of this server."""
     return namespace.user in (DEFAULT_USER, user_of(settings))
 
 
 def note_removal(client: Any, settings: Settings, user: str, count: int, size: int) -> None:
-    """Count what was removed of a user's, for `howl queues` and `howl doctor`."""
+    """Count values of a user that were removed, for `howl queues` and `howl doctor`."""
     key = settings.key(REMOVED)
     with client.pipeline(transaction=True) as together:
         together.hincrby(key, f"{user}:number", count)
         together.hincrby(key, f"{user}:bytes", size)
         together.expire(key, TOLD)
-        with suppress(redis.exceptions.OutOfMemoryError):  # then the line in the log alone tells
+        with suppress(redis.exceptions.OutOfMemoryError):  # then only the log reports it
             together.execute()
 
 
 def removed(client: Any, settings: Settings) -> dict[str, dict[str, int]]:
-    """By Redis user: how many values were removed unread within a day or so, and their bytes."""
+    """Return, by Redis user, how many values were removed unread within about a day, and their bytes."""
     told: dict[str, dict[str, int]] = {}
     for name, count in client.hgetall(settings.key(REMOVED)).items():
         user, _, what = name.decode(errors="replace").rpartition(":")
@@ -110,6 +110,6 @@ def _read(
 
 
 def _score(text: bytes) -> float:
-    """A worker may write any: one that is no number has passed."""
+    """Return a score that a worker may have written; one that is not a number counts as long past."""
     value = float(text)
     return -math.inf if math.isnan(value) else value

@@ -1,26 +1,26 @@
 #!lua flags=allow-oom
--- Give the recorder what streams of outcomes hold, each entry's size looked at before it is passed on.
+-- Read streams of outcomes for the recorder, checking the size of each entry before it is returned.
 --
--- KEYS        the streams, in the order in which they are read
+-- KEYS        the streams, in reading order
 -- ARGV[1..2]  the group and its consumer
 -- ARGV[3..4]  most entries of one stream, and bytes of them after which no more of it is read
 -- ARGV[5]     bytes of all after which no further stream is read
--- ARGV[6..7]  most bytes of an entry, and how many of a larger one are passed on
--- ARGV[8..]   three words a stream:
---               after   '>', or the entry after which to read again what was read and not confirmed
---               given   'all' if this process has had all that an earlier one left, else the last entry that it was
---                       given of that, '-' if none
---               owner   'server' if the stream is made where there is none, and kept if it is something else;
---                       'worker' if then it is removed
--- Answer      {streams looked at, {stream, 'entries', id, size, times given out, document, ...},
---              {stream, 'wrong', type}, {stream, 'failed', error}, ...}; streams count from 1, and those without
---             anything to tell are left out
+-- ARGV[6..7]  most bytes of an entry, and how many bytes of a larger one are returned
+-- ARGV[8..]   three arguments per stream:
+--               after   '>', or the entry after which to read again entries that were read and not confirmed
+--               given   'all' if this process has received all that an earlier one left, else the last of those
+--                       entries that it received, '-' if none
+--               owner   'server': a missing stream is created, and a key of another type is kept;
+--                       'worker': a missing stream is left out, and a key of another type is removed
+-- Answer      {streams read, {stream, 'entries', id, size, times delivered, document, ...},
+--              {stream, 'wrong', type}, {stream, 'failed', error}, ...}; streams count from 1, and those with nothing
+--             to report are left out
 --
--- Promise: an entry is passed on whole or, if it is too large, by its beginning alone, and then it is gone. What an
--- earlier process left comes alone, and only then is its number of times given out raised: whatever ended that process
--- comes back by itself, and is known by the number. One stream's error is no other's. The script never waits.
+-- Promise: an entry is returned whole or, if it is too large, only its beginning, and then it is deleted. Entries that
+-- an earlier process left come one at a time, and only their delivery count is raised: an entry that ended
+-- that process comes back alone and is known by its count. One stream's error affects no other. The script never waits.
 --
--- It works while Redis is full (allow-oom): to record is what makes room.
+-- It works while Redis is full (allow-oom): recording makes room.
 
 local group, consumer = ARGV[1], ARGV[2]
 local most, stream_bytes, all_bytes = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -35,7 +35,7 @@ local function forget(key, id)
   redis.call('XDEL', key, id)
 end
 
--- What is recorded of an entry, and the bytes of all that it has.
+-- Return the outcome in an entry, and the bytes of all its fields.
 local function look(fields)
   local document, size = '', 0
   for at = 1, #fields, 2 do
@@ -65,7 +65,7 @@ local function make_group(key)
   end
 end
 
--- Several at once cost less than one after the other, where nothing among them can be large.
+-- Reading several at once is cheaper than one by one; it is done where none of them can be large.
 local function portion(key)
   if redis.call('XLEN', key) > 2 * most then
     return 1
@@ -120,8 +120,8 @@ local function collect(index, told)
     return
   end
   make_group(key)
-  -- Redis 7.0 notes that a consumer asked (the health check looks at that) only if it is given something or asks
-  -- again for what it was given.
+  -- Redis 7.0 updates when a consumer last read (the health check uses that) only if it receives an entry or asks
+  -- again for entries that it received.
   redis.call('XREADGROUP', 'GROUP', group, consumer, 'STREAMS', key, NONE_AFTER)
   if after == '>' then
     read_new(told, key)

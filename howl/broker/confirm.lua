@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- Forget outcomes that are recorded, and that their tasks are in flight, at one instant.
+-- Delete recorded outcomes, and the marks that their tasks are in flight, atomically.
 --
--- KEYS        the stream; the hash of what is in flight
+-- KEYS        the stream; the hash of tasks in flight
 -- ARGV[1..2]  the stream's group, and the number of entries
 -- ARGV[3..]   the entries' ids, then the ids of the tasks that ended
 --
--- Promise: what is in flight is forgotten whatever became of the stream, whose error is the answer.
+-- Promise: the marks are deleted whatever became of the stream, whose error is the answer.
 --
--- It works while Redis is full (allow-oom), which a transaction does not: Redis 7.0 queues no command then, also none
--- that makes room.
+-- It works while Redis is full (allow-oom), unlike a transaction: Redis 7.0 then queues no command, even if it would
+-- make room.
 
 local stream, inflight = KEYS[1], KEYS[2]
 local group, entries = ARGV[1], tonumber(ARGV[2])

@@ -1,20 +1,20 @@
-"""The doorbell: a worker with room waits here for the next push, on a connection of its own."""
+"""The doorbell: a worker with room waits on it for the next push, over a connection of its own."""
 
 from typing import Any
 
 import redis
 
-#: Seconds after which Redis answers though nobody rang, so that a dead connection is noticed.
+#: Seconds after which Redis answers even if nobody rang, so that a dead connection is noticed.
 PATIENCE = 5
 
 
 def doorbell(list_name: str) -> str:
-    """The doorbell of a queue, by any of its priorities' lists."""
+    """Return the doorbell of a queue, given the list of any of its priorities."""
     return f"doorbell:{list_name.partition(chr(6))[0]}"
 
 
 class Bell:
-    """One BRPOP at a time: asked when there is room, answered by one push's token."""
+    """One BRPOP at a time, sent when there is room and answered by the token of one push."""
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
@@ -22,7 +22,7 @@ class Bell:
         self._asked = False
 
     def listen(self, keys: list[str]) -> Any:
-        """A socket that becomes readable when somebody rings; None while Redis is away."""
+        """Return a socket that becomes readable when somebody rings; None while Redis is away."""
         try:
             if self._connection is None:
                 self._connection = self._pool.make_connection()
@@ -38,11 +38,11 @@ class Bell:
 
     @property
     def asked(self) -> Any:
-        """The socket, while Redis owes an answer: it may hand this worker a token that it has no room for by now."""
+        """The socket while an answer is due, or None; the token may come when this worker has no more room."""
         return self._connection._sock if self._connection is not None and self._asked else None  # noqa: SLF001
 
     def answer(self) -> bytes | None:
-        """Take the answer off a readable socket; the doorbell that rang, None if none did."""
+        """Read the answer from a readable socket; return the doorbell that rang, or None."""
         try:
             rung = self._connection.read_response()
             self._asked = False
@@ -52,7 +52,7 @@ class Bell:
         return rung[0] if rung else None
 
     def hang_up(self) -> None:
-        """Close the connection; listening makes a new one."""
+        """Close the connection; `listen` opens a new one."""
         if self._connection is not None:
             self._connection.disconnect()
             self._connection = None

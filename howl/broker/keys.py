@@ -1,6 +1,6 @@
-"""Keys in Redis."""
+"""Patterns for keys in Redis."""
 
 
 def literal(prefix: str) -> str:
-    """A pattern of Redis's that this text alone begins with."""
+    """Return the text escaped for a Redis pattern, so that it matches only itself."""
     return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in prefix)

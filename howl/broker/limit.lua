@@ -1,21 +1,21 @@
 #!lua flags=allow-oom
--- Look at some of Redis's keys: how much of its memory is whose, and remove what is over a user's limit.
+-- Scan some of Redis's keys: measure the memory of each user, and remove keys of users over their limit.
 --
--- ARGV[1..2]  where to go on (`0` at first), and how many keys to look at
--- ARGV[3]     '1' to count every key exactly, which takes longer
--- ARGV[4]     what all keys begin with
--- ARGV[5..]   two words a user: what its keys begin with behind that; how much too much it has: 0, 1 or 2
--- Answer      {where to go on (`0`: that was all), keys looked at, keys and bytes of the first user, of the second, ...}
+-- ARGV[1..2]  cursor (`0` at first), and how many keys to scan
+-- ARGV[3]     '1' to measure every key exactly, which takes longer
+-- ARGV[4]     prefix of all keys
+-- ARGV[5..]   two arguments per user: prefix of its keys after that one; whether it is over its limit: 0, 1 or 2
+-- Answer      {next cursor (`0`: the end), keys scanned, keys and bytes of the first user, of the second, ...}
 --
--- Only keys are counted of which a user can make any number: claims and turns of owners, and queues and doorbells of
+-- Only keys that a user can make in any number are counted: claims and turns of owners, and queues and doorbells of
 -- workers by name.
 --
--- Promise: of a user that has too much (1) those go that no living owner needs, of one that has far too much (2) all that
--- are met; and nothing else.
+-- Promise: of a user over its limit (1), keys that no living owner needs are removed; of one far over it (2), all keys
+-- that the scan meets; and nothing else.
 
 local cursor, count, exact, prefix = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4]
 local LENGTH = {hash = 'HLEN', zset = 'ZCARD', stream = 'XLEN', list = 'LLEN', set = 'SCARD'}
--- Members that are all looked at, or so many of more, for the memory of a key.
+-- Most members of a key that are all measured, and how many are sampled of a larger one.
 local FEW, SOME = 5000, 100
 
 local function size_of(key)

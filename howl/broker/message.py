@@ -1,4 +1,4 @@
-"""What a message says of its task, in either of Celery's protocols (docs.celeryq.dev, "Message Protocol")."""
+"""Reading a task's headers from a message, in either of Celery's protocols (docs.celeryq.dev, "Message Protocol")."""
 
 import base64
 import json
@@ -9,20 +9,20 @@ from kombu.utils.json import loads
 
 from howl.bounded_json import parse
 
-#: Bytes of memory that a message may take when it is parsed.
+#: Most bytes of memory that a message may take when it is parsed.
 PARSED_BYTES = 32 << 20
-#: Headers that are ids, or none: another Celery application's may be UUIDs (`task_id=uuid.uuid4()`).
+#: Headers that hold ids or None: another Celery application's ids may be UUIDs (`task_id=uuid.uuid4()`).
 ID_HEADERS = ("id", "root_id", "parent_id", "group")
-#: How a message ends whose task no worker of its queue knows; JSON allows it.
+#: Mark at the end of a message whose task no worker of its queue knows; JSON allows it.
 NOBODY = b"\n"
-#: What `task_headers` raises for what is no task's message.
+#: Errors that `task_headers` raises for a message that is not a task's.
 NO_TASK = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def task_headers(message: dict[str, Any]) -> dict[str, Any]:
-    """`id`, `task`, `retries`, `eta` and so on of a task's message, in the first protocol those of its body.
+    """Return `id`, `task`, `retries`, `eta` and so on of a task's message; in the first protocol its body has them.
 
-    Raises one of NO_TASK for what is none; a body that is compressed, or not JSON, is not looked into.
+    Raises one of NO_TASK if it is not a task's message. A body that is compressed, or not JSON, is not read.
     """
     headers: dict[str, Any] = message.get("headers") or {}
     if "id" in headers or "task" in headers:
@@ -38,7 +38,7 @@ def task_headers(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_text(given: Any) -> Any:
-    """A UUID, or what kombu's JSON writes in its place, as a text; anything else as it is."""
+    """Return a UUID, or what kombu's JSON writes for one, as text; anything else unchanged."""
     if isinstance(given, dict) and given.get("__type__") == "uuid":
         given = loads(json.dumps(given))
     return str(given) if isinstance(given, uuid.UUID) else given

@@ -1,14 +1,14 @@
 #!lua
--- Put a message back whose task its worker does not know.
+-- Put back a message whose task its worker does not know.
 --
--- KEYS[1]  unknown: messages with their lists, by when they came back in milliseconds since 1970
+-- KEYS[1]  unknown: messages with their lists, scored by when they were returned, in milliseconds since 1970
 -- KEYS[2]  the list
 -- KEYS[3]  the doorbell of its queue
--- ARGV[1]  the list and the message, as they are in `unknown`
--- ARGV[2]  the message, as it shall be on the list
--- Answer   1 if it was moved, 0 if it is not there any more
+-- ARGV[1]  the list and the message, as stored in `unknown`
+-- ARGV[2]  the message as it is to be pushed
+-- Answer   1 if it was moved, 0 if it is no longer there
 --
--- Promise: a message is in `unknown` or queued at every instant, and goes back once, whoever else does the same.
+-- Promise: at every instant the message is in `unknown` or queued, and it goes back once, even if others do the same.
 
 if redis.call('ZSCORE', KEYS[1], ARGV[1]) == false then
   return 0

@@ -1,4 +1,4 @@
-"""Parked tasks among the answers to `inspect scheduled` and `query_task`: no worker holds them to tell of them."""
+"""Parked tasks in the answers to `inspect scheduled` and `query_task`: no worker holds them, so none reports them."""
 
 import base64
 from collections.abc import Iterator
@@ -17,19 +17,19 @@ from howl.broker.message import NO_TASK, PARSED_BYTES, task_headers
 from howl.broker.namespaces import all_namespaces
 from howl.celery import settings_of
 
-#: Commands whose answers they belong to, and what a worker's answer is.
+#: Commands whose answers include parked tasks, and the type of a worker's answer.
 QUERY = "query_task"
 ANSWERS: dict[str, type] = {"scheduled": list, "dump_schedule": list, QUERY: dict}
-#: Most that are shown of what is scheduled, those due first, and bytes of them, about: all are in memory together.
+#: Most scheduled tasks that are shown, those due first, and their bytes, about: all are in memory together.
 MOST, MOST_BYTES = 1000, 1 << 20
-#: As Celery's own timer shows them.
+#: Priority that Celery's own timer shows.
 PRIORITY = 6
 
 
 def add_parked(replies: list[dict[str, Any]], command: str, ids: Any, app: Celery) -> None:
-    """Add them to the answer of one worker, the first by name: each is shown once; raises redis's errors.
+    """Add parked tasks to the answer of one worker, the first by name, so that each is shown once.
 
-    A credential that may not read what is parked is shown none.
+    A credential that may not read parked tasks is shown none. Raises redis's errors.
     """
     told: dict[str, Any] = {
         node: said for reply in replies for node, said in reply.items() if isinstance(said, ANSWERS[command])
@@ -55,7 +55,7 @@ def _first(entries: Iterator[tuple[dict[str, Any], int]]) -> Iterator[dict[str, 
 
 
 def _entries(app: Celery, node: str) -> Iterator[tuple[dict[str, Any], int]]:
-    """What is parked, as Celery shows it, and the bytes of each; what cannot be read is left out."""
+    """Yield parked tasks as Celery shows them, with the bytes of each; skip those that cannot be read."""
     for claim, due in _parked(app):
         with suppress(*NO_TASK):
             yield _entry(claim.partition(b"\n")[2], due, app, node), len(claim)
@@ -70,7 +70,7 @@ def _parked(app: Celery) -> Iterator[tuple[bytes, float]]:
 
 
 def _entry(document: bytes, due: float, app: Celery, node: str) -> dict[str, Any]:
-    """Raises one of NO_TASK."""
+    """Return a parked task as Celery shows it; raises one of NO_TASK."""
     message = parse(document, PARSED_BYTES)
     headers, properties = task_headers(message), message["properties"]
     args, kwargs = _arguments(message, headers)
@@ -97,7 +97,7 @@ def _entry(document: bytes, due: float, app: Celery, node: str) -> dict[str, Any
 
 
 def _arguments(message: dict[str, Any], headers: dict[str, Any]) -> tuple[Any, Any]:
-    """As they were given; of a body that is compressed, or too large, what its sender wrote for people to read."""
+    """Return args and kwargs as given; of a body that is compressed or too large, its sender's readable form."""
     if "args" in headers:  # the first protocol's body
         return headers["args"], headers.get("kwargs")
     try:

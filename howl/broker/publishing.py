@@ -1,4 +1,4 @@
-"""How messages are made: an id that could not be recorded is refused where it is given, in words."""
+"""Making messages: an id that could not be recorded is refused where it is given, with a readable error."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from howl.task_ids import check_ids, check_signatures
 
 
 class AMQP(amqp.AMQP):
-    """Named by the application."""
+    """The AMQP class of the application."""
 
     def as_task_v1(self, *args: Any, **options: Any) -> Any:
         return _checked(super().as_task_v1(*args, **options))
@@ -18,7 +18,7 @@ class AMQP(amqp.AMQP):
 
 
 def _checked(message: Any) -> Any:
-    """The message with its ids as texts; raises InvalidRequest."""
+    """Return the message with its ids as text; raises InvalidRequest."""
     own, others = (message.body, message.body) if isinstance(message.body, dict) else (message.headers, message.body[2])
     check_ids(own)
     message.properties["correlation_id"] = own["id"]

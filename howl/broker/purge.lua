@@ -1,17 +1,17 @@
 #!lua
--- Take messages away for good, and say how their tasks ended.
+-- Remove messages for good, and append how their tasks ended.
 --
 -- KEYS[1]   a queue's list, or `parked`, or `unknown`
 -- KEYS[2]   outcomes
--- ARGV[1]   how far from the end that a list is taken from a message is looked for, at most
--- ARGV[2..] pairs: message (not in a list: list and message), outcome (empty: its task is not known)
--- Answer    how many were taken away
+-- ARGV[1]   most positions, from the end that workers take from, in which a list is searched for a message
+-- ARGV[2..] pairs: message (list and message if KEYS[1] is no list), outcome (empty: its task is not known)
+-- Answer    how many were removed
 --
 -- Promise: a message is where it was, or its outcome is in the stream. One that a worker took in the meantime is left
--- alone, and one that is not soon found for the next call. Outcomes are appended before messages are removed.
+-- alone, and so is one that is not found soon, until the next call. Outcomes are appended before messages are removed.
 
 local listed = redis.call('TYPE', KEYS[1]).ok == 'list'
--- Bytes compared in all: a worker may push, in front of each message, thousands that differ in their last byte.
+-- Most bytes compared in all: a worker may push, in front of each message, thousands that differ in the last byte.
 local left = 268435456
 
 local function is_there(message)

@@ -1,4 +1,4 @@
-"""Purging a queue: its messages are gone for good, and their tasks are recorded as cancelled."""
+"""Purging a queue: its messages are removed for good, and their tasks are recorded as cancelled."""
 
 import logging
 from collections.abc import Iterator
@@ -19,24 +19,24 @@ from howl.outcomes import encode, failure, is_id
 
 logger = logging.getLogger(__name__)
 
-#: Messages of a list's first batch, most of any, and bytes that one shall have, about; and parked messages of a batch.
+#: Messages of a list's first batch, most messages and about the most bytes of any batch; parked messages per batch.
 FIRST, MOST, MOST_BYTES = 8, 500, 8 << 20
 PARKED = 50
-#: Messages from a list's end among which one is looked for that workers or put-backs may have moved since it was read.
+#: Messages from a list's end that are searched for one that workers or put-backs may have moved since it was read.
 NEAR = 5000
-#: More retries than that are nobody's count.
+#: Larger counts of retries are not taken for real.
 MOST_RETRIES = 1 << 30
 
-#: Messages with what stands for them where they are: themselves, or list and message.
+#: Messages, each after the form in which it is stored: itself, or list and message.
 Batch = list[tuple[bytes, bytes]]
 
 
 def purge(client: Any, prefix: str, lists: list[str]) -> int:
-    """Empty a queue, given as its lists by priority, of what it held at the call; answers how many messages it was.
+    """Remove the messages that a queue, given as its lists by priority, holds at the call; return how many.
 
-    What waits for its time in `parked` goes too, whichever user's workers parked it: a stock client's purge takes such
-    tasks, and if they came back an hour later nobody would believe in the purge. What workers hold is theirs. Raises
-    redis's errors; then a part is purged, and recorded.
+    Its parked messages go too, whichever user's workers parked them: a stock client's purge takes such tasks, and a
+    purge whose tasks came back an hour later would not be trusted. Messages that workers hold stay. Raises redis's
+    errors; then a part is purged and recorded.
     """
     keys = [f"{prefix}{name}" for name in lists]
     login = client.connection_pool.connection_kwargs.get("username") or DEFAULT_USER
@@ -47,7 +47,7 @@ def purge(client: Any, prefix: str, lists: list[str]) -> int:
 
 
 def _purge_parked_of(client: Any, namespace: Namespace, keys: list[str]) -> int:
-    """The same of workers that may write anything there: where they reach the queue, and hindering no other."""
+    """Purge what one user's workers parked, of the lists that the user may push to; an error is only logged."""
     try:
         reached = [key for key in keys if may_push(client, namespace.user, key)]
         return _purge_parked(client, namespace, reached) if reached else 0
@@ -64,7 +64,7 @@ def _purge_parked(client: Any, namespace: Namespace, keys: list[str]) -> int:
 
 
 def _parked(client: Any, container: str, keys: list[str]) -> Iterator[Batch]:
-    """What is parked of these lists."""
+    """Yield batches of the parked messages of these lists."""
     wanted = {key.encode() for key in keys}
     every = client.zscan_iter(container, match=f"{literal(keys[0])}*", count=PARKED)
     split = ((claim, *claim.partition(b"\n")[::2]) for claim, _ in every)
@@ -74,7 +74,7 @@ def _parked(client: Any, container: str, keys: list[str]) -> Iterator[Batch]:
 
 
 def _waiting(client: Any, key: str) -> Iterator[Batch]:
-    """A list's messages, the next ones first; each batch must be removed before the next is asked for."""
+    """Yield batches of a list's messages, the next ones first; remove each batch before asking for the next."""
     left, count = client.llen(key), FIRST
     while left > 0 and (messages := client.lrange(key, -min(count, left), -1)):
         yield [(message, message) for message in reversed(messages)]
@@ -91,7 +91,7 @@ def _remove(client: Any, prefix: str, container: str, batches: Iterator[Batch]) 
 
 
 def _outcome(message: bytes) -> bytes:
-    """How the message's task ended; empty when no task can be made out."""
+    """Return the outcome of the message's task; empty if the message is not a task's."""
     try:
         headers = task_headers(parse(message, PARSED_BYTES))
         task_id, name, retries = headers["id"], headers.get("task"), headers.get("retries")
@@ -100,6 +100,6 @@ def _outcome(message: bytes) -> bytes:
     if not is_id(task_id):
         return b""
     end = failure(task_id, "REVOKED", TaskRevokedError("purged"))
-    # Of the attempt that would have come: the record knows that the one before asked for it.
+    # Of the next attempt: the record knows that the one before asked for it.
     attempt = retries + 1 if isinstance(retries, int) and 0 <= retries < MOST_RETRIES else 1
     return encode(replace(end, attempt=attempt, name=name if is_id(name) else None))

@@ -8,9 +8,9 @@
 -- ARGV[2]  the message, as kombu writes it
 -- Answer   1 pushed; 0 already in flight, nothing done
 --
--- Promise: however often it is repeated for one task id, the queue gets one message until the recorder, having
--- recorded the task's end, removes the mark. The message is pushed before the mark is set: an error between the
--- two can at worst be seen as "not pushed", which is repeated, and never as "pushed" of a message that is nowhere.
+-- Promise: however often it is repeated for one task id, the queue gets one message until the recorder has recorded
+-- the task's end and removes the mark. The message is pushed before the mark is set: an error between the two can at
+-- worst look like "not pushed", which is repeated, and never like "pushed" when the message is nowhere.
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then
   return 0
 end

@@ -1,24 +1,24 @@
 #!lua flags=allow-oom
--- Read a hash or a sorted set that a worker may have written, within limits.
+-- Read, within limits, a hash or a sorted set that a worker may have written.
 --
 -- KEYS[1]     the key
 -- ARGV[1]     'hash', or 'zset'
--- ARGV[2..3]  most members to read, and bytes of all after which no more are
--- ARGV[4]     most bytes of one, with its value
--- ARGV[5]     'remove' what is larger, or is something else than ARGV[1]; or 'leave' it where it is
--- ARGV[6]     bytes of each member and value that are passed on (0: all of them)
+-- ARGV[2..3]  most members to read, and bytes of all after which no more are read
+-- ARGV[4]     most bytes of a member with its value
+-- ARGV[5]     'remove' larger members, or a key of a type other than ARGV[1]; or 'leave' them
+-- ARGV[6]     bytes of each member and value that are returned (0: all of them)
 -- ARGV[7..8]  of a sorted set: lowest and highest score
--- Answer      {type, too large, bytes of these, member, value or score, ...}; of another type nothing is read
+-- Answer      {type, members too large, their bytes, member, value or score, ...}; of another type nothing is read
 --
--- Promise: no answer has more than twice ARGV[3] bytes, or the ARGV[3] and one member; nothing is removed that is
--- within the limits. A sorted set is read from its lowest score on, a hash in Redis's order.
+-- Promise: no answer has more than twice ARGV[3] bytes, or ARGV[3] bytes and one member; nothing within the limits is
+-- removed. A sorted set is read from its lowest score on, a hash in Redis's order.
 
 local key, kind = KEYS[1], ARGV[1]
 local most, all, largest = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local remove, cut = ARGV[5] == 'remove', tonumber(ARGV[6])
 local lowest, highest = ARGV[7], ARGV[8]
 
--- Bytes of members after which no more are looked at in one call, which holds up all others.
+-- Bytes of members after which one call looks at no more: the call blocks everyone else.
 local MOST_LOOKED_AT = 32 * 1024 * 1024
 
 local is = redis.call('TYPE', key).ok
@@ -35,7 +35,7 @@ local function part(text)
   return cut > 0 and string.sub(text, 1, cut) or text
 end
 
--- Whether it is larger than it may be, and whether it then stays where it is.
+-- Return whether a member is too large, and whether it stays in the key.
 local function too_large(member, size)
   if size <= largest then
     return false, true
@@ -70,7 +70,7 @@ local function read_field(field)
   end
 end
 
--- Names alone, for there is no way to have a part of a value.
+-- Names only, for Redis cannot return a part of a value.
 local function read_some_fields()
   for _, field in ipairs(redis.call('HKEYS', key)) do
     read_field(field)

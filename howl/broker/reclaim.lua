@@ -1,21 +1,21 @@
 #!lua
--- Put back what a dead owner held.
+-- Put back the messages that a dead owner held.
 --
 -- KEYS[1..4]  claims:<owner>, leases, deaths, outcomes
 -- KEYS[5..6]  turns:<owner>, dead
--- ARGV[1..2]  owner; what all keys begin with
--- ARGV[3..]   words in the order in which the messages were taken, last taken first: kind, tag, count, values
---               back    list, counter        to the end the list is taken from, adding one to the counter; of a
---                       [, outcome]          run that had begun, with the outcome that says so appended, and a blank
---                                            at the message's end, which makes it `redelivered` (turn.lua)
---               dead    task id, outcome     kept for replay, with the outcome appended
---               aside   list of what nobody's rights allow to be put back, and of the first 64 KB of it
--- Answer      how many messages were moved; -1 if the owner's lease still runs (it spoke since the keeper looked)
+-- ARGV[1..2]  owner; prefix of all keys
+-- ARGV[3..]   commands, for the last message taken first: kind, tag, count, and `count` values
+--               back    list, counter        push to the end the list is taken from, and add one to the counter; for a
+--                       [, outcome]          run that had begun, append this outcome, and add a blank at the message's
+--                                            end, which makes it `redelivered` (turn.lua)
+--               dead    task id, outcome     keep for replay, and append the outcome
+--               aside   list                 push the first 64 KB of a message that may not be put back to this list
+-- Answer      how many messages were moved; -1 if the owner's lease still runs (renewed since maintenance read it)
 --
--- Promise: nothing is moved while the lease runs, and nothing twice; nothing goes to another list than the keeper saw
--- and said, whatever the owner writes meanwhile. What the owner says later of what it held is stale,
--- and its next turn is refused until it has said what it holds. Its number stays: what it said before was heard.
--- What it holds may be as large as it liked: after MOST_BYTES the rest stays for the next round.
+-- Promise: nothing is moved while the lease runs, and nothing twice; nothing goes to a list other than the one that
+-- maintenance read and named, whatever the owner writes meanwhile. Later commands of the owner for these claims are
+-- stale, and its next turn is refused until it reports what it holds. Its turn number stays: earlier turns happened.
+-- The messages may be of any size: after MOST_BYTES the rest stays for the next round.
 
 local claims, leases, deaths, outcomes, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[6]
 local clock = redis.call('TIME')
@@ -36,7 +36,7 @@ local function set_aside(list, claim)
   redis.call('LTRIM', list, 0, 999)
 end
 
--- First of all: should it not be possible, nothing has been moved. What is no number begins anew.
+-- Called first: if it fails, nothing has been moved. A counter that is not a number starts again at 1.
 local function count_death(counter)
   if type(redis.pcall('HINCRBY', deaths, counter, 1)) == 'table' then
     redis.call('HSET', deaths, counter, 1)

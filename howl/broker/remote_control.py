@@ -1,4 +1,4 @@
-"""Remote control as clients use it: what is revoked stays so for who does not hear it, what is parked is shown too."""
+"""Remote control for clients: revokes also reach workers that missed the broadcast, and parked tasks are shown."""
 
 import json
 from typing import Any
@@ -15,29 +15,28 @@ from howl.connections.explain import reason
 from howl.node_names import node_name_of
 from howl.task_ids import texts
 
-#: Ids of revoked tasks that workers who start later are told, about.
+#: Most revoke entries kept for workers that start later; approximate.
 REVOKED_KEPT = 50_000
-#: What is to hold whoever hears it: each worker's turn tells it again.
+#: Commands that must reach every worker, whether or not it heard them: each worker's turn repeats them.
 REVOKING = ("revoke", "terminate", "revoke_by_stamped_headers")
 
 
 class Control(control.Control):
-    """Named by the application."""
+    """The remote control of the application."""
 
     def broadcast(
         self, command: str, arguments: dict[str, Any] | None = None, destination: Any = None, *args: Any, **options: Any
     ) -> Any:
-        """Tell workers, or those of these node names or ids; that tasks are revoked is kept too, for those who do not
-        hear it.
+        """Send a command to workers, or to those with these node names or ids, and keep revokes for those that miss it.
 
-        Nothing is revoked where the server does what a worker wrote, who may name anybody's: Celery revokes the tasks
-        of a group that is the body of a failing chord, although it has told by then that they failed.
+        Nothing is revoked while the server acts on what a worker wrote, which may name anyone's tasks: Celery revokes
+        the tasks of a group that is the body of a failing chord, although it has reported by then that they failed.
         """
-        arguments = texts(arguments)  # workers know a task whose id was given as a UUID by the text of it
+        arguments = texts(arguments)  # workers know a task by the text of its id, even if it was given as a UUID
         if command in REVOKING:
             if is_for_a_worker():
                 return None
-            if not destination and not options.get("pattern"):  # else it is for those named alone
+            if not destination and not options.get("pattern"):  # otherwise it is only for those named
                 self._keep(command, **(arguments or {}))
         if isinstance(destination, list | tuple):
             destination = [node_name_of(each) for each in destination]
@@ -48,7 +47,7 @@ class Control(control.Control):
     def _with_parked(
         self, command: str, arguments: dict[str, Any], *args: Any, callback: Any = None, **options: Any
     ) -> Any:
-        """What workers answer, and what none of them holds; `callback` is given each answer when all are there."""
+        """Return the workers' answers with parked tasks added; `callback` gets each answer when all have arrived."""
         replies = super().broadcast(command, arguments, *args, **options)
         try:
             add_parked(replies, command, arguments.get("ids"), self.app)
@@ -66,9 +65,9 @@ class Control(control.Control):
             self._append({"task_id": "", "terminate": signal or "", "stamps": json.dumps(_named(headers))})
 
     def revoke_for_good(self, task_id: str, signal: str | int | None = None) -> None:
-        """Every worker's next turn tells it, and that of workers that start later; raises OperationalError.
+        """Revoke the task on every worker, also those that start later, by way of its next turn.
 
-        With a signal, a run of the task is ended by it.
+        With a signal, a run of the task is ended by it. Raises OperationalError.
         """
         self._append({"task_id": task_id} | ({"terminate": str(signal)} if signal else {}))
 
@@ -82,5 +81,5 @@ class Control(control.Control):
 
 
 def _named(headers: Any) -> dict[str, Any]:
-    """Stamps as Celery takes them: by name, or as words `name=value`."""
+    """Return stamps by name, given as Celery takes them: a mapping, or words `name=value`."""
     return headers if isinstance(headers, dict) else dict(word.split("=", 1) for word in headers)

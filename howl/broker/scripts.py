@@ -1,7 +1,7 @@
-"""The scripts that run inside Redis, each a file beside this one.
+"""The scripts that run inside Redis, each in a file beside this one.
 
-A worker's credential runs them by their digests alone and cannot bring its own: a script can hold up Redis for good,
-and its interpreter has let people out of it before. The server loads them, again and again, for Redis forgets.
+A worker's credential runs them by digest only and cannot load its own: a script can block Redis for good, and there
+have been escapes from its interpreter. The server loads them repeatedly, because Redis forgets them.
 """
 
 import hashlib
@@ -14,16 +14,16 @@ import redis
 
 @dataclass(frozen=True)
 class Script:
-    """A script and the digest by which Redis knows it."""
+    """A script and the digest that Redis knows it by."""
 
     name: str
     text: str
     digest: str
 
     def run(self, client: Any, keys: list[Any], arguments: list[Any]) -> Any:
-        """Run it by its digest; by its text if Redis has not seen it, or has forgotten it.
+        """Run it by its digest, or by its text if Redis does not know it or has forgotten it.
 
-        Raises redis's errors: NoScriptError where only the server may load it, and has not yet.
+        Raises redis's errors: NoScriptError where only the server may load it and has not done so yet.
         """
         try:
             return client.evalsha(self.digest, len(keys), *keys, *arguments)
@@ -36,7 +36,7 @@ class Script:
                 ) from unknown
 
     async def run_for(self, client: Any, keys: list[str], arguments: list[Any]) -> Any:
-        """The same with an asynchronous client, which has the server's credential."""
+        """Run it as `run` does, with an asynchronous client that has the server's credential."""
         try:
             return await client.evalsha(self.digest, len(keys), *keys, *arguments)
         except redis.exceptions.NoScriptError:
@@ -62,6 +62,6 @@ OFFER = _load("offer.lua")
 
 
 def load_all(client: Any) -> None:
-    """Make Redis know them all; raises redis's errors."""
+    """Load six of them into Redis; the others are loaded at first use. Raises redis's errors."""
     for script in (PUSH, TURN, RECLAIM, UNPARK, PURGE, PROGRESS):
         client.script_load(script.text)

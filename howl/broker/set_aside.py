@@ -1,6 +1,6 @@
-"""What a duty of the server cannot do for one row: tried a few times, then set aside, and told of for a day.
+"""Rows that a part of the server cannot process: tried a few times, then set aside, and reported for a day.
 
-A duty that ended at the first such row would do nothing for all the others.
+A part that stopped at the first such row would do nothing for all the others.
 """
 
 from typing import Any
@@ -10,16 +10,16 @@ from redis.utils import str_if_bytes
 from howl.config import Settings
 from howl.errors import visible
 
-#: Times that something is tried, once a round of the keeper, before it is set aside.
+#: Times that something is tried, once per round of maintenance, before it is set aside.
 TRIES = 5
-#: Tries, by `<kind>:<name>`; what was set aside: `<kind>:number`, `<kind>:last`; and seconds for which both are kept.
+#: Keys of tries (`<kind>:<name>`) and of what was set aside (`<kind>:number`, `<kind>:last`); seconds both are kept.
 TRIED, SET_ASIDE, KEPT = "_tries", "_set_aside", 86_400
-#: Characters of a reason and of a name, which may be a worker's words.
+#: Most characters of a reason and of a name, which may be a worker's text.
 REASON_LIMIT, NAME_LIMIT = 200, 100
 
 
 def is_last_try(client: Any, settings: Settings, kind: str, name: str) -> bool:
-    """Count a failed try, and say whether it shall be the last; raises redis's errors, so not while Redis is away."""
+    """Count a failed try; return whether it was the last. Raises redis's errors: none counts while Redis is away."""
     key, field = settings.key(TRIED), f"{kind}:{name}"
     with client.pipeline(transaction=True) as together:
         together.hincrby(key, field, 1)
@@ -32,7 +32,7 @@ def is_last_try(client: Any, settings: Settings, kind: str, name: str) -> bool:
 
 
 def note(client: Any, settings: Settings, kind: str, name: str, why: BaseException | str) -> None:
-    """Tell that something was set aside, in `howl queues` and `howl doctor`; raises redis's errors."""
+    """Report in `howl queues` and `howl doctor` that something was set aside; raises redis's errors."""
     key = settings.key(SET_ASIDE)
     with client.pipeline(transaction=True) as together:
         together.hincrby(key, f"{kind}:number", 1)
@@ -42,14 +42,14 @@ def note(client: Any, settings: Settings, kind: str, name: str, why: BaseExcepti
 
 
 def told(found: dict[Any, Any]) -> dict[str, str]:
-    """By kind, from the fields of the key SET_ASIDE: how many were set aside, and why the last one was."""
+    """Return by kind, from the fields of the key SET_ASIDE, how many were set aside, and why the last one was."""
     found = {str_if_bytes(name): str_if_bytes(value) for name, value in found.items()}
     kinds = sorted(name.rpartition(":")[0] for name in found if name.endswith(":number"))
     return {kind: f"{found[f'{kind}:number']}; the last: {found.get(f'{kind}:last', '')}" for kind in kinds}
 
 
 def in_short(why: BaseException | str) -> str:
-    """One line that a person may be shown."""
+    """Return a reason as one line that is safe to show to people."""
     text = why if isinstance(why, str) else str(why) or repr(why)
-    # Cut first: what a worker wrote may have megabytes.
+    # Cut first: what a worker wrote may be megabytes long.
     return visible(" ".join(text[:REASON_LIMIT].split()))

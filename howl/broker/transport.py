@@ -1,10 +1,10 @@
-"""HOWL's kombu transport: kombu's Redis transport, but for four things.
+"""HOWL's kombu transport: kombu's Redis transport with four changes.
 
-Publishing rings a doorbell, and can be told to push a task once. Purging a queue says how its tasks ended. A worker
-whose credential reaches a few queues needs no more than those: what it binds it knows itself, where it may not write
-it down. And in a booted worker a channel's task queues are consumed through a session (howl.worker.consumer.session)
-instead of BRPOP. All else is kombu's own: queues, message format, fanout, priorities, remote control, and the consuming
-of everybody who is not a booted worker.
+Publishing rings a doorbell, and can push a task once only. Purging a queue records how its tasks ended. A worker whose
+credential grants a few queues needs rights to no others: bindings that it may not write to Redis, it keeps in memory.
+In a booted worker a channel's task queues are consumed through a session (howl.worker.consumer.session) instead of
+BRPOP. Everything else is kombu's own: queues, message format, fanout, priorities, remote control, and consuming in
+any process that is not a booted worker.
 """
 
 import logging
@@ -32,17 +32,17 @@ from howl.queue_names import fault_of, require_queue
 
 logger = logging.getLogger(__name__)
 
-#: What Celery's `broker_transport` says.
+#: Value of Celery's `broker_transport`.
 NAME = "howl.broker.transport:Transport"
-#: Milliseconds after which a doorbell that nobody answers falls silent.
+#: Milliseconds after which a doorbell that nobody answers expires.
 RINGING = 60_000
 
-# Where kombu shows an address, it is Redis's: Flower looks up queues by the scheme it sees there.
+# kombu shows addresses with Redis's scheme: Flower looks up queues by the scheme that it sees there.
 Connection.resolve_aliases[NAME] = "redis"
 
 _once: ContextVar[bool] = ContextVar("howl_publish_once", default=False)
-#: By exchange, bindings that this process made and may not write down: (routing key, pattern, queue). Of the process,
-#: because kombu declares a queue once, and not again on each channel or in a pool's child.
+#: Bindings by exchange that this process made and may not write to Redis: (routing key, pattern, queue). Kept per
+#: process, because kombu declares a queue once, and not again on each channel or in a pool's child.
 _unwritten: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
 
 _for: ContextVar[str | None] = ContextVar("howl_publish_for", default=None)
@@ -50,9 +50,9 @@ _for: ContextVar[str | None] = ContextVar("howl_publish_for", default=None)
 
 @contextmanager
 def publishing_once() -> Iterator[None]:
-    """Within it, this thread publishes a task only if no task of that id is in flight: repeating cannot duplicate.
+    """Publish a task from this thread only if no task of that id is in flight, so that a repeat adds no duplicate.
 
-    A context, not an option of the message: Celery copies a message's options to the task's retries and
+    This is a context, not an option of the message: Celery copies a message's options to the task's retries and
     replacements, which must be pushed although their id is in flight.
     """
     token = _once.set(True)
@@ -64,10 +64,10 @@ def publishing_once() -> Iterator[None]:
 
 @contextmanager
 def publishing_for(user: str | None) -> Iterator[None]:
-    """Within it, this thread publishes only to queues that this Redis user could push to himself; None: to any.
+    """Publish from this thread only to queues that this Redis user may push to; None allows every queue.
 
-    For the server, which publishes what a worker wrote: its own rights must not be the worker's. Publishing elsewhere
-    raises NotGranted.
+    The server uses it to publish what a worker wrote, so that the worker does not gain the server's rights. Publishing
+    elsewhere raises NotGranted.
     """
     token = _for.set(user)
     try:
@@ -77,12 +77,12 @@ def publishing_for(user: str | None) -> Iterator[None]:
 
 
 def is_for_a_worker() -> bool:
-    """Whether this thread publishes what a worker wrote."""
+    """Return whether this thread publishes what a worker wrote."""
     return _for.get() is not None
 
 
 class Claims(Protocol):
-    """Who holds a channel's messages: howl.worker.consumer.adapter in a booted worker."""
+    """The holder of a channel's messages: howl.worker.consumer.adapter in a booted worker."""
 
     def holds(self, tag: str) -> bool: ...
     def listen(self, priorities: list[list[str]]) -> None: ...
@@ -91,7 +91,7 @@ class Claims(Protocol):
 
 
 class QoS(kombu_redis.QoS):
-    """Acknowledging what the session holds is the session's affair; the rest is kombu's."""
+    """A QoS that leaves the acknowledging of claims to the session, and the rest to kombu."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
         if not self._is_claim(delivery_tag):
@@ -110,28 +110,28 @@ class QoS(kombu_redis.QoS):
             super().reject(delivery_tag, requeue)  # type: ignore[no-untyped-call]
 
     def can_consume(self) -> bool:
-        """The session knows its own room; what this channel reads beside it is never held up."""
+        """Allow consuming beside a session, which limits itself; other queues of this channel are never held up."""
         return self.channel.claims is not None or super().can_consume()  # type: ignore[no-untyped-call]
 
     def _is_claim(self, tag: str) -> bool:
-        # Not "whether it is held": a stale claim must not fall through to kombu's own bookkeeping.
+        # This does not ask whether it is held: a stale claim must not fall through to kombu's own bookkeeping.
         return self.channel.claims is not None and isinstance(tag, str) and tag.startswith(self.channel.claims.mark)
 
 
 class Client(kombu_redis.PrefixedStrictRedis):
-    """Says several things at once without MULTI: no worker's credential has it, and nothing here needs it."""
+    """A client whose pipelines do without MULTI: no worker's credential may use it, and nothing here needs it."""
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:  # noqa: ARG002
         return super().pipeline(transaction=False, shard_hint=shard_hint)  # type: ignore[no-untyped-call]
 
 
 class Channel(kombu_redis.Channel):
-    """Queues, message format and fanout are kombu's own."""
+    """A channel whose queues, message format and fanout are kombu's own."""
 
     QoS = QoS
     #: Set in a booted worker, before it consumes.
     claims: Any = None
-    #: Monotonic second before which a cut connection for remote control is not made again.
+    #: Monotonic time in seconds before which a lost connection for remote control is not made again.
     listen_again_at = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -139,7 +139,7 @@ class Channel(kombu_redis.Channel):
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
-        """Task queues go to the session; a queue without acknowledgements, such as for replies, stays."""
+        """Consume the queue through the session, if there is one, unless it is a fanout queue."""
         answer = super().basic_consume(queue, *args, **kwargs)  # type: ignore[no-untyped-call]
         if self.claims is not None and queue not in self.active_fanout_queues:
             while queue in self._active_queues:
@@ -148,7 +148,7 @@ class Channel(kombu_redis.Channel):
             self._claimed_queues.append(queue)
             self._listen()
         if queue in self.active_fanout_queues:
-            # Now, not when a worker's loop first turns: it says before that it is ready, and may be told things.
+            # Now, not when the worker's loop first runs: it reports ready before that, and may be sent commands.
             self.connection.cycle._register_LISTEN(self)  # noqa: SLF001
         return answer
 
@@ -165,10 +165,10 @@ class Channel(kombu_redis.Channel):
         self.claims.listen(lists)
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        """Connections that the loop listens to leave it before they are closed, not after.
+        """Return parameters that make connections leave the event loop before they are closed, not after.
 
-        Closed, one is out of its reach, but not gone: a pool's child that was started since has it too. The loop would
-        find it readable at each look, for good, and take a whole core for it.
+        Once closed, a socket cannot be unregistered, but is not gone: a pool's child that was started since holds it
+        too. The loop would find it readable at every poll, for good, and take a whole core.
         """
         given: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]
         if not asynchronous:
@@ -177,7 +177,7 @@ class Channel(kombu_redis.Channel):
 
         class Connection(kind):  # type: ignore[misc, valid-type]  # TCP or TLS
             def disconnect(self, *args: Any, **kwargs: Any) -> None:
-                # Not in a child: what the loop listens to is its parent's affair, and they share that too.
+                # Not in a child: the loop belongs to its parent, and they share what it listens to.
                 if self._sock is not None and self.pid == os.getpid() and channel.connection is not None:
                     channel.connection.cycle.poller.unregister(self._sock)
                 super().disconnect(*args, **kwargs)
@@ -193,7 +193,7 @@ class Channel(kombu_redis.Channel):
             self.rest_from_listening(error)
 
     def rest_from_listening(self, error: Exception) -> None:
-        """Redis is away: listen again in a moment."""
+        """Stop listening, for Redis is away, and allow it again in 0.5 to 1.5 seconds."""
         logger.info("Remote control does not hear Redis (%s): listening again in a moment.", error)
         self.listen_again_at = time.monotonic() + random.uniform(0.5, 1.5)  # noqa: S311  # jitter, no secret
         self._in_listen = None  # type: ignore[assignment]  # as kombu itself does
@@ -207,14 +207,14 @@ class Channel(kombu_redis.Channel):
         super()._new_queue(queue, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _require_queue(self, queue: str) -> None:
-        """Raises InvalidRequest; kombu's own for remote control and events may be called as they are."""
+        """Raise InvalidRequest unless a queue may have this name; kombu's own for remote control and events may."""
         if fault_of(queue):
             require_queue(queue)
 
-    # --- bindings: shared by all who publish, so no worker's credential may write them --------------------------------
+    # --- bindings: shared by all publishers, so no worker's credential may write them ---------------------------------
 
     def queue_bind(self, queue: str, exchange: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """Its rights are asked for before anything is written, or remembered, that outlives a message refused."""
+        """Bind the queue; check rights first, so that a refused message leaves nothing written or remembered."""
         try:
             self._check_rights(queue)
         except NotGranted:
@@ -226,7 +226,7 @@ class Channel(kombu_redis.Channel):
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         if self.typeof(exchange).type == "fanout":
             self._fanout_queues[queue] = (exchange, routing_key.replace("#", "*"))
-            return  # nobody looks up who listens to a broadcast, and of who died it would stay for ever
+            return  # nobody looks up a broadcast's listeners, and those of dead processes would stay for ever
         binding = (routing_key or "", pattern or "", queue or "")
         if self._has_credential and binding in self.get_table(exchange):
             return
@@ -263,7 +263,7 @@ class Channel(kombu_redis.Channel):
 
     @property
     def _has_credential(self) -> bool:
-        """Whether a user of its own is named, whose rights may be narrow."""
+        """Return whether a user other than the default is named, whose rights may be narrow."""
         return (self.connection.client.userid or DEFAULT_USER) != DEFAULT_USER
 
     # --- publishing -------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ class Channel(kombu_redis.Channel):
                 raise NotGranted(f"Redis user {user} does not reach queue {queue}: grant it, or use one it reaches.")
 
     def _put_and_ring(self, queue: str, message: dict[str, Any]) -> None:
-        """In one round trip: the message, and a token that wakes one idle worker."""
+        """Push the message, and a token that wakes one idle worker, in one round trip."""
         key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
         with self.conn_or_acquire() as client, client.pipeline() as pipe:
             pipe.lpush(key, dumps(message))
@@ -314,7 +314,7 @@ class Channel(kombu_redis.Channel):
             PUSH.run(redis.Redis(connection_pool=client.connection_pool), keys, [task_id, dumps(message)])
 
     def _purge(self, queue: str) -> int:
-        """What is purged is recorded as cancelled: else `howl server` would miss it, and push it again."""
+        """Purge the queue and record its tasks as cancelled; otherwise `howl server` would push them again."""
         self._require_queue(queue)
         lists = [self._q_for_pri(queue, step) for step in self.priority_steps]
         with self.conn_or_acquire() as client:
@@ -322,10 +322,10 @@ class Channel(kombu_redis.Channel):
 
 
 class Poller(kombu_redis.MultiChannelPoller):
-    """Listening for remote control begins again by itself when its connection was cut."""
+    """A poller that listens for remote control again by itself after its connection was lost."""
 
     def on_poll_init(self, poller: Any) -> None:
-        """Only a worker has an event loop, and what it takes is never hidden for a time, to be looked for now."""
+        """Keep the poller and restore nothing: only a worker has an event loop, and none of its messages are hidden."""
         self.poller = poller
 
     def _register_LISTEN(self, channel: Channel) -> None:  # noqa: N802  # kombu's name
@@ -339,11 +339,11 @@ class Poller(kombu_redis.MultiChannelPoller):
 
 
 class Transport(kombu_redis.Transport):
-    """Named by Celery's `broker_transport`; the URL stays redis:// or rediss://."""
+    """The transport that Celery's `broker_transport` names; the URL stays redis:// or rediss://."""
 
     Channel = Channel
-    #: Set in a booted worker: what is not the session's waits for Redis to come back, rather than have Celery drop what
-    #: it has reserved and start its consumer anew.
+    #: Set in a booted worker: connections other than the session's wait for Redis to come back. Otherwise Celery would
+    #: drop what it has reserved and restart its consumer.
     patient = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

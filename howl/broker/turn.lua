@@ -1,51 +1,52 @@
 #!lua
--- One turn: what a worker says to its queues, and what it is told.
+-- One turn: a worker's commands about its claims, and Redis's answer with new claims.
 --
 -- KEYS[1..2]  claims:<owner>, turns:<owner>
 -- KEYS[3..]   the queues' lists in the order to take from, then the doorbells
--- ARGV[1..2]  what all keys begin with; what this credential's own keys begin with
+-- ARGV[1..2]  prefix of all keys; prefix of this credential's own keys
 -- ARGV[3]     owner
 -- ARGV[4]     number of this turn
 -- ARGV[5]     lease in milliseconds
 -- ARGV[6..7]  most messages wanted, most bytes of them (the first may be larger); at most MOST and MOST_BYTES
--- ARGV[8]     last entry of `revoked` that the worker knows
+-- ARGV[8]     last entry of `revoked` that the worker has read
 -- ARGV[9]     how many of KEYS[3..] are lists
 -- ARGV[10]    bytes of `outcomes` above which nothing is given out
 -- ARGV[11..]  commands: kind, tag, count, and `count` values
 --               began    task id                       its run has begun
 --               note     outcome                       progress: append it while the claim is held
---               settle   task id, outcomes ...         ended like this
---               loose    outcome                       append it, whoever holds what (the tag is empty)
+--               settle   task id, outcomes ...         its run ended with these
+--               loose    outcome                       append it, whatever is held (the tag is empty)
 --               ring     doorbell                      wake an idle worker (the tag is empty)
 --               back     [1]                           to the end the queue is taken from; 1 if its run had begun
---               requeue  [1]                           to the end producers push to
---               lost     task id, limit, outcome       its run died, or was broken off: back, or after `limit` times dead,
---                                                      with the outcome
---               park     due (milliseconds since 1970) until then, in `parked`
+--               requeue  [1]                           to the end producers push to; 1 likewise
+--               lost     task id, limit, outcome       its run died, or was broken off: put it back, or after `limit`
+--                                                      times move it to `dead` and append the outcome
+--               park     due (milliseconds since 1970) to `parked` until then
 --               unknown                                its worker does not know this task: to `unknown`
 --               aside                                  it cannot be read: to `unreadable`
---               hold                                   still here: said of all that is held (or once, without a tag) after `gap`
+--               hold                                   still held: sent after `gap` for each claim (or once, with no
+--                                                      tag)
 -- Answer      {'ok', {tag, list, message, ...}, {stale tag, ...}, {last entry of `revoked`, its fields, ...},
---              1 if nothing was given out because of those bytes, otherwise 0, milliseconds since 1970}
---             {'old', last number}     a turn that came late: nothing done
---             {'gap', last number}     Redis has forgotten later turns, or the lease ran out and the keeper put back what
---                                      was held: nothing done; say `hold` for what is held
--- Error       something is counted with that makes no sense, or the claims hold more than was said to be held: nothing
---             done, but that in the second case the lease ends, and the keeper puts all of it back
+--              1 if ARGV[10] kept messages back, otherwise 0, milliseconds since 1970}
+--             {'old', last number}     a late turn: nothing done
+--             {'gap', last number}     Redis has lost later turns, or the lease ran out and maintenance put back the
+--                                      claims: nothing done; send `hold` for each claim
+-- Error       a count makes no sense, or the owner has more claims than it reported: nothing is done, except that in
+--             the second case the lease ends, and maintenance puts all claims back
 --
--- Promise: a turn happens whole, once, whatever its answer's fate: the same number again gets the same claims and
--- changes nothing. A message is in a queue, in one owner's claims, parked, unknown, dead or ended, at every instant;
+-- Promise: a turn happens whole and once, even if its answer is lost: the same number again gets the same claims and
+-- changes nothing. At every instant a message is in a queue, in one owner's claims, parked, unknown, dead or ended;
 -- outcomes are appended only for claims the owner still holds. Destinations are written before sources are removed. No
--- JSON is read or written: Lua's loses integers beyond 2^53, empty lists, and what is nested too deeply. That a message's run had begun
--- is a blank at its end, which JSON allows: to the next worker it is `redelivered`.
+-- JSON is read or written: Lua's JSON loses integers beyond 2^53, empty lists, and values nested too deeply. A blank at
+-- a message's end, which JSON allows, marks that its run had begun: to the next worker it is `redelivered`.
 --
--- Whoever has the credential may call this with any arguments, and write anything into the keys that it reads, while
--- nobody else is served. So it takes time in proportion to what it is given and gives: numbers are whole and bounded,
--- and of what an earlier turn left the size is asked before it is read.
+-- Anyone with the credential may call this with any arguments, and write anything to the keys that it reads, and Redis
+-- serves nobody else meanwhile. So its time is proportional to its arguments and its answer: numbers are whole and
+-- bounded, and the size of what an earlier turn left is checked before it is read.
 --
--- Redis lets a script have the keys it declares only to who may read and write them. Those that a worker may but write
--- (`outcomes`, say) or but read (`revoked`) are therefore not declared. A Redis Cluster would need them all: none is
--- supported.
+-- Redis allows a script the keys that it declares only if the caller may read and write them. Keys that a worker may
+-- only write (such as `outcomes`) or only read (`revoked`) are therefore not declared. A Redis Cluster would need all
+-- of them: it is not supported.
 
 local claims, turns = KEYS[1], KEYS[2]
 local prefix, own, known = ARGV[1], ARGV[2], ARGV[8]
@@ -54,10 +55,10 @@ local leases, outcomes, deaths = own .. 'leases', own .. 'outcomes', own .. 'dea
 local parked, unknown, dead, unreadable = own .. 'parked', own .. 'unknown', own .. 'dead', own .. 'unreadable'
 local owner = ARGV[3]
 local BEGAN = 'began:'
--- Most messages given out and commands but `hold`, as the session has them; bytes given out; values of those commands;
--- all of ARGV, where a worker that holds 50,000 messages says so in 150,000.
+-- Most messages given out and commands other than `hold`, as in the session; bytes given out; values of those commands;
+-- values in ARGV, of which a worker that holds 50,000 messages needs 150,000.
 local MOST, MOST_BYTES, MOST_VALUES, MOST_SAID = 1000, 8388608, 6000, 200000
--- Most keys; numbers of a turn; milliseconds of a lease; digits of any number; bytes of a tag.
+-- Most keys; highest turn number; milliseconds of a lease; digits of any number; bytes of a tag.
 local MOST_KEYS, MOST_TURNS, MOST_LEASE, DIGITS, TAG = 10000, 1e12, 1e10, 16, 600
 
 local function refuse(why)
@@ -72,7 +73,7 @@ local function whole(value, most, what)
   return found
 end
 
--- A number that an earlier turn, or anybody with the credential, left in `turns`.
+-- Return a number that an earlier turn, or anyone with the credential, left in `turns`.
 local function left(name, most)
   if redis.call('HSTRLEN', turns, name) > DIGITS then
     refuse(name .. ' of the last turn is too long')
@@ -112,7 +113,7 @@ local function wake(bell)
   redis.call('PEXPIRE', bell, 60000)
 end
 
--- What goes back rings: somebody idle shall come and take it.
+-- A message that goes back rings, so that an idle worker takes it.
 local function ring(list)
   wake(prefix .. 'doorbell:' .. string.match(string.sub(list, #prefix + 1), '^[^\6]*'))
 end
@@ -187,9 +188,9 @@ if (number ~= last + 1 or fenced) and not held then
   return {'gap', last}
 end
 
--- After a gap, what was given out last and this owner does not speak of goes back, the last taken first: so the order is
--- as it was. There is nothing else: what ended in the last seconds, it says again. Should there be (Redis has gone back
--- much further), it is not looked for here, where the names of a million fields would take everybody's time.
+-- After a gap, claims of the last turn that this owner does not report go back, the last taken first, which keeps the
+-- order. There are no others: what ended in the last seconds, it sends again. Should there be any (if Redis has gone
+-- back much further), they are not searched for here, where reading a million field names would block everyone.
 local unheard = {}
 if held then
   local counted = 0
@@ -229,7 +230,7 @@ local function put(side, tag, claim, again)
   release(tag)
 end
 
--- Outcomes that were appended, and their bytes with what Redis needs for each, about.
+-- Outcomes appended in this turn, and their bytes, about, with Redis's overhead for each.
 local appended, size, OVERHEAD = 0, 0, 64
 
 local function append(command, from)
@@ -239,7 +240,7 @@ local function append(command, from)
   end
 end
 
--- What is done about a claim: these need it to be held, and not what it holds, which may be large.
+-- Commands that need the claim to be held, but not its message, which may be large.
 local act = {
   began = function(command)
     redis.call('HSET', claims, BEGAN .. command.tag, ARGV[command.first])
@@ -254,7 +255,7 @@ local act = {
   end,
 }
 
--- These take the message elsewhere.
+-- Commands that move the message elsewhere.
 local move = {
   back = function(command, claim)
     put('RPUSH', command.tag, claim, command.count > 0)
@@ -322,8 +323,8 @@ for _, tag in ipairs(unheard) do
   put('RPUSH', tag, redis.call('HGET', claims, tag), redis.call('HEXISTS', claims, BEGAN .. tag) == 1)
 end
 
--- How many bytes of outcomes wait, about: as many as there are entries, each as large as those on average were that were
--- appended since there were none. Redis could count them, but not in the same time however many there are.
+-- Return about how many bytes of outcomes wait: the number of entries, times the average size of those appended since
+-- there were none. Redis could count them exactly, but not in constant time.
 local function backlog()
   local waiting, key = redis.call('XLEN', outcomes), outcomes .. ':bytes'
   local sum, entries = 0, 0

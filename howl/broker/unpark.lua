@@ -1,15 +1,15 @@
 #!lua
--- Put parked messages whose time is near back on their queues.
+-- Put parked messages that are almost due back on their queues.
 --
--- KEYS[1]  parked: messages with their lists, by due time in milliseconds since 1970
--- ARGV[1]  what all keys begin with
--- ARGV[2]  seconds before its time at which a message goes back
--- ARGV[3]  most messages to look at; most bytes of them are MOST_BYTES, about
--- ARGV[4]  '*', or else ARGV[5..] are the lists that messages may go back to, and the others stay
+-- KEYS[1]  parked: messages with their lists, scored by due time in milliseconds since 1970
+-- ARGV[1]  prefix of all keys
+-- ARGV[2]  seconds before its due time at which a message goes back
+-- ARGV[3]  most messages to look at (and at most MOST); about MOST_BYTES of them at most
+-- ARGV[4]  '*' for every list; otherwise ARGV[5..] are the lists that messages may go back to, and the others stay
 -- Answer   how many were moved
 --
--- Promise: a message is parked or queued at every instant, and goes back once; what names no list goes to `unreadable`.
--- A worker wrote them: their number and size are bounded, for nobody else is served meanwhile.
+-- Promise: at every instant a message is parked or queued, and it goes back once; an entry without a list goes to
+-- `unreadable`. Workers wrote them: their number and size are bounded, because Redis serves nobody else meanwhile.
 
 local MOST, MOST_BYTES = 500, 67108864
 local prefix, allowed = ARGV[1], {}
@@ -20,7 +20,7 @@ end
 local clock = redis.call('TIME')
 local near = clock[1] * 1000 + tonumber(ARGV[2]) * 1000
 local moved, stayed, bytes = 0, 0, 0
--- One by one, for they are as large as their writer liked.
+-- One by one, because they may be of any size.
 while moved + stayed < math.min(tonumber(ARGV[3]), MOST) and bytes < MOST_BYTES do
   local claim = redis.call('ZRANGE', KEYS[1], '-inf', near, 'BYSCORE', 'LIMIT', stayed, 1)[1]
   if not claim then

@@ -1,1 +1,1 @@
-"""The one place that dials: Redis, NATS and PostgreSQL, over TLS where their addresses say so."""
+"""All connections to Redis, NATS and PostgreSQL, over TLS where their addresses say so."""

@@ -1,10 +1,10 @@
-"""Why a server cannot be used, in words: certificates, logins, full disks and memory."""
+"""Readable reasons why a server cannot be used: certificates, logins, full disks and memory."""
 
 import ssl
 
 from redis.exceptions import AuthenticationError, BusyLoadingError, OutOfMemoryError, ResponseError
 
-#: What OpenSSL says of a certificate (X509_V_ERR_*, x509_vfy.h), and what to do about it.
+#: OpenSSL's error codes for a certificate (X509_V_ERR_*, x509_vfy.h), with what to do about each.
 _VERDICTS = (
     ({9}, "its certificate is not valid yet: set the clocks of both machines right"),
     ({10}, "its certificate has expired: run `howl init` on the server, then restart its Redis and NATS"),
@@ -16,7 +16,7 @@ _VERDICTS = (
     ),
 )
 _NO_TLS = "it does not speak TLS there: check the address and port"
-#: How Redis begins its answer when it takes nothing new (redis.io/docs, "Redis persistence" and `maxmemory`).
+#: First word of Redis's error when it accepts no writes (redis.io/docs, "Redis persistence" and `maxmemory`).
 _NO_ROOM = {
     "MISCONF": "the disk it writes to is full, or fails: make room there, and work goes on by itself",
     "OOM": "its memory is full (`maxmemory` in redis.conf): once some is recorded or purged, work goes on by itself",
@@ -26,25 +26,25 @@ _LOGIN = "user name or password is wrong, perhaps rotated: store a new HOWL_JOIN
 
 
 def reason(error: BaseException) -> str:
-    """Why a server cannot be used, and what to do if TLS or the login is the matter; else the error's first line."""
+    """Return why a server cannot be used, and what to do where the cause is known; else the error's first line."""
     known = next((words for cause in _causes(error) if (words := _words(cause))), None)
     return known or (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def is_refused_login(error: BaseException) -> bool:
-    """Whether Redis or NATS refused user name and password; NATS says so in words alone."""
+    """Return whether Redis or NATS refused user name and password; NATS reports it only in the error's text."""
     return isinstance(error, AuthenticationError) or "authorization violation" in str(error).lower()
 
 
 def takes_nothing_new(error: BaseException) -> bool:
-    """Whether Redis refuses to write anything at all: its own trouble, not the command's."""
+    """Return whether Redis refuses all writes, because of its own state and not because of the command."""
     return _no_room(error) is not None
 
 
 def _no_room(error: BaseException) -> str | None:
     if not isinstance(error, ResponseError):
         return None
-    # redis-py knows OOM by its class, and says what command of a pipeline had the error before the error.
+    # redis-py has a class for OOM, and in a pipeline puts the command that failed before the error.
     kind = (
         "OOM" if isinstance(error, OutOfMemoryError) else str(error).rpartition("caused error: ")[2].partition(" ")[0]
     )

@@ -1,4 +1,4 @@
-"""Connections to NATS: nothing that a network or a stranger does to one is waited for without end."""
+"""Connections to NATS that never wait without end, whatever the network or a stranger does."""
 
 import asyncio
 import json
@@ -20,36 +20,36 @@ from howl.connections.tls import nats_options
 
 logger = logging.getLogger(__name__)
 
-#: What a connection can fail with.
+#: Errors that a connection can fail with.
 TROUBLE = (NatsError, OSError, TimeoutError)
-#: Seconds until one try to connect is given up, and until a connection that says goodbye is cut.
+#: Seconds after which one attempt to connect is given up, and after which a closing connection is aborted.
 CONNECT_TIMEOUT, CLOSE_TIMEOUT = 5.0, 2.0
 
 
 def subject_token(name: str) -> str:
-    """A worker's or a user's name as one token of a NATS subject."""
+    """Return a worker's or a user's name as one token of a NATS subject."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)
 
 
 def user_token(settings: Settings) -> str:
-    """Of the user as whom NATS knows us: its rights name the subjects of his files."""
+    """Return the token of the NATS user that we log in as; its rights name the subjects of its files."""
     return subject_token(urlsplit(settings.nats()).username or "anyone")
 
 
 def events_stream(subject_prefix: str) -> str:
-    """The stream that keeps what workers say until `howl server` has read it."""
+    """Return the name of the stream that keeps workers' events until `howl server` has read them."""
     return f"{subject_prefix}-events"
 
 
 def inbox_prefix(settings: Settings) -> str:
-    """What the subjects begin with on which we hear answers: those of our own user, and nobody else's."""
+    """Return the prefix of the subjects on which we receive answers: those of our own user, and nobody else's."""
     return f"{settings.subject_prefix}.inbox.{user_token(settings)}"
 
 
 def receipt_fault(message: Msg, stream: str) -> NatsError | None:
-    """What JetStream's word on a message for `stream` says against it; None for a receipt, which names the stream.
+    """Return the error in JetStream's answer to a message for `stream`; None for a receipt, which names the stream.
 
-    Others may have NATS write to an inbox that they know, also in words that they chose; so nothing else counts.
+    Others may have NATS write to an inbox that they know, even text of their choice, so nothing else counts.
     """
     if (message.headers or {}).get(Header.STATUS) == NO_RESPONDERS_STATUS:
         return NoStreamResponseError()
@@ -65,22 +65,22 @@ def receipt_fault(message: Msg, stream: str) -> NatsError | None:
 
 
 class Connection(Client):
-    """nats-py's client, made for servers that go away at any moment and for messages from strangers."""
+    """A nats-py client for servers that may go away at any moment and for messages from strangers."""
 
-    #: What it complained of last.
+    #: The last error that nats-py reported.
     complaint: Exception | None = None
 
     async def open(self, settings: Settings, name: str, *, lasting: bool = False, **options: Any) -> Self:
-        """Itself, connected to this installation's NATS, to which it gives its `name`.
+        """Connect to this installation's NATS under a `name`, and return itself.
 
-        A `lasting` one tries until NATS answers, and is repaired whenever it breaks. Any other is tried once, raises
-        one of TROUBLE, and is not repaired. `options` are those of nats-py's `connect`.
+        A `lasting` connection retries until NATS answers, and reconnects whenever it breaks. Any other is tried once,
+        raises one of TROUBLE, and does not reconnect. `options` are those of nats-py's `connect`.
         """
         wait = random.uniform(1, 3)  # noqa: S311  # jitter, no secret
         patience: dict[str, Any] = (
             {"max_reconnect_attempts": -1, "reconnect_time_wait": wait}
             if lasting
-            # They mean the first connection as well, which would be tried for two minutes.
+            # These also apply to the first connection, which would otherwise be retried for two minutes.
             else {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0.05}
         )
         standard: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT, "inbox_prefix": inbox_prefix(settings)}
@@ -90,7 +90,7 @@ class Connection(Client):
             await self.connect(settings.nats(), name=name, **options)
         except TROUBLE as error:
             await self.close()
-            # That no server is left to try says nothing; what the last one answered does.
+            # "No servers" explains nothing; the last server's answer does.
             raise self.complaint or error from error
         except BaseException:
             await self.close()
@@ -98,7 +98,7 @@ class Connection(Client):
         return self
 
     async def close(self) -> None:
-        """Never raises what a server can cause: who closes has no use for it any more."""
+        """Close the connection; raise nothing that a server can cause, for the caller no longer needs it."""
         if self._flush_queue is None:
             return  # it never began to connect
         try:
@@ -113,7 +113,7 @@ class Connection(Client):
             raise
 
     async def _end_tries(self) -> None:
-        """End the task that connects again: asyncio may lose a cancellation that comes together with an answer."""
+        """Cancel the task that reconnects until it ends: asyncio may lose a cancellation that meets an answer."""
         tries = self._reconnection_task
         if tries is None or tries.done() or tries is asyncio.current_task():
             return
@@ -121,11 +121,11 @@ class Connection(Client):
             tries.cancel()
             await asyncio.wait([tries], timeout=0.1)
         self._status = Client.CLOSED
-        self.abort()  # what it has connected meanwhile
+        self.abort()  # a connection that it made meanwhile
 
     def abort(self) -> None:
-        """Cut it at once: what waits to be sent is lost. nats-py would wait to say it, and has no public way."""
-        for layer in ("_io_writer", "_bare_io_writer"):  # TLS, which learns only later of what it stands on, and TCP
+        """Cut the connection at once; unsent data is lost. nats-py would wait to send it, and has no public way."""
+        for layer in ("_io_writer", "_bare_io_writer"):  # TLS, which only later learns of the layer below, and TCP
             if (writer := getattr(self._transport, layer, None)) is not None:
                 writer.transport.abort()
 
@@ -141,13 +141,13 @@ class Connection(Client):
         try:
             await super()._process_connect_init()
         except BaseException:
-            # asyncio tells a StreamWriter nothing of a TLS handshake that failed; nats-py would wait for it to close.
+            # asyncio does not tell a StreamWriter that a TLS handshake failed; nats-py would wait for it to close.
             self.abort()
             self._transport = None
             raise
 
     async def _process_headers(self, headers: Any) -> Any:
-        """Headers that nobody can read are none: nats-py would end its reading, and say so to nobody."""
+        """Treat unreadable headers as none: nats-py would stop reading, without reporting it."""
         try:
             return await super()._process_headers(headers)
         except (IndexError, ValueError):  # UnicodeDecodeError is one

@@ -1,4 +1,4 @@
-"""PostgreSQL: one engine an address, short sessions, one clear error, and nothing waited for without end."""
+"""Connections to PostgreSQL: one engine per address, short sessions, one clear error, and no endless waiting."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,25 +20,25 @@ from sqlalchemy.orm import Session
 from howl.connections import postgres_session
 from howl.errors import DatabaseUnavailable, SettingsError, visible
 
-#: Seconds to wait for a connection, and for each answer unless `patient` says otherwise. Whoever finds that a
-#: connection is dead, and then that no other can be made, hears of it within 20 seconds.
+#: Seconds to wait for a connection, and for each answer outside of `patient`. A caller whose connection is dead, and
+#: who then cannot get another, gets an error within 20 seconds.
 CONNECT_TIMEOUT, ANSWER_TIMEOUT = 5, 12.0
-#: Seconds for each answer where a statement reads much (and in `howl server`), and where it moves whole tables.
+#: Seconds to wait for each answer where a statement reads much (and in `howl server`), or moves whole tables.
 SERVER_PATIENCE, LONG_PATIENCE = 60.0, 6 * 3600.0
-#: Connections that a process keeps, may have beside them, and seconds to wait for one of them to be free.
+#: Connections that a process keeps, more that it may open, and seconds to wait for one of them to be free.
 KEPT, MORE, FREE_TIMEOUT = 5, 10, 10.0
-#: A way that is cut without a word is noticed by the kernel (seconds; milliseconds for the last).
+#: Settings by which the kernel notices a path that was cut silently (seconds; milliseconds for the last).
 KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
-#: Whoever may be in the way of a statement that waits for a lock, the longest first.
+#: Query for clients that may hold a lock that a statement waits for, the oldest transaction first.
 _OTHERS = """
 SELECT pid, coalesce(nullif(application_name, ''), 'no name'), state, extract(epoch FROM now() - xact_start)::int
 FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
 ORDER BY xact_start LIMIT 3
 """
-#: SQLSTATE's class of "program limit exceeded": PostgreSQL's documentation, appendix A.
+#: SQLSTATE class of "program limit exceeded": PostgreSQL's documentation, appendix A.
 PROGRAM_LIMIT = "54"
-#: Prepared statements that are gone, or mean something else: a pooler is between, or the tables were migrated.
+#: Errors of prepared statements that are lost or outdated: there is a pooler between, or the tables were migrated.
 STALE = (errors.DuplicatePreparedStatement, errors.InvalidSqlStatementName, errors.FeatureNotSupported)
 
 _patience: ContextVar[float] = ContextVar("howl_database_patience", default=ANSWER_TIMEOUT)
@@ -46,7 +46,7 @@ _patience: ContextVar[float] = ContextVar("howl_database_patience", default=ANSW
 
 @contextmanager
 def patient(seconds: float) -> Iterator[None]:
-    """Within it, and in threads and tasks begun in it, PostgreSQL has so many seconds for each answer."""
+    """Wait so many seconds for each answer of PostgreSQL, here and in threads and tasks started within."""
     token = _patience.set(seconds)
     try:
         yield
@@ -55,10 +55,10 @@ def patient(seconds: float) -> Iterator[None]:
 
 
 class Connection(psycopg.Connection[Any]):
-    """One that is given up when an answer does not come: the server may stand still, and never close it."""
+    """A connection that is given up when an answer does not come: a server may hang and never close it."""
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        """As psycopg's; raises OperationalError."""
+        """Wait as psycopg does, but not without end; raises OperationalError."""
         limit = _patience.get() if timeout is None else timeout
         try:
             return super().wait(gen, interval, limit)
@@ -71,9 +71,9 @@ class Connection(psycopg.Connection[Any]):
 
 @cache
 def engine(url: str) -> Engine:
-    """The engine of this process for `url` (postgresql://…); connections are checked before use.
+    """Return this process's engine for `url` (postgresql://…), which checks connections before use.
 
-    Raises SettingsError for an option in it that PostgreSQL's library does not know.
+    Raises SettingsError for an option in `url` that PostgreSQL's library does not know.
     """
     try:
         conninfo_to_dict(f"postgresql:///?{urlsplit(url).query}")
@@ -85,7 +85,7 @@ def engine(url: str) -> Engine:
     made = create_engine(
         address, pool_pre_ping=True, pool_size=KEPT, max_overflow=MORE, pool_timeout=FREE_TIMEOUT, connect_args=given
     )
-    #: Whether prepared statements have been lost once; psycopg makes none then.
+    #: Not empty once prepared statements have been lost; psycopg then makes none.
     lost: list[bool] = []
 
     @event.listens_for(made, "do_connect")
@@ -107,7 +107,7 @@ def engine(url: str) -> Engine:
     def forget(context: Any) -> None:
         if isinstance(context.original_exception, STALE):
             lost.append(True)
-        # A primary that became a standby keeps its connections: who connects anew may be led to the new primary.
+        # A primary that became a standby keeps its connections; a new connection may reach the new primary.
         if isinstance(context.original_exception, (*STALE, errors.ReadOnlySqlTransaction)):
             context.is_disconnect = True
 
@@ -115,7 +115,7 @@ def engine(url: str) -> Engine:
 
 
 def in_the_way(connection: sqlalchemy.Connection) -> str:
-    """Which clients of PostgreSQL may hold the lock that a statement of this transaction waited for, in words."""
+    """Describe which clients of PostgreSQL may hold the lock that a statement of this transaction waited for."""
     rows = connection.exec_driver_sql(_OTHERS).all()
     told = [f"process {pid} of PostgreSQL ({visible(name)}, {state}, {age} s)" for pid, name, state, age in rows]
     return " or ".join(told) or "a lock that somebody held until now"
@@ -123,7 +123,7 @@ def in_the_way(connection: sqlalchemy.Connection) -> str:
 
 @contextmanager
 def session(url: str) -> Iterator[Session]:
-    """A session that commits at the end and rolls back on an error; raises DatabaseUnavailable, naming no password."""
+    """Open a session that commits at its end, or rolls back on an error; DatabaseUnavailable names no password."""
     try:
         with Session(engine(url), expire_on_commit=False) as opened:
             yield opened
@@ -132,9 +132,9 @@ def session(url: str) -> Iterator[Session]:
         is_locked = isinstance(error.orig, errors.LockNotAvailable)
         told = _locked(url) if is_locked else _told(error, f"PostgreSQL at {_address(url)}")
         if told is None:
-            raise  # a row, or a statement, that PostgreSQL refuses, being well
+            raise  # PostgreSQL works, and refuses a row or a statement
         raise DatabaseUnavailable(told) from error
-    except PendingRollbackError as error:  # somebody went on after an error
+    except PendingRollbackError as error:  # the caller went on after an error
         raise DatabaseUnavailable(
             f"PostgreSQL at {_address(url)} does not answer: the connection was lost in the middle of a transaction."
         ) from error
@@ -145,10 +145,10 @@ def session(url: str) -> Iterator[Session]:
 
 
 def _told(error: DBAPIError, server: str) -> str | None:
-    """What is the matter with the database or the way to it; None where neither is."""
+    """Return what is wrong with the database or the way to it; None where neither is the cause."""
     state = str(getattr(error.orig, "sqlstate", None))
     if state.startswith(PROGRAM_LIMIT):
-        return None  # this statement is too much for PostgreSQL, which is well
+        return None  # PostgreSQL works, but this statement is too much for it
     for kinds, words in _TROUBLE:
         if isinstance(error.orig, kinds):
             return words.format(server=server, why=_reason(error))
@@ -172,8 +172,8 @@ _TROUBLE: tuple[tuple[Any, str], ...] = (
     ),
     (STALE, "{server} has forgotten, or changed, a prepared statement ({why}): try again, it works without them now."),
 )
-#: SQLSTATE's classes "invalid transaction state", as after an idle transaction's time is over, and "internal error",
-#: which poolers say too.
+#: SQLSTATE classes "invalid transaction state", as after an idle transaction's timeout, and "internal error", which
+#: poolers report too.
 _NO_STATE_TO_WORK_IN = ("25", "XX")
 
 
@@ -191,7 +191,7 @@ def _locked(url: str) -> str:
 
 @contextmanager
 def explained(words: str) -> Iterator[None]:
-    """Where the connection is lost, say first what is known; raises DatabaseUnavailable."""
+    """Raise DatabaseUnavailable, beginning with `words`, if the connection is lost within."""
     try:
         yield
     except (OperationalError, InterfaceError) as error:

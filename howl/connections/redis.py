@@ -1,4 +1,4 @@
-"""Connections to Redis that never repeat a command by themselves, and waiting for one that starts."""
+"""Connections to Redis that never repeat a command by themselves, and waiting for a Redis that starts."""
 
 import logging
 import random
@@ -18,16 +18,16 @@ from howl.errors import QueueUnavailable
 
 logger = logging.getLogger(__name__)
 
-#: Seconds to wait for Redis to accept a connection, and for it to answer: together below the 20 within which a person
-#: hears of a server that stands still. What waits for news asks for less (kombu's and the bell's BRPOP).
+#: Seconds to wait for Redis to accept a connection, and to answer: together below the 20 within which a hanging server
+#: is reported. Blocking reads ask for less (BRPOP of kombu and of the bell).
 CONNECT_TIMEOUT = 5
 ANSWER_TIMEOUT = 12
-#: Seconds for which a Redis that still reads its data from the disk is waited for.
+#: Seconds to wait for a Redis that still loads its data from disk.
 LOADING = 120.0
 
 
 def redis_client(settings: Settings, timeout: float = ANSWER_TIMEOUT) -> redis.Redis:
-    """A client that never repeats a command by itself: an append repeated blindly lands twice."""
+    """Return a client that never repeats a command by itself: an append repeated blindly lands twice."""
     return redis.Redis.from_url(
         settings.redis(),
         retry=Retry(NoBackoff(), 0),
@@ -49,7 +49,7 @@ def require_redis(settings: Settings) -> None:
 
 
 def _ping(client: redis.Redis) -> None:
-    """Redis that reads its data from the disk answers that it does: that is waited for."""
+    """Ping Redis, waiting while it answers that it loads its data from disk."""
     deadline = time.monotonic() + LOADING
     while time.monotonic() < deadline:
         with suppress(redis.BusyLoadingError):
@@ -61,7 +61,7 @@ def _ping(client: redis.Redis) -> None:
 
 
 def _advice(error: redis.RedisError) -> str:
-    """What `reason` says of certificates and logins is advice already."""
+    """Return the reason with advice, which `reason` already includes for certificates and logins."""
     if isinstance(error, redis.AuthenticationError) or isinstance(error.__context__, ssl.SSLError):
         return reason(error)
     return f"{reason(error)}. Check HOWL_REDIS_URL and that the server is up"

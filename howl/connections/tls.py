@@ -1,4 +1,4 @@
-"""TLS for every client that HOWL starts: one place that says how."""
+"""TLS options for every client that HOWL starts."""
 
 import logging
 import ssl
@@ -9,9 +9,9 @@ from howl.config import Settings
 
 
 def redis_options(settings: Settings) -> dict[str, Any]:
-    """What redis-py's connections, and so kombu's (`broker_use_ssl`), need; empty for an address without TLS.
+    """Return options for redis-py's connections, and so kombu's (`broker_use_ssl`); none for an address without TLS.
 
-    Certificate and host name are checked, which kombu by itself does not for a bare `rediss://`.
+    They check certificate and host name, which kombu by itself does not do for a bare `rediss://`.
     """
     if urlsplit(settings.redis_url or "").scheme != "rediss":
         return {}
@@ -24,10 +24,10 @@ def redis_options(settings: Settings) -> dict[str, Any]:
 
 
 def nats_options(settings: Settings) -> dict[str, Any]:
-    """What `nats.connect` needs beside the address; empty for an address without TLS.
+    """Return options for `nats.connect` besides the address; none for an address without TLS.
 
-    The handshake comes before the server's first word: afterwards, whoever sits in between could tell the client that
-    no TLS is wanted, and would be sent the password.
+    The handshake comes before the server's first message: otherwise, anyone in between could tell the client that no
+    TLS is wanted, and would be sent the password.
     """
     if urlsplit(settings.nats_url or "").scheme != "tls":
         return {}
@@ -36,12 +36,12 @@ def nats_options(settings: Settings) -> dict[str, Any]:
 
 
 def context(ca: str | None) -> ssl.SSLContext:
-    """A client's context that checks certificate and host name, against `ca` (PEM), or what this system trusts."""
+    """Return a client context that checks certificate and host name, against `ca` (PEM) or the system's CAs."""
     made = ssl.create_default_context(cadata=ca)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     return made
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """asyncio warns of how nats-py ends an encrypted connection, each time, and nothing follows from it."""
+    """Return False for asyncio's harmless warning of each encrypted connection that nats-py closes."""
     return "eof_received() has no effect when using ssl" not in record.getMessage()

@@ -1,1 +1,1 @@
-"""`howl doctor`: is everything that this machine needs there, well, and as it should be?"""
+"""`howl doctor`: checks that everything this machine needs is there, works, and is set up as it should be."""

@@ -1,4 +1,4 @@
-"""The whole examination: every server that this machine needs, side by side."""
+"""The complete examination: every server that this machine needs, in parallel."""
 
 import asyncio
 import importlib
@@ -18,8 +18,8 @@ from howl.local_stack import outdated
 
 
 def run(settings: Settings, *, as_worker: bool = False) -> list[Finding]:
-    """Every finding, in under five seconds; `as_worker` asks what a burst machine needs, and must not have."""
-    # Before the clocks run: loading it takes longer than some servers may take to answer.
+    """Return all findings, in under five seconds; `as_worker` checks what a burst machine needs and must not have."""
+    # Before any time limit runs: importing it takes longer than some servers may take to answer.
     checks = None if as_worker or settings.database_url is None else _checks_of_postgresql()
     return [*_here(), *asyncio.run(_visits(settings, as_worker, checks))]
 
@@ -46,7 +46,7 @@ async def _visits(settings: Settings, as_worker: bool, postgresql: Any) -> list[
 
 
 async def _tidied_up(limit: float) -> None:
-    """Clients that were refused close their connections in tasks of their own."""
+    """Wait for refused clients, which close their connections in tasks of their own."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     if left:
         await asyncio.wait(left, timeout=limit)
@@ -64,7 +64,7 @@ async def _visit(
 
 
 def _checks_of_postgresql() -> Any:
-    """Loaded by name: a burst machine has nothing to ask it with. Raises DatabaseUnavailable."""
+    """Import PostgreSQL's checks by name: a burst machine has no client for it. Raises DatabaseUnavailable."""
     try:
         return importlib.import_module("howl.server.doctor")
     except ModuleNotFoundError as error:
@@ -75,7 +75,7 @@ def _checks_of_postgresql() -> Any:
 
 
 def _where_no_worker_should_reach(settings: Settings, as_worker: bool) -> list[Finding]:
-    """On one's own machine, workers and server share their settings; a burst machine is told of no PostgreSQL."""
+    """Report a worker's machine that knows where PostgreSQL is, unless it is this one, where all share settings."""
     host = urlsplit(settings.database_url or "").hostname
     if not as_worker or host is None or host in LOOPBACK_HOSTS:
         return []

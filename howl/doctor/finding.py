@@ -1,11 +1,11 @@
-"""What a check found, and what to do about it."""
+"""Results of checks, and what to do about them."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """How bad it is: only a failure keeps HOWL from its work."""
+    """The severity: only a failure keeps HOWL from working."""
 
     OK = "ok"
     WARNING = "warning"
@@ -14,7 +14,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Answer:
-    """One check's: what is so, and what to do about it where something is to be done."""
+    """A check's answer: what it found, and what to do about it, if anything."""
 
     verdict: Verdict
     said: str
@@ -23,7 +23,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Finding(Answer):
-    """An answer, and to which question: of a server, or of this machine (`here`)."""
+    """An answer with its check, and the server that it is about, or this machine (`here`)."""
 
     server: str = "here"
     check: str = ""

@@ -1,4 +1,4 @@
-"""What `howl doctor` asks of NATS. What it publishes to find out its rights is an empty list, which nobody heeds."""
+"""Checks of `howl doctor` for NATS. To test its rights it publishes an empty list, which nobody acts on."""
 
 from collections.abc import Collection, Mapping
 
@@ -14,14 +14,14 @@ from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
 from howl.server_requests import stream_name as questions_stream
 
 DEFAULT_PORT = 4222
-#: Share of JetStream's space that should be free.
+#: Share of JetStream's space that should be free, from 0 to 1.
 ENOUGH = 0.1
 GIB = 1 << 30
-#: Bytes that a message's headers may take.
+#: Bytes allowed for a message's headers.
 HEADERS = 1 << 10
-#: An event that says nothing: a list of none.
+#: Payload of an event without content: an empty list.
 NOTHING = b"[]"
-#: No stream keeps it: none has this name.
+#: Header that keeps a message out of every stream: none has this name.
 KEPT_NOWHERE = {"Nats-Expected-Stream": "howl-doctor-looks"}
 
 
@@ -39,12 +39,12 @@ async def login_succeeds(visit: Visit) -> Answer:
 
 
 async def messages_may_be_large(visit: Visit) -> Answer:
-    """A file goes in pieces, each in one message."""
+    """Check the largest message: a file is sent in pieces, each in one message."""
     return judge_payload(visit.client.max_payload)
 
 
 def judge_payload(most: int) -> Answer:
-    """By bytes of the largest message that the server takes."""
+    """Judge the bytes of the largest message that the server accepts."""
     said, needed = f"messages of up to {most:,} bytes", store.PIECE + HEADERS
     if most >= needed:
         return well(said)
@@ -61,7 +61,7 @@ async def round_trip_is_short(visit: Visit) -> Answer:
 
 
 async def rights_suffice(visit: Visit) -> Answer:
-    """To say what goes on and leave files; for the server, to hear it."""
+    """Check rights to publish events and store files, and for the server to read events."""
     prefix = visit.settings.subject_prefix
     for kind, what in (("events", f"publish {prefix}.events"), ("upload", "leave files"), ("leave", "ask for leave")):
         if await _publishing_is_refused(visit, f"{prefix}.{kind}.{user_token(visit.settings)}"):
@@ -72,7 +72,7 @@ async def rights_suffice(visit: Visit) -> Answer:
 
 
 async def rights_end_somewhere(visit: Visit) -> Answer | None:
-    """What a burst machine's credential must be refused."""
+    """Check that NATS refuses what a burst machine's credential must not do."""
     if not visit.as_worker:
         return None
     heard = f"{visit.settings.subject_prefix}.events.>"
@@ -86,7 +86,7 @@ async def rights_end_somewhere(visit: Visit) -> Answer | None:
 
 
 async def jetstream_has_room(visit: Visit) -> Answer | None:
-    """Events and artifacts are kept there; workers neither see nor need it."""
+    """Check JetStream's space, which holds events and artifacts; workers neither see nor need it."""
     if visit.as_worker:
         return None
     stream = visit.client.jetstream(timeout=STEP_TIMEOUT)
@@ -100,9 +100,9 @@ async def jetstream_has_room(visit: Visit) -> Answer | None:
 
 
 def judge_room(used: int, limit: int, shares: Mapping[str, float]) -> Answer:
-    """By bytes, and by how full each stream is that refuses what is new once it is full.
+    """Judge by bytes, and by how full each stream is that refuses new messages once it is full.
 
-    A limit below 0 is the server's own, which it tells no client.
+    A limit below 0 is the server's own, which it does not report to clients.
     """
     of_all = f" of {limit / GIB:.2f} GiB" if limit >= 0 else ""
     said = f"JetStream keeps {used / GIB:.2f} GiB{of_all}"
@@ -117,18 +117,18 @@ def judge_room(used: int, limit: int, shares: Mapping[str, float]) -> Answer:
 
 
 async def streams_are_there(visit: Visit) -> Answer | None:
-    """What `howl server` makes there, and makes anew when it is lost; None where none of it is: it never ran here."""
+    """Check for the streams that `howl server` makes and restores; None if all are missing: it never ran here."""
     if visit.as_worker:
         return None
     try:
         found = await visit.client.jetstream(timeout=STEP_TIMEOUT).streams_info()
     except NatsError:
-        return None  # JetStream is off: that has been said
+        return None  # JetStream is off, which is reported already
     return judge_streams([info.config.name for info in found], visit.settings.subject_prefix)
 
 
 def judge_streams(names: Collection[str], prefix: str) -> Answer | None:
-    """By the names of the streams that there are."""
+    """Judge by the names of the streams that exist."""
     wanted = (events_stream(prefix), questions_stream(prefix), store.stream_name(store.bucket(prefix)))
     missing = [name for name in wanted if name not in names]
     if len(missing) in (0, len(wanted)):
@@ -153,9 +153,9 @@ async def _subscribing_is_refused(visit: Visit, subject: str) -> bool:
 
 
 async def _was_refused(visit: Visit, subject: str) -> bool:
-    """NATS answers a PING after it has complained of what came before it."""
+    """Return whether NATS refused; it answers a PING after the errors for what came before it."""
     await visit.client.flush(STEP_TIMEOUT)
-    await visit.client.flush(STEP_TIMEOUT)  # nats-py's first PING may overtake what still waits to be sent
+    await visit.client.flush(STEP_TIMEOUT)  # nats-py's first PING may overtake data still to be sent
     return any("permissions violation" in str(error).lower() and subject.lower() in str(error).lower()
                for error in visit.client.complaints)  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The way to a server: its name, its port, its certificate."""
+"""Checks of the way to a server: its name, its port, its certificate."""
 
 import asyncio
 import ipaddress
@@ -13,13 +13,13 @@ from howl.connections.tls import context
 from howl.doctor.finding import Answer, beware, well
 from howl.doctor.visit import Step, Visit
 
-#: Days before its end at which a certificate should have been renewed.
+#: Days before its expiry by which a certificate should have been renewed.
 EXPIRES_SOON = 21
 ENCRYPTED = ("rediss", "tls")
 
 
 async def name_is_known(visit: Visit) -> Answer | None:
-    """DNS; of an address there is nothing to ask."""
+    """Resolve the name by DNS; an address needs no check."""
     visit.addresses = [visit.host]
     if _is_address(visit.host):
         return None
@@ -28,7 +28,7 @@ async def name_is_known(visit: Visit) -> Answer | None:
 
 
 async def port_is_open(visit: Visit) -> Answer:
-    """TCP, at the first address that answers."""
+    """Connect by TCP to the first address that answers."""
     began = time.perf_counter()
     error: OSError | None = None
     for address in visit.addresses:
@@ -42,7 +42,7 @@ async def port_is_open(visit: Visit) -> Answer:
 
 
 async def certificate_is_good(visit: Visit) -> Answer | None:
-    """TLS as every client of ours does it: signed by who is trusted, for this name, and for a while yet."""
+    """Do a TLS handshake as all our clients do: the certificate must be trusted, for this name, and not expire soon."""
     if visit.scheme not in ENCRYPTED:
         return (
             None if visit.is_here else beware("nothing is encrypted", "use HOWL_JOIN, or HOWL_TLS=1 and HOWL_CA_FILE")
@@ -55,7 +55,7 @@ async def certificate_is_good(visit: Visit) -> Answer | None:
 
 
 async def _connect(address: str, port: int) -> socket.socket:
-    """A bare socket: closing it is all that there is to do, whenever the time is over."""
+    """Return a bare socket, which only needs closing, whenever the time is over."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     connection.setblocking(False)
@@ -68,7 +68,7 @@ async def _connect(address: str, port: int) -> socket.socket:
 
 
 async def _shake_hands(connection: socket.socket, trusted: ssl.SSLContext, name: str) -> ssl.SSLObject:
-    """The session; raises ssl.SSLError or OSError."""
+    """Return a TLS session after the handshake; raises ssl.SSLError or OSError."""
     loop, incoming, outgoing = asyncio.get_running_loop(), ssl.MemoryBIO(), ssl.MemoryBIO()
     session = trusted.wrap_bio(incoming, outgoing, server_hostname=name)
     while True:
@@ -86,7 +86,7 @@ async def _shake_hands(connection: socket.socket, trusted: ssl.SSLContext, name:
 
 
 def judge_expiry(end: datetime, version: str) -> Answer:
-    """A certificate that is valid now."""
+    """Judge a certificate that is valid now by its expiry."""
     days = (end - datetime.now(UTC)).days
     said = f"{version}, certificate valid until {end:%Y-%m-%d} ({days} days)"
     if days < EXPIRES_SOON:
@@ -103,7 +103,7 @@ def _is_address(host: str) -> bool:
 
 
 async def _resolve(host: str) -> list[str]:
-    """In a thread that nobody waits for at the end: a resolver may think for half a minute, whoever cancels it."""
+    """Resolve in a thread that nobody joins: a resolver may take half a minute, and cannot be cancelled."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[str]] = loop.create_future()
 
@@ -111,7 +111,7 @@ async def _resolve(host: str) -> list[str]:
         try:
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             _tell(loop, answer, addresses=list(dict.fromkeys(str(entry[4][0]) for entry in found)))
-        except (OSError, UnicodeError) as error:  # the latter of a name that can be none
+        except (OSError, UnicodeError) as error:  # the latter if it cannot be a name
             _tell(loop, answer, error=error)
 
     threading.Thread(target=ask, daemon=True, name="howl-doctor-dns").start()
@@ -136,7 +136,7 @@ def _tell(
         loop.call_soon_threadsafe(tell)
 
 
-#: What leads to any server.
+#: Checks of the way to any server.
 WAY = (
     Step("dns", name_is_known, "check the spelling of the address, and this machine's DNS", vital=True),
     Step("tcp", port_is_open, "check address and port, that the server runs, and the firewalls between", vital=True),

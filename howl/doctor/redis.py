@@ -1,4 +1,4 @@
-"""What `howl doctor` asks of Redis. Nothing it asks changes anything, whatever the credential may do."""
+"""Checks of `howl doctor` for Redis. None of them changes anything, whatever the credential may do."""
 
 import asyncio
 import math
@@ -24,22 +24,22 @@ from howl.doctor.network import WAY
 from howl.doctor.visit import STEP_TIMEOUT, Step, Visit
 
 DEFAULT_PORT = 6379
-#: Round trips measured: so many, or as many as fit into so many seconds.
+#: Most round trips measured, and most seconds for all but the slowest.
 PINGS, PINGING = 7, 0.5
-#: Seconds a round trip may take before short tasks suffer, and two clocks may differ before times mislead or tasks
-#: expire unseen.
+#: Seconds of a round trip from which short tasks suffer; seconds between two clocks from which times mislead, and from
+#: which tasks expire unseen.
 FAR, CLOCKS_DIFFER, CLOCKS_LIE = 0.3, 2.0, 30.0
-#: Seconds for which a Redis that has just been started is waited for, within the step's own.
+#: Seconds to wait for a Redis that is starting, within the step's own limit.
 LOADING = STEP_TIMEOUT / 2
-#: What scripts write, as turn.lua and push.lua say it; and from which versions on none of it is lost.
+#: Write commands of scripts, as in turn.lua and push.lua; and versions from which on none of their writes is lost.
 WRITTEN = (("LPUSH", "x"), ("RPOP",), ("HSET", "x", "y"), ("HDEL", "x"), ("XADD", "*", "x", "y"), ("ZADD", "1", "x"))
 MENDED = {"redis": (8, 6), "valkey": (9, 1, 2)}
-#: Seconds of silence after which the recorder is away: it asks several times in one, unless PostgreSQL is slow.
+#: Seconds without a read after which the recorder is away: it reads several times a second, unless PostgreSQL is slow.
 SILENT = 10.0
-#: Celery's, where no queue is named.
+#: Celery's default queue, where none is named.
 DEFAULT_QUEUE = "celery"
 NO_SUCH_SCRIPT = "0" * 40
-#: What only somebody who runs Redis may ask, and a key that is not HOWL's.
+#: Commands for those who run Redis only, and a key that is not HOWL's.
 FORBIDDEN = {
     "CONFIG GET": ("CONFIG", "GET", "maxmemory"),
     "ACL LIST": ("ACL", "LIST"),
@@ -61,7 +61,7 @@ async def login_succeeds(visit: Visit) -> Answer:
 
 
 async def _ping(client: Redis) -> None:
-    """Wait a moment for one that still reads its data from the disk."""
+    """Ping Redis, waiting a moment while it loads its data from disk."""
     deadline = asyncio.get_running_loop().time() + LOADING
     while asyncio.get_running_loop().time() < deadline:
         with suppress(BusyLoadingError):
@@ -72,9 +72,9 @@ async def _ping(client: Redis) -> None:
 
 
 class _Parting:
-    """A connection whose end is waited for.
+    """A connection whose closing is waited for.
 
-    redis-py leaves one that was refused to close by itself, which over TLS takes a round trip that nobody is there for.
+    redis-py leaves a refused one to close by itself, which over TLS takes a round trip that nobody waits for.
     """
 
     async def disconnect(self, **told: Any) -> None:
@@ -93,9 +93,9 @@ async def round_trip_is_short(visit: Visit) -> Answer:
 
 
 async def round_trip(ask: Callable[[], Awaitable[Any]]) -> tuple[float, int]:
-    """The median of some, in seconds, and of how many.
+    """Return the median of several round trips in seconds, and their number.
 
-    The slowest takes none of the time for the others: a machine that paused once is no far server.
+    The slowest does not use up time for the others: a machine that paused once is not a far server.
     """
     taken: list[float] = []
     while len(taken) < PINGS and sum(taken) - max(taken, default=0.0) < PINGING:
@@ -106,13 +106,13 @@ async def round_trip(ask: Callable[[], Awaitable[Any]]) -> tuple[float, int]:
 
 
 def judge_round_trip(seconds: float, count: int) -> Answer:
-    """By the median of `count`."""
+    """Judge the median, in seconds, of `count` round trips."""
     said = f"{seconds * 1000:.1f} ms a round trip (median of {count})"
     return well(said) if seconds < FAR else beware(said, "short tasks wait for it: run workers nearer to the server")
 
 
 async def clocks_agree(visit: Visit) -> Answer:
-    """Redis's against this machine's: half a round trip ago, on average, it said what it says."""
+    """Compare Redis's clock to this machine's, assuming that Redis read its own halfway through the round trip."""
     began = time.time()
     seconds, microseconds = await visit.client.time()
     ended = time.time()
@@ -120,7 +120,7 @@ async def clocks_agree(visit: Visit) -> Answer:
 
 
 def judge_clocks(ahead: float, doubt: float) -> Answer:
-    """By the seconds that the server's clock is ahead of this machine's, give or take `doubt`."""
+    """Judge by the seconds that the server's clock is ahead of this machine's, give or take `doubt`."""
     said = f"the server's clock is {abs(ahead):.2f} s {'ahead' if ahead > 0 else 'behind'} (± {doubt:.2f} s)"
     off = abs(ahead) - doubt
     if off < CLOCKS_DIFFER:
@@ -130,12 +130,12 @@ def judge_clocks(ahead: float, doubt: float) -> Answer:
 
 
 async def rights_suffice(visit: Visit) -> Answer:
-    """What a worker, or `howl server`, cannot work without."""
+    """Check the rights that a worker, or `howl server`, needs."""
     queues = visit.settings.queues or (DEFAULT_QUEUE,)
     refused = [queue for queue in queues if await _is_refused(visit, "LLEN", visit.settings.key(queue))]
     if refused:
         return wrong(f"the queue {', '.join(refused)} is not granted", "grant it: `howl init join --queues …`")
-    # The second is what turn.lua says of all turns, and users of an earlier version may not.
+    # Every turn.lua call runs the second, which users of an earlier version may not run.
     said = ("EVALSHA", NO_SUCH_SCRIPT, "0"), ("GETRANGE", namespace_of(visit.settings).key("outcomes:bytes"), "0", "0")
     if any([await _is_refused(visit, *command) for command in said]):
         return wrong("scripts are not granted", "bring Redis's users up to date: run `howl init` on the server")
@@ -143,7 +143,7 @@ async def rights_suffice(visit: Visit) -> Answer:
 
 
 async def rights_end_somewhere(visit: Visit) -> Answer | None:
-    """What a burst machine's credential must be refused."""
+    """Check that Redis refuses what a burst machine's credential must not do."""
     if not visit.as_worker:
         return None
     granted = [name for name, command in FORBIDDEN.items() if not await _is_refused(visit, *command)]
@@ -154,20 +154,20 @@ async def rights_end_somewhere(visit: Visit) -> Answer | None:
 
 
 async def server_runs(visit: Visit) -> Answer | None:
-    """Whether somebody lately asked for outcomes, as `howl server` does; a worker may not know."""
+    """Check that outcomes were read lately, as `howl server` does; a worker may not know."""
     if visit.as_worker:
         return None
     try:
         consumers = await visit.client.xinfo_consumers(visit.settings.key("outcomes"), failing_parts.RECORDER)
     except NoPermissionError:
         raise
-    except ResponseError:  # no such stream, or no such group: nobody ever asked
+    except ResponseError:  # no such stream, or no such group: they were never read
         consumers = []
     return judge_silence(failing_parts.silence(consumers))
 
 
 def judge_silence(seconds: float) -> Answer:
-    """By the seconds since anybody last asked for outcomes."""
+    """Judge by the seconds since outcomes were last read."""
     if seconds < SILENT:
         return well("`howl server` asks for outcomes")
     since = "ever" if seconds == math.inf else f"for {seconds:,.0f} s"
@@ -178,7 +178,7 @@ def judge_silence(seconds: float) -> Answer:
 
 
 async def nobody_wrote_too_much(visit: Visit) -> Answer | None:
-    """What the server removed of what workers wrote, and how full Redis is; a worker may know neither."""
+    """Report what the server removed of workers' values, and how full Redis is; a worker may know neither."""
     if visit.as_worker:
         return None
     memory = await visit.client.info("memory")
@@ -196,10 +196,10 @@ async def nobody_wrote_too_much(visit: Visit) -> Answer | None:
 
 
 async def what_is_written_lasts(visit: Visit) -> Answer | None:
-    """Whether a Redis that is started again has all that it had; None where it cannot be known, or keeps no log.
+    """Check that Redis keeps all its data over a restart; None where that cannot be known, or it keeps no log.
 
-    It reads its append-only file as the default user, and before redis/redis#14545 and valkey-io/valkey#3984 left out,
-    without a word, each transaction, and what each script wrote, of which that user may not say all.
+    It reads its append-only file as the default user. Before redis/redis#14545 and valkey-io/valkey#3984 it silently
+    skipped each transaction, and each script's writes, with a command that this user may not run.
     """
     if visit.as_worker:
         return None
@@ -210,7 +210,7 @@ async def what_is_written_lasts(visit: Visit) -> Answer | None:
         for command, *rest in WRITTEN:
             asked.execute_command("ACL", "DRYRUN", DEFAULT_USER, command, visit.settings.key("howl-doctor"), *rest)
         told = await asked.execute(raise_on_error=False)
-    # Of a rented one nobody is told.
+    # A hosted Redis does not answer this.
     known = [(each[0], answer) for each, answer in zip(WRITTEN, told, strict=True) if isinstance(answer, str)]
     return judge_log([command for command, answer in known if answer != "OK"], *_version(facts))
 
@@ -221,7 +221,7 @@ def _version(facts: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def judge_log(refused: Sequence[str], kind: str, version: str) -> Answer | None:
-    """By what the default user may not say; None where nothing is lost."""
+    """Judge by the commands that the default user may not run; None where nothing is lost."""
     if not refused or tuple(map(int, re.findall(r"\d+", version)[:3])) >= MENDED[kind]:
         return None
     return wrong(
@@ -232,7 +232,7 @@ def judge_log(refused: Sequence[str], kind: str, version: str) -> Answer | None:
 
 
 async def nothing_was_set_aside(visit: Visit) -> Answer | None:
-    """What `howl server` gave up within a day, after a few tries; a worker may not know."""
+    """Report what `howl server` set aside within a day, after a few tries; a worker may not know."""
     if visit.as_worker:
         return None
     told = set_aside.told(await visit.client.hgetall(visit.settings.key(set_aside.SET_ASIDE)))
@@ -243,7 +243,7 @@ async def nothing_was_set_aside(visit: Visit) -> Answer | None:
 
 
 async def servers_parts_are_well(visit: Visit) -> Answer | None:
-    """What `howl server` says of its own parts; a worker may not know."""
+    """Report failing parts of `howl server`, by its own account; a worker may not know."""
     if visit.as_worker:
         return None
     words = await visit.client.hvals(visit.settings.key(failing_parts.AILING))

@@ -1,4 +1,4 @@
-"""A visit to one server: its checks in their order, each within a time limit, and none that cannot succeed any more."""
+"""A visit to one server: its checks in order, each within a time limit, up to one that makes the rest pointless."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,30 +11,30 @@ from howl.config import LOOPBACK_HOSTS, Settings
 from howl.connections.explain import reason
 from howl.doctor.finding import Answer, Finding, Verdict, beware, wrong
 
-#: Seconds that a check may take, and all of a visit's: with the start of the program, below five.
+#: Most seconds of a check, and of all checks of a visit: with the program's start, below five.
 STEP_TIMEOUT, VISIT_TIMEOUT = 2.0, 3.5
-#: Characters of what a client library says: it may quote a stranger.
+#: Most characters of a client library's error text, which may quote a stranger.
 QUOTED = 160
-#: Seconds that saying goodbye to a server may take when no time is left.
+#: Seconds that closing a connection may take when no time is left.
 GOODBYE_TIMEOUT = 0.3
 
 
 @dataclass
 class Visit:
-    """What the checks of one server know, and tell those after them."""
+    """State that the checks of one server share with those after them."""
 
     server: str
     url: str = field(repr=False)
     port: int
     settings: Settings
     as_worker: bool
-    #: Where the name leads to.
+    #: Addresses that the name resolves to.
     addresses: list[str] = field(default_factory=list)
     #: The connection, logged in.
     client: Any = None
-    #: Seconds a round trip takes.
+    #: Seconds of a round trip.
     round_trip: float = 0.0
-    #: What is to be closed in the end.
+    #: Callbacks that close connections at the end.
     farewell: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     def __post_init__(self) -> None:
@@ -44,23 +44,23 @@ class Visit:
 
     @property
     def is_here(self) -> bool:
-        """Whether the server is on this machine, where one credential for all is nobody's danger."""
+        """Return whether the server is on this machine, where one credential for everything endangers nobody."""
         return self.host in LOOPBACK_HOSTS
 
 
 @dataclass(frozen=True)
 class Step:
-    """A check: `look` answers, or None where the question does not arise; or raises, and `advice` says what to do."""
+    """A check: `look` returns an answer, or None if it does not apply, or raises; then `advice` says what to do."""
 
     check: str
     look: Callable[[Visit], Awaitable[Answer | None]]
     advice: str
-    #: Whether there is no point in the checks after it when it fails.
+    #: Whether the checks after it are pointless when it fails.
     vital: bool = False
 
 
 async def examine(visit: Visit, steps: Sequence[Step]) -> list[Finding]:
-    """Ask one after the other until there is no point in asking on; never raises what a server can cause."""
+    """Run checks in order until the rest is pointless; never raises what a server can cause."""
     deadline = asyncio.get_running_loop().time() + VISIT_TIMEOUT
     findings: list[Finding] = []
     for step in steps:
@@ -83,22 +83,22 @@ async def _ask(visit: Visit, step: Step, deadline: float) -> Answer | None:
             return await step.look(visit)
     except TimeoutError:
         return wrong(f"no answer within {limit:.2g} s", step.advice)
-    except Exception as error:  # noqa: BLE001  # a stranger's bytes reach every client library: whatever they raise is told
+    except Exception as error:  # noqa: BLE001  # a stranger's bytes reach every client library: all it raises is told
         return wrong(*_explained(error, step.advice))
 
 
 def _explained(error: Exception, advice: str) -> tuple[str, str]:
-    """What is the matter, and what to do: known causes bring their own advice."""
+    """Return what is wrong, and what to do: known causes have their own advice."""
     told, raw = reason(error), (str(error).strip().splitlines() or [""])[0].rstrip(".")
     cause, _, known = told.partition(": ")
     return (cause, known) if known and told != raw else (told[:QUOTED], advice)
 
 
 async def _leave(visit: Visit, deadline: float) -> None:
-    """In the time that is left: on a busy machine, a client takes longer to close its connection."""
+    """Close connections in the time that is left: on a busy machine, clients take longer to do so."""
     left = deadline - asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout(max(left, GOODBYE_TIMEOUT)):
             await visit.farewell.aclose()
-    except Exception:  # noqa: BLE001, S110  # what was to be found out is known
+    except Exception:  # noqa: BLE001, S110  # the findings are complete
         pass
