@@ -74,7 +74,7 @@ class Room:
             files.pop(artifact_id, None)
 
     def load(self, found: Mapping[tuple[str, str], Held]) -> None:
-        """Take the files from the bucket's content, but keep those with open places, and whole ones, as they are known."""
+        """Load files from the bucket's content; those with open places, and whole ones, stay as they are known."""
         now, known = time.monotonic(), self.files
         self.files = {}
         for user, files in known.items():

@@ -29,7 +29,7 @@ ID_LIMIT, TEXT_LIMIT, LINE_LIMIT, LINES_LIMIT = 255, 20_000, 2_000, 65_536
 NUMBER_LIMIT = 2**53
 #: Maximum characters of a logged reason, which may quote what a worker wrote.
 REASON_LIMIT = 200
-#: A message id: the sender's process id and the number of its message.
+#: A message id: the worker's boot_id and the number of its message.
 MESSAGE_ID = re.compile(r"[A-Za-z0-9]{1,32}\.[0-9]{1,12}")
 #: Maximum log lines about bad messages per period, and the period in seconds.
 LINES, PERIOD = 20, 60.0
