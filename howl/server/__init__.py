@@ -1,1 +1,1 @@
-"""The persistent side: what keeps the record."""
+"""The server, the persistent side of HOWL, which keeps the record."""

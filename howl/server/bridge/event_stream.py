@@ -70,7 +70,7 @@ class EventStream:
         await self._ask()
         if not self._arrived:
             await self._wait()
-        if len(self._arrived) < BATCH:  # a batch costs as much as ten messages do
+        if len(self._arrived) < BATCH:  # a batch costs as much as ten messages
             await asyncio.sleep(LINGER)
         if self._refused is not None:
             raise EventsNotKept(f"NATS gives out no events: {self._refused}")
@@ -194,4 +194,4 @@ def still_unread(message: Msg) -> int:
 def _told(message: Msg) -> list[str]:
     """Return deliveries, stream sequence, consumer sequence, nanoseconds and the number of messages behind it."""
     tokens = message.reply.split(".")
-    return tokens[4:9] if len(tokens) == 9 else tokens[6:11]  # with a domain
+    return tokens[4:9] if len(tokens) == 9 else tokens[6:11]  # with a JetStream domain

@@ -221,7 +221,7 @@ def _deal_with(
     try:
         with opened.begin_nested():
             bodies.submit(chord.chord_id, opened, settings, app, expired)
-    except Exception as error:  # noqa: BLE001  # a worker's documents fail in any way there is
+    except Exception as error:  # noqa: BLE001  # a worker's documents may fail in any way
         # The error does not tell which it is: a broker that does not exist looks the same as one that is down.
         if _may_pass(error) and not set_aside.is_last_try(app.backend.redis, settings, KIND, str(chord.chord_id)):
             # Wait for a part that has ended: only maintenance will wake it.
@@ -239,11 +239,11 @@ def _set_aside(chord: Chord, error: Exception, opened: Session, settings: Settin
     logger.error("Chord %s has no body that could be submitted: %s.", chord.group_id, why)
     set_aside.note(app.backend.redis, settings, KIND, chord.group_id, why)
     if isinstance(error, ChordRefused):
-        return  # what it names may be another's
+        return  # the tasks it names may be another user's
     try:
         with opened.begin_nested():
             bodies.fail(chord.chord_id, opened, settings, app, f"It could not be submitted: {why}")
-    except Exception as useless:  # noqa: BLE001  # forged documents fail in any way there is, and nobody waits for them
+    except Exception as useless:  # noqa: BLE001  # forged documents may fail in any way, and nobody waits for them
         logger.debug("Nor can it be told that chord %s has failed: %r.", chord.group_id, useless)
 
 

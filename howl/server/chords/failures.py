@@ -124,7 +124,7 @@ def _called_within(chord: Chord, opened: Session) -> dict[str, str]:
 def _publish(calls: list[Call], chord: Chord, document: dict[str, Any], opened: Session, app: Celery) -> None:
     if not calls:
         return
-    sought = cast([call.task_id for call in calls], ARRAY(Text))  # one parameter, however many they are
+    sought = cast([call.task_id for call in calls], ARRAY(Text))  # a single parameter, however many ids there are
     done = set(opened.scalars(select(Task.task_id).where(Task.task_id == any_(sought))))
     queues = [*_queues(chord, document, opened)]
     for call in calls:
@@ -150,7 +150,7 @@ def _publish_one(call: Call, queues: list[dict[str, Any]], app: Celery) -> None:
             why = error
         except (OperationalError, RedisError):
             raise
-        except Exception as error:  # noqa: BLE001  # a worker's documents fail in any way there is
+        except Exception as error:  # noqa: BLE001  # a worker's documents may fail in any way
             why = error
             break
         else:

@@ -72,7 +72,7 @@ def _is_known(client: Any, settings: Settings, opened: Session, name: bytes, mes
     serve = (Worker.status == "active") & (literal(queue) == any_(Worker.queues))
     said = opened.execute(
         select(Worker.credential, knows, Worker.tasks.is_(None)).where(serve).distinct()
-    ).all()  # at most four rows a credential
+    ).all()  # at most four rows per credential
     # Any credential may announce any queue. A credential has the same name in Redis, if it exists there.
     users = set(users_of(client)) & {user for user, _, _ in said}
     others = {user for user in users if not may_push(client, user, name)}

@@ -34,7 +34,7 @@ REFUSED = (DataError, IntegrityError, OperationalError, RecursionError)
 class Recorded:
     """The result of recording entries."""
 
-    #: Whether any chord waits for its parts.
+    #: Whether any chord's body is not yet submitted.
     chords_wait: bool
     #: Bytes of HOWL_RECORD_LIMIT that their user has used; None: the user has no limit.
     level: float | None = None
