@@ -1,1 +1,1 @@
-"""The server, the persistent side of HOWL, which keeps the record."""
+"""The server, which keeps the record."""

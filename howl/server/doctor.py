@@ -48,7 +48,7 @@ async def login_succeeds(visit: Visit) -> Answer:
 
 
 async def way_is_private(visit: Visit) -> Answer | None:
-    """Check that the connection stays within the machine or is encrypted."""
+    """Require a local or an encrypted connection."""
     if visit.is_here:
         return None
     if visit.client.pgconn.ssl_in_use:
@@ -110,10 +110,7 @@ async def credentials_are_within_bounds(visit: Visit) -> Answer | None:
 
 
 def judge_usage(rows: Sequence[tuple[str, float, int]], limit: int) -> Answer | None:
-    """Judge the usage of credentials; None if there are none.
-
-    Each row has a credential's name, the bytes it uses of the limit, and its refused entries, highest usage first.
-    """
+    """Judge rows, highest usage first, of a credential's name, used bytes of the limit and refused entries."""
     if not rows:
         return None
     greedy = [user for user, level, _ in rows if level > NEAR * limit]
@@ -158,7 +155,7 @@ async def files_are_there(visit: Visit) -> Answer | None:
 
 
 def judge_files(missing: int) -> Answer | None:
-    """Judge the number of missing files; None if there are none."""
+    """Return None if no file is missing."""
     if not missing:
         return None
     return beware(
@@ -176,7 +173,7 @@ async def queues_are_served(visit: Visit) -> Answer | None:
 
 
 def judge_queues(unserved: Sequence[str], *, bursts_come: bool = False) -> Answer:
-    """Judge queues whose tasks no worker takes: an error, or a warning if bursts start workers by themselves."""
+    """Judge queues whose tasks no worker takes; only a warning if bursts start by themselves."""
     if not unserved:
         return well("no task waits where no worker takes any")
     more = f" and {len(unserved) - SHOWN:,} more" if len(unserved) > SHOWN else ""
@@ -191,7 +188,7 @@ def _queues_nobody_serves(settings: Settings) -> list[str]:
 
 
 def _queues_with_messages(settings: Settings) -> set[str]:
-    """Return queues with messages in Redis: tasks published by plain Celery have no row before they start."""
+    """Ask Redis: what plain Celery published has no row before it starts."""
     try:
         return {queue for queue, number in queues.waiting(settings).items() if number}
     except (NotConfigured, QueueUnavailable):

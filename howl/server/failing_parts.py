@@ -47,7 +47,7 @@ class Board(NamedTuple):
             logger.debug("That the %s is ailing cannot be told: %s.", part, error)
 
     def forget(self, part: str) -> None:
-        """Remove the report of a part that works again or has been told to stop."""
+        """Forget a part that works again or was told to stop."""
         try:
             self.client.hdel(self.key, f"{self.server} {part}")
         except redis.RedisError as error:

@@ -46,7 +46,7 @@ DEFAULTS = {
 SECRETS = ("basic_auth", "cookie_secret", "oauth2_secret")
 #: Maximum seconds between two checks for workers to forget.
 LOOK = 60
-#: The warning that Flower logs four times at its start, and whenever it inspects no workers.
+#: The warning that Flower logs four times at its start and when it inspects no workers.
 NOBODY_ANSWERS = "Inspect method %s failed"
 #: HOWL's own events, because of which Celery would show a task in state LOG, even after its end.
 NO_STATES = ("task-progress", "task-log")
@@ -69,7 +69,7 @@ class House:
     read_only: bool = False
 
     def options(self) -> dict[str, Any]:
-        """Return the settings under Flower's option names."""
+        """Return them under Flower's option names."""
         return {
             "basic_auth": list(self.credentials),
             "persistent": True,
@@ -163,7 +163,7 @@ def _url(house: House, port: int | None) -> str:
 
 
 class Guarded(Flower):
-    """Flower that asks for the password before it looks at the path: plain Flower leaves metrics and files open."""
+    """Asks for the password before it looks at the path: Flower's own metrics and static files are open to all."""
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         if not self._is_health_check(request) and not _may_enter(request, self.options.basic_auth):
@@ -182,11 +182,11 @@ class Guarded(Flower):
                     known.pop(name, None)
 
     def _last_sign(self, worker: Any, name: str) -> float:
-        """Return when a worker was last heard of; 0 if it went offline and has not answered since Flower started."""
+        """Return when it was last heard of; 0 if it went offline and has not answered since Flower started."""
         return max([*(worker.heartbeats if worker else ()), self.workers.get(name, {}).get("timestamp", 0)])
 
     def _is_health_check(self, request: HTTPServerRequest) -> bool:
-        """Return whether the request is a container's health check of itself."""
+        """Let a container check itself."""
         prefix = f"/{self.options.url_prefix}" if self.options.url_prefix else ""
         return request.path == f"{prefix}/healthcheck" and request.remote_ip in LOOPBACK_HOSTS
 
@@ -202,10 +202,10 @@ def _may_enter(request: HTTPServerRequest, credentials: Sequence[str]) -> bool:
 
 @stream_request_body  # the body of an unauthenticated request is not kept
 class Doorkeeper(RequestHandler):
-    """Refuses requests without a valid password."""
+    """Refuses requests."""
 
     def check_xsrf_cookie(self) -> None:
-        """Skip the check: no action is performed here."""
+        """Do nothing: no action follows."""
 
     def prepare(self) -> None:
         self.set_status(401)

@@ -30,7 +30,7 @@ def require_current(url: str) -> None:
 
 
 def require_current_on(connection: Connection) -> str:
-    """Do the same as `require_current` within a transaction; return the revision."""
+    """Do the same within a transaction; return the revision."""
     found, wanted = revision(connection), head()
     if found != wanted:
         raise DatabaseUnavailable(_other_than(found))

@@ -84,7 +84,7 @@ class Questions:
         task.add_done_callback(self._under_way.discard)
 
     async def _treat(self, message: Msg) -> None:
-        """Answer one question; an error does not affect other questions."""
+        """Answer one question; an error stops no other."""
         try:
             question = self._read(message)
             if question is not None:

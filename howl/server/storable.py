@@ -58,10 +58,7 @@ def exact(values: dict[str, Any]) -> str | None:
 
 
 def _is_changed(value: Any) -> bool:
-    """Return whether JSONB would change the value.
-
-    It sorts keys, writes large floats as whole numbers, and has no -0.0; see above for the rest.
-    """
+    """Return whether JSONB changes it: it sorts keys, writes large floats as whole, has no -0.0; see also above."""
     if isinstance(value, str):
         return bool(UNSTORABLE.search(value))
     if isinstance(value, float):
@@ -74,6 +71,6 @@ def _is_changed(value: Any) -> bool:
 
 
 def _place(key: str) -> tuple[int, bytes]:
-    """Return the key by which JSONB sorts an object's keys."""
+    """Order keys of an object as JSONB does."""
     written = key.encode(errors="surrogatepass")
     return len(written), written

@@ -71,7 +71,7 @@ class Supervised:
             await asyncio.to_thread(self.board.forget, self.name)
 
     async def _note(self, error: BaseException | None) -> None:
-        """Log why the part ended, once per reason, and report it for health checks for as long as it goes on."""
+        """Log why the part ended, once per reason, and report it for as long as it goes on."""
         self.times += 1
         foreseen = error is None or isinstance(error, PASSING)
         why = "it came to an end by itself" if error is None else reason(error)

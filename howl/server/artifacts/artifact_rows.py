@@ -17,9 +17,9 @@ from howl.server_requests import pieces_of
 
 
 def record(opened: Session, told: list[tuple[ArtifactKept, datetime]], settings: Settings) -> None:
-    """Record files that workers reported, each with the time Redis received the report; repeating it changes nothing.
+    """Record reported files, each with the time Redis received the report; repeating it changes nothing.
 
-    A task's file replaces an earlier one of the same name.
+    A task's file replaces an earlier one of its name.
     """
     newest: dict[tuple[str, str], dict[str, Any]] = {}
     for artifact, at in told:
@@ -81,10 +81,7 @@ class Doubt(NamedTuple):
 
 
 def doubtful(opened: Session, whole: Mapping[str, int]) -> list[Doubt]:
-    """Return rows whose status contradicts the bucket: `kept` without a whole object, or `missing` with one.
-
-    `whole` gives the number of pieces of each whole object.
-    """
+    """Return rows that are `kept` without an object in `whole`, or `missing` with one; it gives their pieces."""
     columns = (Artifact.artifact_id, Artifact.size, Artifact.sha256, Artifact.status)
     rows = opened.execute(select(*columns).where(Artifact.status.in_(("kept", "missing"))))
     return [row for row in map(Doubt._make, rows.yield_per(1000)) if _is_there(row, whole) != (row.status == "kept")]

@@ -31,12 +31,12 @@ class Held:
     is_whole: bool = False
 
     def taken(self, now: float) -> int:
-        """Return the bytes taken, including those that may yet arrive."""
+        """Include pieces that may yet arrive."""
         return self.size + (self.places * PIECE if not self.is_whole or now < self.until else 0)
 
 
 class Room:
-    """The room used by files, by credential and file id."""
+    """Files by credential and file id."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -44,7 +44,7 @@ class Room:
         self.files: dict[str, dict[str, Held]] = {}
 
     def give(self, user: str, artifact_id: str, size: int, pieces: int) -> Refused | None:
-        """Give `pieces` more places for a file of `size` bytes; return the refusal if there are none."""
+        """Give more places for a file of `size` bytes, or return why there are none."""
         now, files = time.monotonic(), self.files.get(user, {})
         held = files.get(artifact_id) or Held(0)
         if held.is_whole or held.places + pieces > pieces_of(size):
@@ -64,7 +64,7 @@ class Room:
         return None
 
     def end(self, user: str, artifact_id: str, size: int, pieces: int) -> None:
-        """Note that a file is whole, its size in bytes, and how many of its places it used."""
+        """Note that a file is whole, and how many of its places it used."""
         held = self.files.setdefault(user, {}).setdefault(artifact_id, Held(0))
         held.size, held.places, held.is_whole = size, max(0, held.places - pieces), True
 

@@ -176,7 +176,7 @@ class Curator:
     async def count(self, stream: JetStreamContext) -> dict[str, list[str]]:
         """Count what each credential has in the bucket, and find the rows that do not agree with it.
 
-        Returns the subjects that no row accounts for: by file, or by subject if it belongs to none.
+        Returns subjects without a row, by file, or by subject if they belong to none.
         """
         found = await self._subjects(stream, f"$O.{self.bucket}.>")
         parts = {subject: _part(subject, self.bucket) for subject in found}
@@ -245,7 +245,7 @@ class Part(NamedTuple):
 
 
 def _part(subject: str, bucket: str) -> Part | None:
-    """Parse a subject; return None for one that is no part of a file that HOWL stores."""
+    """Return None for what is no part of a file that HOWL stores."""
     kind, *rest = subject.removeprefix(f"$O.{bucket}.").split(".")
     is_description = kind == "M" and len(rest) == 1
     if not is_description and not (kind == "C" and 1 <= len(rest) <= 2):
@@ -261,7 +261,7 @@ def _is_description(subject: str, bucket: str) -> bool:
 
 
 def _size(recorded: int | None, pieces: int) -> int:
-    """Return the size in bytes to count: the recorded one, unless there are too many pieces for it."""
+    """Return the bytes to count: those recorded, unless there are too many pieces."""
     if recorded is not None and pieces <= pieces_of(recorded):
         return recorded
     return pieces * store.PIECE

@@ -1,7 +1,7 @@
 """Uploads of workers' files: how pieces get into the bucket, and how a file becomes an object of NATS's store.
 
-A worker may not publish in the bucket. The server sends it messages that it may answer, each once, with a reply subject
-where a piece belongs. So the server chooses the subjects, and no byte of a file passes through it.
+A worker may not publish in the bucket. The server sends it messages that it may answer, each once, where a piece
+belongs. So the server chooses the subjects, and no byte passes through it.
 """
 
 import json

@@ -36,7 +36,7 @@ REFUSED = (DataError, IntegrityError, OperationalError)
 
 
 class Bridge:
-    """Moves workers' events to PostgreSQL, which keeps them, and to Redis, which shows them live."""
+    """Moves workers' events to where they are kept and where they are shown."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -94,10 +94,7 @@ class Bridge:
         self._show(heard)
 
     def mark_lost(self, until: datetime) -> None:
-        """Mark silent workers as lost.
-
-        Silence counts only while NATS is connected, and only up to `until`, when all that workers had sent is recorded.
-        """
+        """Mark silent workers as lost. Silence counts only while NATS is connected, and only up to what is recorded."""
         since = self.hearing_since  # the event loop may change it meanwhile
         if since is None or time.monotonic() - since < self.settings.lost_after:
             return
@@ -132,10 +129,9 @@ class Bridge:
                 self.next_line = time.monotonic() + SAY_AGAIN
 
     async def _look_for_the_silent(self, stream: EventStream) -> None:
-        """Check for silent workers once in a while.
+        """Check for silent workers once in a while, unless NATS does not answer although its connection stands.
 
-        Silence does not count if NATS does not answer although its connection stands, nor while messages wait because
-        PostgreSQL was slow or this machine slept.
+        Silence does not count either while messages wait: because PostgreSQL was slow, or this machine slept.
         """
         if time.monotonic() < self.next_look:
             return
@@ -168,7 +164,7 @@ class Bridge:
 
 
 def _is_abreast(messages: list[Msg]) -> bool:
-    """Return whether everything that workers sent has been read, except for the last instant."""
+    """Return whether all that workers sent has been read, but for the last instant."""
     return not messages or still_unread(messages[-1]) < BATCH
 
 

@@ -78,12 +78,12 @@ class EventStream:
         return taken
 
     async def confirm(self, messages: list[Msg]) -> None:
-        """Confirm each message by itself: for a work queue, NATS accepts nothing else."""
+        """Confirm messages one by one: NATS accepts nothing else for a work queue."""
         for message in messages:
             await message.ack()
 
     def ask_again(self) -> None:
-        """Send a new pull request next time: NATS forgot the last one when the connection was cut."""
+        """Forget the open pull request: NATS lost it when the connection was cut."""
         self._due = 0
 
     async def heard_until(self) -> datetime | None:
@@ -96,10 +96,10 @@ class EventStream:
         return None if info.num_pending or info.num_ack_pending else now
 
     async def require_keeping(self) -> None:
-        """Raise EventsNotKept, and delete the stream, unless it keeps messages.
+        """Delete the stream and raise EventsNotKept unless it keeps messages.
 
-        After a failed write, as on a full disk, NATS answers and delivers, but the stream keeps nothing until it is
-        created again, which `open` does as soon as there is room. What it still held has been read.
+        After a failed write, as on a full disk, NATS answers and delivers, but keeps nothing until `open` creates the
+        stream again, once there is room. What it still held has been read.
         """
         if await self._keeps():
             return
@@ -141,7 +141,7 @@ class EventStream:
             await self._remake(wanted)
 
     async def _remake(self, wanted: StreamConfig) -> None:
-        """Update or replace the stream of an older version."""
+        """Replace an older version's stream."""
         stream = self.client.jetstream()
         try:
             await stream.update_stream(wanted)
@@ -151,7 +151,7 @@ class EventStream:
             await stream.add_stream(wanted)
 
     async def _ask(self) -> None:
-        """Send a pull request unless one is open: what arrives while a batch is recorded is the next batch."""
+        """Send a pull request unless one is open; what arrives meanwhile is the next batch."""
         now = time.monotonic()
         if self._due > 0 and now < self._due_until:
             return
@@ -187,7 +187,7 @@ def letter_of(message: Msg) -> Letter:
 
 
 def still_unread(message: Msg) -> int:
-    """Return the number of messages that waited behind this one when NATS delivered it."""
+    """Return the number of messages still waiting when NATS delivered this one."""
     return int(_told(message)[4])
 
 

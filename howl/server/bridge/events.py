@@ -1,7 +1,6 @@
 """Validate workers' events: anyone with a worker's credential may send anything, and Flower trusts all of it.
 
-Times are corrected to NATS's clock, by the difference between the worker's clock when it sent a message and the time at
-which NATS received it.
+Times are corrected to NATS's clock: by the worker's clock when it sent, against the time NATS received the message.
 """
 
 import json
@@ -162,10 +161,9 @@ def _sighting(event: dict[str, Any], letter: Letter, credential: str, when: Call
 
 
 def _clean(event: dict[str, Any], kind: str, at: float) -> dict[str, Any]:
-    """Return the event with its known fields, checked, and without `utcoffset` and `clock`.
+    """Return the event's known fields, checked, without `utcoffset` and `clock`.
 
-    Receivers would shift the time by `utcoffset` and their clocks by `clock`; without them, they take the time as it is
-    and the order as it comes.
+    Receivers would shift the time and their clocks by these; without them, they take time and order as they come.
     """
     clean = {"type": kind, "hostname": event["hostname"], "timestamp": at}
     for name, check in FIELDS[kind]:
@@ -177,7 +175,7 @@ def _clean(event: dict[str, Any], kind: str, at: float) -> dict[str, Any]:
 
 
 def _credential(subject: str) -> str:
-    """Return the credential in `<prefix>.events.<credential>`: NATS lets nobody publish under another's."""
+    """Return the credential in `<prefix>.events.<credential>`, which NATS has verified."""
     parts = subject.split(".")
     if len(parts) != 3:
         raise ValueError("its subject has not the form of a worker's event")
@@ -189,10 +187,7 @@ def _sender(node_name: Any) -> str:
 
 
 def _clock(letter: Letter) -> Callable[[Any], float]:
-    """Return a function from a worker's time to NATS's, in unix seconds.
-
-    Its result is never after NATS received the message, nor more than OLDEST seconds before.
-    """
+    """Return the map from worker to NATS time, in unix seconds: at most OLDEST before receipt, never after."""
     taken = letter.nanoseconds / 1e9
     try:
         sent = float(letter.sent or "nan")
@@ -241,7 +236,7 @@ def _real(value: Any, name: str) -> float:
 
 
 def _loads(value: Any, name: str) -> list[float]:
-    """Check load averages of one, five and fifteen minutes."""
+    """Check loads of 1, 5 and 15 minutes."""
     if not isinstance(value, list) or len(value) > 3:
         raise ValueError(f"{name}: not three numbers")
     return [_real(load, name) for load in value]

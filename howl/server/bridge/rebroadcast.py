@@ -48,10 +48,7 @@ class Rebroadcast:
                 return
 
     def _events(self, heard: Heard) -> list[dict[str, Any]]:
-        """Return the events to publish, without old heartbeats.
-
-        A receiver dates a heartbeat by its own clock: one that waited for a bridge must not revive a dead worker.
-        """
+        """Skip old heartbeats: a receiver dates them by its own clock, and they must not revive dead workers."""
         alive_since = time.time() - self.stale_after
         workers = [
             each.event for each in heard.sightings

@@ -37,7 +37,7 @@ BY_SCHEDULE, BY_DEMAND = "HOWL_BURST_SCHEDULE", "HOWL_BURST_WHEN"
 
 
 def starter_of(settings: Settings) -> "Starter | None":
-    """Return the starter; None if nothing is configured or GitHub is not. Raises SettingsError."""
+    """Return the starter if it has anything to do and can do it; raises SettingsError."""
     starter = Starter(settings)
     if not (starter.schedule or starter.demand):
         return None
@@ -127,7 +127,7 @@ class Starter:
             logger.info("%s (%s) started burst %s, run %s.", why, which, started.burst_id, started.run_id)
 
     def _id(self, *words: str) -> str:
-        """Return a burst id that is the same for every server of this installation, and for no other's."""
+        """Return an id that is the same for every server of this installation only."""
         with session(self.settings.database()) as opened:
             place = (records.installation(opened), str(self.settings.github_repository), self.settings.subject_prefix)
         return uuid.uuid5(uuid.NAMESPACE_URL, "\n".join((*place, *words))).hex

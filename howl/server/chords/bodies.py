@@ -100,7 +100,7 @@ def _submit(chord: Chord, opened: Session, app: Celery, reach: Reach, expired: C
 
 
 def _publish(body: Any, values: Any, *, replaces: bool) -> Failure | None:
-    """Publish the body; return why that is impossible, or None if it succeeded."""
+    """Publish the body, or return why that failed."""
     try:
         # A replacement inherits the task's in-flight mark, because of which it would not be pushed.
         with nullcontext() if replaces else publishing_once():
@@ -111,7 +111,7 @@ def _publish(body: Any, values: Any, *, replaces: bool) -> Failure | None:
 
 
 def _why_not(chord: Chord, document: dict[str, Any], opened: Session, reach: Reach) -> Failure | None:
-    """Return why there are no values for the body; None if there are."""
+    """Return why the body gets no values, or None."""
     # One pass that returns no rows of parts: there may be a hundred thousand.
     failures = func.min(Task.task_id).filter(Task.status != "succeeded")
     whose = select(Task.redis_user, Task.queue, func.min(Task.task_id), failures, func.sum(_size()))

@@ -143,7 +143,7 @@ def expire(settings: Settings, app: Celery) -> None:
 
 
 def _wake(opened: Session, condition: ColumnElement[bool]) -> None:
-    """Schedule a check of chords, except of those being checked now, whose check sees what has ended meanwhile."""
+    """Schedule checks, except of chords being checked now: that check sees what ended meanwhile."""
     found = select(Chord.chord_id).where(_waits(), condition).order_by(Chord.chord_id).with_for_update(skip_locked=True)
     opened.execute(
         update(Chord).where(Chord.chord_id.in_(found)).values(waits_for=None),
@@ -153,7 +153,7 @@ def _wake(opened: Session, condition: ColumnElement[bool]) -> None:
 
 
 def _awake() -> Select[Any]:
-    """Select chords to check, one per user in rotation, so that one user's thousands hold up no other's chord."""
+    """Select one chord per user in rotation: one user's thousands hold up no other's."""
     place = func.row_number().over(partition_by=Chord.redis_user, order_by=Chord.chord_id)
     return select(Chord.chord_id).where(_waits(), Chord.waits_for.is_(None)).order_by(place).limit(AT_ONCE)
 
@@ -167,7 +167,7 @@ def _waits_in_vain() -> ColumnElement[bool]:
 
 
 def _look_at(chord_id: int, opened: Session, settings: Settings, app: Celery, until: float) -> bool:
-    """Check a chord; return whether it may be checked again before maintenance's next round."""
+    """Return whether it may be checked again before maintenance's next round."""
     chord, done = _taken(chord_id, opened), True
     if chord is not None and _all_ended(chord, opened, until):
         done = _deal_with(chord, opened, settings, app)
@@ -184,10 +184,7 @@ def _taken(chord_id: int, opened: Session) -> Chord | None:
 
 
 def _all_ended(chord: Chord, opened: Session, until: float) -> bool:
-    """Return whether all parts have ended, going on where the last check stopped.
-
-    Records the first part that has not ended, or how far this check has come.
-    """
+    """Go on from where the last check stopped; note the first part that has not ended, or how far this one came."""
     portion, open_part = FIRST_PORTION, None
     while open_part is None and chord.ended < chord.size and time.monotonic() < until:
         parts = opened.scalar(select(Chord.parts[chord.ended + 1 : chord.ended + portion]).where(_is(chord))) or []
@@ -214,9 +211,9 @@ def _row(chord: Chord) -> Any:
 def _deal_with(
     chord: Chord, opened: Session, settings: Settings, app: Celery, expired: ChordExpired | None = None
 ) -> bool:
-    """Submit the chord's body or set it aside; return False if maintenance is to try again in its next round.
+    """Submit its body or set it aside; False: maintenance tries again in its next round.
 
-    Its documents come from a worker, which may have written anything: an error in them must not hold up other chords.
+    Its documents come from a worker, which may have written anything: an error in them holds up no other.
     """
     try:
         with opened.begin_nested():
@@ -255,5 +252,5 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _texts(ids: Iterable[str]) -> Any:
-    """Return the ids as a single parameter, however many they are: PostgreSQL accepts 65,535 parameters."""
+    """Make ids one parameter, for PostgreSQL accepts only 65,535."""
     return cast(sorted(set(ids)), ARRAY(Text))

@@ -46,7 +46,7 @@ class Failure:
 
 
 def is_part_of(chord: Chord) -> ColumnElement[bool]:
-    """Return the condition that a task is a part of the chord."""
+    """Match tasks that are parts of the chord."""
     return Task.task_id.in_(select(func.unnest(Chord.parts)).where(Chord.chord_id == chord.chord_id))
 
 
@@ -95,10 +95,7 @@ def fail(chord: Chord, document: dict[str, Any], failure: Failure, opened: Sessi
 
 
 def _last(body: Any, app: Celery) -> Any:
-    """Return the task as which a body ends: a chord ends as its own body does.
-
-    Celery would leave that pending, and its callbacks uncalled.
-    """
+    """Return what a body ends as: a chord as its own body, which Celery leaves pending, its callbacks uncalled."""
     while isinstance(body, celery_chord):
         inner = maybe_signature(body.body, app=app)
         for name in ("link_error", "chain"):
@@ -109,7 +106,7 @@ def _last(body: Any, app: Celery) -> Any:
 
 
 def _called_within(chord: Chord, opened: Session) -> dict[str, str]:
-    """Return ids of calls made when chords among the parts failed, by the part of the id that names the signature.
+    """Return ids of calls made when chords among the parts failed, by the signature of what was called.
 
     `chord.on_error` links a callback to those as well, and it is called once: with Celery, the outer one never ends.
     """

@@ -156,13 +156,13 @@ class Keeper:
         scripts.load_all(self.redis)
 
     def put_back(self) -> None:
-        """Return messages of dead owners, and parked messages nearly due, to their queues."""
+        """Put messages of dead owners, and parked messages nearly due, back on their queues."""
         lease_reaper.put_back_what_the_dead_held(self.redis, self.settings)
         self.names.look(self.redis, self.settings)
         lease_reaper.feed_what_is_due(self.redis, self.settings)
 
     def offer_unknown(self) -> None:
-        """Return tasks unknown to the worker that took them to their queue, for workers that know them."""
+        """Put tasks unknown to the worker that took them back on their queue, for workers that know them."""
         unknown_tasks.put_back(self.redis, self.settings)
 
     def submit_bodies(self) -> None:

@@ -1,4 +1,4 @@
-"""Return claims of dead owners to their queues, in order, and parked messages when they are nearly due.
+"""Put claims of dead owners back on their queues, in order, and parked messages when they are nearly due.
 
 Each user's workers write this data themselves and may write anything: messages that they could not push are set aside,
 and an invalid namespace holds up no other.
@@ -30,18 +30,18 @@ logger = logging.getLogger(__name__)
 
 #: Number of times a message's run may die or be broken off, and that it may be returned unstarted, before it is dead.
 DEATHS, HAND_BACKS = 5, 50
-#: Maximum messages that one script call returns, of claims and of parked messages.
+#: Maximum claims, and parked messages, that one script call puts back.
 AT_ONCE = 500
 #: The end of a tag; a worker may write other tags.
 ORDER = re.compile(rb":(\d{1,15}):(\d{1,15})$")
 BEGAN = b"began:"
-#: Maximum portions returned in one round, of one namespace's parked tasks and of one owner's claims.
+#: Maximum portions put back in one round, of a namespace's parked tasks and of an owner's claims.
 FEEDINGS = 100
 #: Maximum bytes of an owner's name that are shown.
 NAMED = 255
 #: Maximum messages kept of those set aside.
 UNREADABLE_KEPT = 1000
-#: Seconds before it is due at which a parked task is returned; a worker holds it for the rest.
+#: Seconds before it is due at which a parked task is put back; a worker holds it for the rest.
 AHEAD = 30
 #: Key of granted deadlines by owner, and its field that names the Redis run in which they were granted.
 GRANTED, LIFE = "_granted", b"redis"
@@ -54,8 +54,7 @@ NOT_REACHED, NO_LIST = "it does not reach", "that is no list"
 def grant_one_more_lease(client: Any, settings: Settings) -> None:
     """Extend every lease once after Redis was away, when nobody could renew; raises redis's errors.
 
-    An owner that has not renewed since its last grant gets no other, however often the server starts, unless Redis
-    restarted: it is dead.
+    An owner that has not renewed since its last grant is dead, however often the server starts, unless Redis did.
     """
     seconds, _ = client.time()
     until = (seconds + settings.lease) * 1000
@@ -155,7 +154,7 @@ def _by_name(owners: Iterable[bytes]) -> dict[bytes, tuple[bytes, ...]]:
 
 
 def put_back_what_the_dead_held(client: Any, settings: Settings) -> None:
-    """Return the claims of every owner whose lease expired to their queues; raises redis's errors."""
+    """Put back the claims of owners whose leases expired; raises redis's errors."""
     seconds, microseconds = client.time()
     now = seconds * 1000 + microseconds // 1000
 
@@ -173,12 +172,12 @@ def put_back_what_the_dead_held(client: Any, settings: Settings) -> None:
 
 
 def feed_what_is_due(client: Any, settings: Settings) -> None:
-    """Return parked tasks that are nearly due to their queues; raises redis's errors."""
+    """Put back parked tasks that are nearly due; raises redis's errors."""
     in_every_area(client, settings, lambda namespace: _feed(client, settings, namespace))
 
 
 def in_every_area(client: Any, settings: Settings, duty: Callable[[Namespace], Any]) -> None:
-    """Run the duty in each namespace; an error in one is reported and affects no other. Raises redis's errors."""
+    """Run the duty in each namespace; an error in one is reported, and stops no other. Raises redis's errors."""
     for namespace in all_namespaces(client, settings):
         try:
             duty(namespace)
@@ -211,7 +210,7 @@ def _feed(client: Any, settings: Settings, namespace: Namespace) -> None:
 
 
 def _lists_let_through(client: Any, settings: Settings, namespace: Namespace) -> tuple[int, list[str | bytes]]:
-    """Return for unpark.lua how many of the messages due first to return, and to which lists; set the rest aside."""
+    """Return for unpark.lua how many of those due first to put back, and on which lists; set the rest aside."""
     near = (client.time()[0] + AHEAD) * 1000
     limits = bounded_reads.MESSAGES._replace(members=AT_ONCE)
     due = bounded_reads.scores(client, settings, namespace, "parked", limits, highest=near)
@@ -245,7 +244,7 @@ def _tell_of_its_end(client: Any, settings: Settings, namespace: Namespace, kind
 
 
 def _put_back(client: Any, settings: Settings, namespace: Namespace, owner: bytes) -> None:
-    """Return an owner's claims to their queues, in portions that fit into memory."""
+    """Put back an owner's claims in portions that fit into memory."""
     moved, refused = 0, False
     for _ in range(FEEDINGS):
         held = bounded_reads.fields(client, settings, namespace, b"claims:" + owner, bounded_reads.MESSAGES)
@@ -294,7 +293,7 @@ def _put_portion_back(
 
 
 def _deaths(client: Any, settings: Settings, namespace: Namespace) -> dict[bytes, bytes]:
-    """Return counters by what they count; delete those that are no numbers, since the script could not add to them."""
+    """Return counters by what they count; delete those that are no numbers: the script could not add to them."""
     found = bounded_reads.fields(client, settings, namespace, "deaths")
     spoilt = {name for name, count in found.items() if count != b"%d" % bounded_reads.number(count)}
     if spoilt:
@@ -310,7 +309,7 @@ def fault_of_list(client: Any, settings: Settings, namespace: Namespace, name: b
 
 
 def _may(client: Any, settings: Settings, namespace: Namespace, name: bytes) -> bool:
-    """Return whether messages of the namespace's user may go on this list; HOWL's own keys are never allowed."""
+    """Return whether the namespace's user's messages may go on this list, which is none of HOWL's own keys."""
     prefix = settings.key_prefix.encode()
     if not name.startswith(prefix) or fault_of(queue_of(name.removeprefix(prefix).decode(errors="replace"))):
         return False
@@ -337,7 +336,7 @@ def _words(deaths: dict[bytes, bytes], tag: bytes, held: dict[bytes, bytes], wor
 
 
 def _order(tag: bytes) -> tuple[int, int]:
-    """Return the sort key of a tag `owner:number:position`; the claim taken last is the largest."""
+    """Return a sort key for `owner:number:position`; the last taken is the largest."""
     numbers = ORDER.search(tag)
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 

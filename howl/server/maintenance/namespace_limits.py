@@ -37,7 +37,7 @@ ASIDE_BYTES = 64 << 20
 
 
 class NamespaceLimits:
-    """Enforces the memory limits of every user whose credential is not the server's own."""
+    """Limits every user whose credential is not the server's own."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -59,7 +59,7 @@ class NamespaceLimits:
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, no secret
 
     def look(self) -> None:
-        """Check Redis's memory, and users' shares if needed: nobody is over a limit that all together are below."""
+        """Check memory; nobody exceeds a limit that all together keep."""
         self._busy = False
         memory = self.redis.info("memory")
         used, most = int(memory["used_memory"]), int(memory.get("maxmemory", 0))
@@ -118,7 +118,7 @@ class NamespaceLimits:
                 self._tell(namespace.user, size, 0, int(TOO_MUCH * limit))
 
     def _look_at_keys(self, namespaces: list[Namespace], *, exact: bool) -> dict[str, int]:
-        """Return the approximate bytes of each user's keys, estimated from the keys examined."""
+        """Estimate the bytes of each user's keys from those examined."""
         words: list[Any] = []
         for namespace in namespaces:
             words += [namespace.root.removeprefix(self.settings.key_prefix), self._over.get(namespace.user, 0)]

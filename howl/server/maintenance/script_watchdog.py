@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two checks.
 PAUSE = 0.75
-#: Seconds to wait for an answer: by default, Redis does not answer for the first 5.
+#: Seconds to wait for an answer: by default, Redis does not answer for the first 5 of a script.
 PATIENCE = 15.0
 #: Seconds that a script may take to end once killed, and between two checks of whether it has.
 ENDING, LOOK = 5.0, 0.05
@@ -29,7 +29,7 @@ ENTRIES, SLOW = 20, 100_000
 
 
 class Watchdog:
-    """The part of `howl server` that stops blocking scripts, on its own connection."""
+    """A part of `howl server`, with its own connection."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -76,10 +76,7 @@ class Watchdog:
         self._said = why
 
     def _whose(self) -> str:
-        """Return a sentence on whose script it was.
-
-        Redis answers no query while a script runs; afterwards its slow log has the client's address.
-        """
+        """Name the script's user by its address in the slow log: Redis answers no query while a script runs."""
         try:
             slow = next(entry for entry in self.redis.slowlog_get(ENTRIES) if _is_slow_script(entry))
             address = str_if_bytes(slow["client_address"])
@@ -100,6 +97,6 @@ def _is_slow_script(entry: Any) -> bool:
 
 
 def _user_in(command: bytes) -> str | None:
-    """Return the user named in the command's keys: its connection may be gone."""
+    """Find the user in the keys: its connection may be gone."""
     found = re.search(rb"_by:([A-Za-z0-9_%-]{1,64}):", command)
     return found and found[1].decode()

@@ -1,7 +1,7 @@
-"""Return tasks unknown to the worker that took them to their queue, where another worker may know them.
+"""Put tasks unknown to the worker that took them back on their queue, while another worker may know them.
 
-Once all its workers have announced their tasks and none knows this one, the message is marked
-(howl.broker.message.NOBODY), and the worker that takes it next fails it as Celery does.
+Once all its workers have announced their tasks and none knows it, the message is marked (howl.broker.message.NOBODY):
+the worker that takes it next fails it as Celery does.
 """
 
 import logging
@@ -31,10 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def put_back(client: Any, settings: Settings) -> None:
-    """Return unknown tasks to their queues, once it is clear whether a worker knows them.
-
-    Raises redis's errors or DatabaseUnavailable.
-    """
+    """Put tasks back once it is clear whether a worker knows them; raises redis's errors or DatabaseUnavailable."""
     in_every_area(client, settings, lambda namespace: _put_back(client, settings, namespace))
 
 
@@ -59,9 +56,9 @@ def _offer(client: Any, settings: Settings, namespace: Namespace, claim: bytes, 
 
 
 def _is_known(client: Any, settings: Settings, opened: Session, name: bytes, message: bytes) -> bool | None:
-    """Return whether a living worker of the queue knows the task; None if there is none or one has not announced.
+    """Return whether a living worker of the queue knows the task; None if there is none, or one has yet to say.
 
-    A message that cannot be read as a task is unknown to all.
+    A message that cannot be read as a task is unknown.
     """
     try:
         task = str(task_headers(parse(message, PARSED_BYTES))["task"])

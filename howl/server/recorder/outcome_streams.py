@@ -75,7 +75,7 @@ class Collected(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """An entry that is not recorded, the reason, and the outcome that replaces it, if any."""
+    """An entry that is not recorded, why, and what replaces it."""
 
     entry_id: bytes
     document: bytes
@@ -85,7 +85,7 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class Received:
-    """An entry of the stream; its id is the time at which Redis received it, by the server's clock."""
+    """An entry of the stream; its id is when Redis received it, by the server's clock."""
 
     entry_id: str
     entry: Entry
@@ -152,10 +152,9 @@ class OutcomeStream:
         self._paused[stream] = time.monotonic() + seconds
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """Yield batches, one per stream in rotation: first what an earlier process left unconfirmed, then new entries.
+        """Yield a batch per stream in rotation: first what an earlier process left unconfirmed, then new entries.
 
-        The stream with the least data comes first: one user's outcomes may take a second to parse, and all others
-        would wait.
+        The smallest stream comes first: one user's outcomes may take a second to parse, and all others would wait.
         """
         self._after.clear()
         self._left.clear()
@@ -243,7 +242,7 @@ class OutcomeStream:
             self._given[stream] = entries[-1].entry_id.decode() if entries else "all"
 
     def _user(self, stream: str) -> str | None:
-        """Return the Redis user whose workers write the stream; None for a user with all rights."""
+        """Return the stream's Redis user; None for one with all rights."""
         user = self._areas[stream].user
         return None if user in (DEFAULT_USER, user_of(self.settings)) else user
 
@@ -279,10 +278,7 @@ class OutcomeStream:
             logger.error("%d more outcomes of %s %s.", len(refused) - LINES, stream, where)
 
     async def _has_room(self, together: Any, stream: str) -> bool:
-        """Execute the pipeline; return False if Redis is full.
-
-        A Redis filled by one user must not stop the recorder, which frees memory.
-        """
+        """Execute; return False if Redis is full, which must not stop the recorder: it frees memory."""
         try:
             await self._do(together.execute(), stream)
         except ResponseError as error:
@@ -309,7 +305,7 @@ class OutcomeStream:
         return next(iter(found[0][1].values()), b"") if found else b""
 
     async def _do(self, command: Awaitable[Any], stream: str) -> None:
-        """Await the command; one stream that its user has spoilt meanwhile must not stop the reading of others."""
+        """Await the command; a stream spoilt by its user must not stop the reading of others."""
         try:
             await command
         except ResponseError as error:
@@ -342,10 +338,7 @@ class OutcomeStream:
         return Batch(stream, received, entry_ids)
 
     def _read(self, given: Collected) -> Entry | Refused | None:
-        """Return the decoded entry; None if it no longer exists.
-
-        A task whose outcome is too large to be read has ended all the same.
-        """
+        """Decode an entry, if it still exists. A task whose outcome is too large to read has ended all the same."""
         if given.times == 0:
             return None
         if why := self._refusal(given):
@@ -356,7 +349,7 @@ class OutcomeStream:
             return Refused(given.entry_id, given.document, error.message)
 
     def _refusal(self, given: Collected) -> str | None:
-        """Return the reason not to parse the entry; None if it may be parsed."""
+        """Return why the entry must not be parsed, or None."""
         if given.size > self._entry_limit:
             return f"it has {given.size:,} bytes, and {self._entry_limit:,} are read"
         if given.needed > self._parsed_limit:
@@ -377,7 +370,7 @@ def _named(streams: list[str], told: list[Any]) -> Iterator[tuple[str, list[Any]
 
 
 def _end_of(beginning: bytes, why: str) -> Outcome | None:
-    """Return a failure for the task whose outcome begins like this; None unless it reports a task's end."""
+    """Return a failure of the task whose outcome begins like this, if it reports an end."""
     found = ENDED.match(beginning)
     if found is None:
         return None
@@ -386,7 +379,7 @@ def _end_of(beginning: bytes, why: str) -> Outcome | None:
 
 
 def _may_be_deep(document: bytes) -> bool:
-    """Return whether the document may be nested too deeply; only then are its values walked, which costs more."""
+    """Return whether the values must be walked for depth, which costs more."""
     return document.count(b"[") + document.count(b"{") >= NEST_LIMIT // 2
 
 

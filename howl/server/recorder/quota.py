@@ -1,7 +1,6 @@
-"""A rate limit on what one credential's workers may have recorded: a leaky bucket of HOWL_RECORD_LIMIT bytes per hour.
+"""A rate limit on what a credential's workers may have recorded: a leaky bucket of HOWL_RECORD_LIMIT bytes per hour.
 
-Its level is kept in PostgreSQL, in the transaction that writes what it counts, so neither a restart nor a second
-server starts a new one.
+Its level is in PostgreSQL, and is written with what it counts: a restart, or a second server, starts no new one.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Record outcomes as rows: each once, and never backwards, in whatever order and however often they arrive."""
+"""Record outcomes as rows: each once, never backwards, in whatever order and however often they arrive."""
 
 import asyncio
 import logging
@@ -91,7 +91,7 @@ class Recorder:
             await asyncio.sleep(PACE)
 
     async def _record_or_set_aside(self, batch: Batch) -> Recorded:
-        """Record the batch; if PostgreSQL refuses it, record entry by entry and set aside those refused."""
+        """Record the batch, or its entries one by one: one that PostgreSQL refuses must not hold up others."""
         try:
             return await asyncio.to_thread(self.record, batch.received)
         except REFUSED:
@@ -107,10 +107,7 @@ class Recorder:
             return done
 
     async def _set_aside(self, stream: str, item: Received, reason: str) -> None:
-        """Set an entry aside, and record the end of its task without its values.
-
-        The task has ended all the same: its callers must be told, and maintenance must not push it again.
-        """
+        """Set an entry aside but record its task's end: callers must know, and maintenance must not push it again."""
         if isinstance(item.entry, Outcome) and item.entry.is_final:
             try:
                 await asyncio.to_thread(self.record, [replace(item, entry=_without_its_values(item.entry, reason))])
@@ -132,7 +129,7 @@ class Recorder:
         return replace(batch, received=[item for item in batch.received if item.entry_id not in refused])
 
     def record(self, received: list[Received]) -> Recorded:
-        """Write one user's entries in one transaction; repeating it changes no row but the user's budget."""
+        """Write one user's entries in one transaction; repeating it changes only the budget."""
         with session(self.settings.database()) as opened:
             refused = self._refused(opened, received)
             self._write(opened, [item for item in received if item.entry_id not in refused])
@@ -143,7 +140,7 @@ class Recorder:
             return Recorded(chords.any_wait(opened), level, refused)
 
     def _refused(self, opened: Session, received: list[Received]) -> dict[str, str]:
-        """Return, by entry id, the reason for each entry that its user may not report."""
+        """Return by id, with reasons, entries that their user may not report."""
         user = received[0].user if received else None
         if user is None:
             return {}

@@ -44,7 +44,7 @@ def _task_rows(outcomes: list[tuple[Received, Outcome]]) -> list[dict[str, Any]]
 
 
 def _let_go_rows(outcomes: list[tuple[Received, Outcome]]) -> list[dict[str, Any]]:
-    """List tasks whose last run in this batch was broken off, each with its worker."""
+    """List tasks whose last run here was broken off, and their workers."""
     rows: dict[str, dict[str, Any]] = {}
     for _, outcome in outcomes:
         if outcome.state == REQUEUED:
@@ -55,7 +55,7 @@ def _let_go_rows(outcomes: list[tuple[Received, Outcome]]) -> list[dict[str, Any
 
 
 def _merge(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
-    """Merge two rows of a task: the newer one gives its state, values that only the older one has remain."""
+    """Merge two rows: the newer gives the state, what only the older knew remains."""
     if old is None:
         return new
     first, last = (old, new) if _supersedes(new, old) else (new, old)
@@ -127,7 +127,7 @@ def _task_row(item: Received, outcome: Outcome) -> dict[str, Any]:
 
 
 def _began(item: Received, outcome: Outcome) -> str | None:
-    """Return the start time; a short run is reported only at its end, and began its runtime before that."""
+    """Return the start: if only a short run's end is reported, that less its runtime."""
     if outcome.state == "STARTED":
         return item.at.isoformat()
     if outcome.runtime is None or not math.isfinite(outcome.runtime):
@@ -136,7 +136,7 @@ def _began(item: Received, outcome: Outcome) -> str | None:
 
 
 def _event_rows(received: list[Received]) -> Iterator[dict[str, Any]]:
-    """Yield event rows in the order in which the events happened."""
+    """Yield event rows in order of occurrence."""
     for item in received:
         if isinstance(item.entry, Outcome):
             yield _event_row(item, item.entry)
