@@ -1,1 +1,1 @@
-"""The persistent side: what keeps the record."""
+"""The server, which keeps the record."""

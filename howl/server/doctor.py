@@ -1,4 +1,4 @@
-"""What `howl doctor` asks of PostgreSQL."""
+"""The checks of `howl doctor` for PostgreSQL."""
 
 import asyncio
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from howl.server import migrate
 from howl.server.recorder import quota
 
 DEFAULT_PORT = 5432
-#: From this part of HOWL_RECORD_LIMIT on a credential is shown with a warning; and most that are shown.
+#: Fraction of HOWL_RECORD_LIMIT above which a credential is shown with a warning, and maximum items shown.
 NEAR, SHOWN = 0.8, 5
 
 USAGE = """
@@ -48,7 +48,7 @@ async def login_succeeds(visit: Visit) -> Answer:
 
 
 async def way_is_private(visit: Visit) -> Answer | None:
-    """Only within a machine, or encrypted."""
+    """Require a local or an encrypted connection."""
     if visit.is_here:
         return None
     if visit.client.pgconn.ssl_in_use:
@@ -82,7 +82,7 @@ async def role_is_modest(visit: Visit) -> Answer:
 
 
 async def budget_is_left(visit: Visit) -> Answer | None:
-    """Where bursts on GitHub are configured: whether this month leaves any minutes."""
+    """Check whether any minutes are left this month; None unless bursts on GitHub are configured."""
     if not visit.settings.github_repository:
         return None
     return judge_budget(await asyncio.to_thread(_sums, visit.settings))
@@ -101,16 +101,16 @@ def _sums(settings: Settings) -> dict[str, Any]:
 
 
 async def credentials_are_within_bounds(visit: Visit) -> Answer | None:
-    """How much of HOWL_RECORD_LIMIT each credential's workers use; None where none has told anything."""
+    """Check how much of HOWL_RECORD_LIMIT each credential's workers use; None if none has reported anything."""
     if not await _scalar(visit, HAS_USAGE):
-        return None  # an older version's tables: that has been said
+        return None  # an older version's tables, which is reported already
     limit = visit.settings.record_limit
     cursor = await visit.client.execute(USAGE, {"rate": limit / quota.HOUR})
     return judge_usage(await cursor.fetchall(), limit)
 
 
 def judge_usage(rows: Sequence[tuple[str, float, int]], limit: int) -> Answer | None:
-    """Of each credential, the greediest first: its name, the bytes it uses of the limit, the entries refused."""
+    """Judge rows, highest usage first, of a credential's name, used bytes of the limit and refused entries."""
     if not rows:
         return None
     greedy = [user for user, level, _ in rows if level > NEAR * limit]
@@ -130,7 +130,7 @@ def _used(user: str, level: float, refused: int, limit: int) -> str:
 
 
 async def chords_come_to_an_end(visit: Visit) -> Answer | None:
-    """How many wait, and whether any has waited in vain."""
+    """Check how many chords wait, and whether any has expired."""
     if not await _scalar(visit, HAS_USAGE):
         return None
     cursor = await visit.client.execute(CHORDS)
@@ -148,14 +148,14 @@ def judge_chords(waiting: int, parts: int, expired: int) -> Answer:
 
 
 async def files_are_there(visit: Visit) -> Answer | None:
-    """Whether any file is recorded whose content is at NATS no more, or never came there."""
+    """Check whether NATS lacks the content of any recorded file: lost, or never arrived."""
     if not await _scalar(visit, HAS_USAGE):
         return None
     return judge_files(await _scalar(visit, "SELECT count(*) FROM artifacts WHERE status = 'missing'"))
 
 
 def judge_files(missing: int) -> Answer | None:
-    """None where none is missing."""
+    """Return None if no file is missing."""
     if not missing:
         return None
     return beware(
@@ -165,7 +165,7 @@ def judge_files(missing: int) -> Answer | None:
 
 
 async def queues_are_served(visit: Visit) -> Answer | None:
-    """Whether tasks wait in queues from which no active worker takes any."""
+    """Check whether tasks wait in queues that no active worker serves."""
     if not await _scalar(visit, HAS_USAGE):
         return None
     unserved = await asyncio.to_thread(_queues_nobody_serves, visit.settings)
@@ -173,7 +173,7 @@ async def queues_are_served(visit: Visit) -> Answer | None:
 
 
 def judge_queues(unserved: Sequence[str], *, bursts_come: bool = False) -> Answer:
-    """By the queues in which tasks wait in vain, unless workers come by themselves."""
+    """Judge queues whose tasks no worker takes; only a warning if bursts start by themselves."""
     if not unserved:
         return well("no task waits where no worker takes any")
     more = f" and {len(unserved) - SHOWN:,} more" if len(unserved) > SHOWN else ""
@@ -188,11 +188,11 @@ def _queues_nobody_serves(settings: Settings) -> list[str]:
 
 
 def _queues_with_messages(settings: Settings) -> set[str]:
-    """What plain Celery published has no row before it starts."""
+    """Ask Redis: what plain Celery published has no row before it starts."""
     try:
         return {queue for queue, number in queues.waiting(settings).items() if number}
     except (NotConfigured, QueueUnavailable):
-        return set()  # which is told where Redis is looked at
+        return set()  # reported by the checks of Redis
 
 
 async def version_is_told(visit: Visit) -> Answer:

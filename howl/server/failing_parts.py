@@ -1,6 +1,6 @@
-"""Which parts of `howl server` keep ending, as `howl doctor` and the container's health check read it in Redis.
+"""Report in Redis which parts of `howl server` keep failing, for `howl doctor` and the container's health check.
 
-A word lasts as long as it is repeated: of a server that was killed nothing is told two minutes later.
+A report lasts only while it is repeated: two minutes after a server was killed, nothing is reported of it.
 """
 
 import json
@@ -16,20 +16,20 @@ from howl.doctor.failing_parts import AILING
 
 logger = logging.getLogger(__name__)
 
-#: Seconds within which Redis takes a word; a part waits for that before it starts again.
+#: Timeout in seconds for a report to Redis; a failed part waits for it before it starts again.
 PATIENCE = 2.0
-#: Seconds after which a hash that nobody writes to is gone.
+#: Seconds after the last write at which the hash expires.
 KEPT = 3600
-#: Characters of a reason that are kept.
+#: Maximum characters of a stored reason.
 REASON_LIMIT = 300
 
 
 class Board(NamedTuple):
-    """Where this server's parts say that they are ailing; a Redis that is away is no reason for them to end."""
+    """The hash in which this server's failing parts are reported; a Redis that is away makes no part fail."""
 
     client: Any
     key: str
-    #: Of this process: of two servers one may be well.
+    #: Id of this process: of two servers, one may work.
     server: str
 
     @classmethod
@@ -37,7 +37,7 @@ class Board(NamedTuple):
         return cls(redis_client(settings, timeout=PATIENCE), settings.key(AILING), secrets.token_hex(4))
 
     def tell(self, part: str, why: str, times: int) -> None:
-        """That a part has ended so many times without having been well in between, and why the last time."""
+        """Report that a part has failed so many times without working in between, and why the last time."""
         try:
             seconds, _ = self.client.time()
             told = {"part": part, "why": why[:REASON_LIMIT], "times": times, "at": seconds}
@@ -47,7 +47,7 @@ class Board(NamedTuple):
             logger.debug("That the %s is ailing cannot be told: %s.", part, error)
 
     def forget(self, part: str) -> None:
-        """It is well again, or has been told to stop."""
+        """Forget a part that works again or was told to stop."""
         try:
             self.client.hdel(self.key, f"{self.server} {part}")
         except redis.RedisError as error:

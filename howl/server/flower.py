@@ -1,4 +1,4 @@
-"""Flower as part of the house: nobody gets in without a password, and what it saw outlives its process."""
+"""Flower with HOWL's settings: nobody gets in without a password, and its state survives a restart."""
 
 import hmac
 import logging
@@ -27,49 +27,49 @@ from howl.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 
-#: What differs from Flower's own defaults, unless FLOWER_… or its options say otherwise.
+#: HOWL's defaults where they differ from Flower's; FLOWER_… variables and options override them.
 DEFAULTS = {
-    # HOWL's workers tell their events over NATS; Celery's own way costs a worker far away a round trip for each.
+    # HOWL's workers send their events over NATS; Celery's own way costs a distant worker a round trip for each.
     "enable_events": False,
-    # 100,000, Flower's own, take 600 MB, and each time 3 s to save, in which it answers nobody (measured).
+    # Flower's default of 100,000 takes 600 MB, and 3 s for each save, during which it answers nobody (measured).
     "max_tasks": 10_000,
-    # Milliseconds: what a killed Flower forgets.
+    # Milliseconds of state that a killed Flower loses.
     "state_save_interval": 60_000,
-    # Seconds after which a worker that is gone is forgotten: those here die young.
+    # Seconds after which a worker that is gone is forgotten: HOWL's workers are short-lived.
     "purge_offline_workers": 3600,
-    # Flower's own, and the result.
+    # Flower's default columns, and the result.
     "tasks_columns": "name,uuid,state,result,received,runtime,worker",
-    # Logging is configured by whoever starts this; tornado would add its own to it.
+    # Logging is configured by the caller; tornado would add its own handlers.
     "logging": "none",
 }
-#: Options that everybody on the machine would see in the list of processes.
+#: Options that everybody on the machine would see in the process list.
 SECRETS = ("basic_auth", "cookie_secret", "oauth2_secret")
-#: Seconds between two looks for workers to forget.
+#: Maximum seconds between two checks for workers to forget.
 LOOK = 60
-#: What Flower warns of four times at its start, and at each look at no workers.
+#: The warning that Flower logs four times at its start and when it inspects no workers.
 NOBODY_ANSWERS = "Inspect method %s failed"
-#: Events of HOWL's own, by which Celery would take a task for one in state LOG, even after its end.
+#: HOWL's own events, because of which Celery would show a task in state LOG, even after its end.
 NO_STATES = ("task-progress", "task-log")
 
 
 @dataclass(frozen=True, kw_only=True)
 class House:
-    """How Flower is kept; these win over Flower's own options, variables and configuration file."""
+    """Flower's settings under HOWL; they override Flower's own options, variables and configuration file."""
 
-    #: `user:password` of everybody who may log in, at least one.
+    #: `user:password` of each user who may log in, at least one.
     credentials: tuple[str, ...] = field(repr=False)
-    #: A folder that is Flower's alone.
+    #: A folder used by Flower alone.
     folder: Path
     address: str
-    #: 0: any that is free.
+    #: 0: any free port.
     port: int
-    #: Path that all addresses begin with, for a proxy; empty: none.
+    #: Path prefix of all addresses, for a proxy; empty: none.
     url_prefix: str = ""
-    #: Whether every button and every call that changes something is refused.
+    #: Whether to refuse every button and every call that changes something.
     read_only: bool = False
 
     def options(self) -> dict[str, Any]:
-        """The same, as Flower calls it."""
+        """Return them under Flower's option names."""
         return {
             "basic_auth": list(self.credentials),
             "persistent": True,
@@ -82,13 +82,13 @@ class House:
 
 
 def run(app: Celery, house: House, words: Sequence[str], when_up: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; `words` are more of Flower's own options, `when_up` is told the address.
+    """Serve until SIGINT or SIGTERM; `words` are more of Flower's own options, `when_up` is called with the address.
 
-    Raises SettingsError for an option that Flower does not know, or that it is not given this way, and when it cannot
+    Raises SettingsError for an option that Flower does not know or that may not be given this way, and if it cannot
     listen there.
     """
     _configure(house, words)
-    # What Flower keeps is a pickle: whoever can write to it runs code here.
+    # Flower keeps its state as a pickle: whoever can write to it runs code here.
     os.umask(0o077)
     house.folder.mkdir(parents=True, exist_ok=True)
     house.folder.chmod(0o700)
@@ -123,7 +123,7 @@ def _configure(house: House, words: Sequence[str]) -> None:
 
 
 def _read_options(words: Sequence[str]) -> None:
-    """As Flower does, but that what it does not know is refused, and no file of the current folder is run unasked."""
+    """Read options as Flower does, but refuse unknown ones, and run no file of the current folder unasked."""
     _set(DEFAULTS)
     command.apply_env_options()
     strangers = options.parse_command_line(["howl flower", *words])
@@ -173,7 +173,7 @@ class Guarded(Flower):
         return super().find_handler(request, **kwargs)
 
     def forget_the_dead(self) -> None:
-        """Flower's own option leaves them out of one page, and keeps them in all others and in its file."""
+        """Forget workers that are gone: Flower's own option only hides them on one page, and keeps them elsewhere."""
         state, latest = self.events.state, time.time() - self.options.purge_offline_workers
         for name in {*state.workers, *state.counter, *self.workers}:
             worker = state.workers.get(name)
@@ -182,11 +182,11 @@ class Guarded(Flower):
                     known.pop(name, None)
 
     def _last_sign(self, worker: Any, name: str) -> float:
-        """When it was heard of; 0 if it said goodbye and has not answered since Flower started."""
+        """Return when it was last heard of; 0 if it went offline and has not answered since Flower started."""
         return max([*(worker.heartbeats if worker else ()), self.workers.get(name, {}).get("timestamp", 0)])
 
     def _is_health_check(self, request: HTTPServerRequest) -> bool:
-        """A container asks itself."""
+        """Let a container check itself."""
         prefix = f"/{self.options.url_prefix}" if self.options.url_prefix else ""
         return request.path == f"{prefix}/healthcheck" and request.remote_ip in LOOPBACK_HOSTS
 
@@ -197,21 +197,21 @@ def _may_enter(request: HTTPServerRequest, credentials: Sequence[str]) -> bool:
         given = b64decode(encoded)
     except (NotBase64, ValueError):
         return False
-    return kind == "Basic" and any([hmac.compare_digest(known.encode(), given) for known in credentials])  # noqa: C419  # all of them: the time it takes tells nothing
+    return kind == "Basic" and any([hmac.compare_digest(known.encode(), given) for known in credentials])  # noqa: C419  # compare with all: the time taken reveals nothing
 
 
-@stream_request_body  # what a stranger sends is not kept
+@stream_request_body  # the body of an unauthenticated request is not kept
 class Doorkeeper(RequestHandler):
-    """Turns away."""
+    """Refuses requests."""
 
     def check_xsrf_cookie(self) -> None:
-        """Nothing is done here."""
+        """Do nothing: no action follows."""
 
     def prepare(self) -> None:
         self.set_status(401)
         self.set_header("WWW-Authenticate", 'Basic realm="flower"')
-        self.set_header("Connection", "close")  # as tornado does after an answer before the end of the question
+        self.set_header("Connection", "close")  # as tornado does when it answers before the end of the request
         self.finish("Log in as FLOWER_BASIC_AUTH says.\n")
 
     def data_received(self, chunk: bytes) -> None:
-        """Nobody reads it."""
+        """Discard the body."""

@@ -1,4 +1,4 @@
-"""Whether `howl server` does its work: asked by its container's health check, answered by exit status 0 or 1."""
+"""The container's health check of `howl server`: exits with status 0 or 1."""
 
 import sys
 from typing import Any
@@ -11,14 +11,14 @@ from howl.doctor.failing_parts import AILING, RECORDER, VITAL, Ailing, read
 from howl.doctor.failing_parts import silence as silence_of
 from howl.errors import HowlError, visible
 
-#: Seconds. The recorder looks for outcomes several times in one, unless PostgreSQL keeps it waiting.
+#: Maximum seconds since the recorder's last poll; it polls several times a second, unless PostgreSQL is slow.
 PATIENCE = 60
 
 
 def main() -> None:
-    """Exit 1, saying why, unless the recorder has lately asked Redis for outcomes and no vital part is ailing.
+    """Exit with status 1 and the reason unless the recorder has recently polled and no vital part is failing.
 
-    A line for each part that is ailing; without the other parts tasks still run and are recorded.
+    Prints a line for each failing part; without the parts that are not vital, tasks still run and are recorded.
     """
     try:
         settings = load_settings()
@@ -34,13 +34,16 @@ def main() -> None:
 
 
 def recorder_silence(settings: Settings) -> float:
-    """Seconds since the recorder last asked; raises NotConfigured, or redis.RedisError also where it never did."""
+    """Return the seconds since the recorder last polled.
+
+    Raises NotConfigured, or redis.RedisError, also if it never did.
+    """
     with redis_client(settings, timeout=5) as client:
         return silence_of(client.xinfo_consumers(settings.key("outcomes"), RECORDER))
 
 
 def ailing_parts(settings: Settings) -> list[Ailing]:
-    """Those that end again and again, the vital ones first; raises NotConfigured or redis.RedisError."""
+    """Return the parts that keep failing, vital ones first; raises NotConfigured or redis.RedisError."""
     with redis_client(settings, timeout=5) as opened:
         client: Any = opened
         return read(client.hvals(settings.key(AILING)), client.time()[0])

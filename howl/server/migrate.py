@@ -1,4 +1,4 @@
-"""Bringing the database to this version's tables, and asking whether it is there."""
+"""Migrate the database to this version's tables, and check whether it is current."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from howl.errors import DatabaseUnavailable
 
 
 def upgrade(url: str) -> None:
-    """Run the migrations that are missing; raises DatabaseUnavailable."""
+    """Run missing migrations; raises DatabaseUnavailable."""
     with session(url) as opened:  # one clear error if nobody answers
         found = revision(opened.connection())
     if found and not knows(found):
@@ -24,13 +24,13 @@ def upgrade(url: str) -> None:
 
 
 def require_current(url: str) -> None:
-    """Raise DatabaseUnavailable, saying what to run, unless the tables are of this version."""
+    """Raise DatabaseUnavailable, saying what to run, unless the tables match this version."""
     with session(url) as opened:
         require_current_on(opened.connection())
 
 
 def require_current_on(connection: Connection) -> str:
-    """The same within a transaction; returns the revision."""
+    """Do the same within a transaction; return the revision."""
     found, wanted = revision(connection), head()
     if found != wanted:
         raise DatabaseUnavailable(_other_than(found))
@@ -38,29 +38,29 @@ def require_current_on(connection: Connection) -> str:
 
 
 def _other_than(found: str | None) -> str:
-    """What to do about tables of another version than this one's."""
+    """Return what to do about tables of another version."""
     if found and not knows(found):
         return f"The database is at migration {found}, which this HOWL does not know: update HOWL on this machine."
     return f"The database is at migration {found or 'none'} and this HOWL needs {head()}: run `howl migrate`."
 
 
 def revision(connection: Connection) -> str | None:
-    """The migration that the database is at; None where none ever ran."""
+    """Return the database's current migration; None if none ever ran."""
     return MigrationContext.configure(connection).get_current_revision()
 
 
 def head() -> str:
-    """The newest migration that this version knows."""
+    """Return the newest migration that this version knows."""
     return str(_scripts().get_current_head())
 
 
 def knows(name: str) -> bool:
-    """Whether a migration of that name is one of this version's."""
+    """Return whether this version knows a migration of that name."""
     return name in {script.revision for script in _scripts().walk_revisions()}
 
 
 def start_over_at(name: str, connection: Connection) -> None:
-    """Make empty tables those of a revision, within the transaction under way; rows do not survive it."""
+    """Recreate empty tables at a revision, within the current transaction; existing rows are lost."""
     if revision(connection) == name:
         return
     config = _configuration_on(connection)
@@ -70,7 +70,7 @@ def start_over_at(name: str, connection: Connection) -> None:
 
 
 def upgrade_on(connection: Connection) -> None:
-    """Run the migrations that are missing within the transaction under way."""
+    """Run missing migrations within the current transaction."""
     command.upgrade(_configuration_on(connection), "head")
 
 
@@ -85,7 +85,7 @@ def _scripts() -> ScriptDirectory:
 
 
 def configuration(url: str) -> Config:
-    """Alembic's configuration for one database, wherever HOWL is installed."""
+    """Return Alembic's configuration for one database, wherever HOWL is installed."""
     package = Path(howl.__file__).parent
     folders = (package / "_alembic", package.parent / "alembic")  # a wheel, a checkout
     made = Config()

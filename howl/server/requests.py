@@ -1,4 +1,4 @@
-"""Workers' questions as the server takes them: a stream that holds a few of each credential, and gives out a few."""
+"""The stream of workers' questions to the server; it holds a few per credential, and a few are answered at a time."""
 
 import asyncio
 import logging
@@ -20,26 +20,26 @@ from howl.server_requests import ADDRESS, ANSWER_TO, LARGEST, LONGEST, MOST, str
 logger = logging.getLogger(__name__)
 
 KINDS = ("leave", "upload")
-#: Bytes of all that wait; questions of a kind that are being answered; how often one is given out, if its server dies.
+#: Maximum bytes of waiting questions; questions of a kind answered at a time; deliveries of one if its server dies.
 ROOM, AT_ONCE, DELIVERIES = 4 << 20, 32, 2
-#: Seconds between two lines about questions that are not answered.
+#: Seconds between two log lines about unanswered questions.
 QUIET = 1.0
-#: Seconds within which the same message id counts as a repetition: NATS keeps every id in memory for as long.
+#: Seconds within which a repeated message id counts as a duplicate: NATS keeps every id in memory for as long.
 REPETITION = 0.1
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a credential's worker asks."""
+    """A question from a credential's worker."""
 
     user: str
     data: bytes
-    #: Where its answers go: below that credential's inbox, whatever the question said.
+    #: Subject of its answers: below that credential's inbox, whatever the question says.
     address: str
 
 
 class Questions:
-    """Gives each question of a kind to `answer`, which sends what there is to say to its address."""
+    """Passes each question of a kind to `answer`, which sends its answers to the question's address."""
 
     def __init__(
         self, client: Client, settings: Settings, kind: str, answer: Callable[[Question], Awaitable[None]]
@@ -51,13 +51,13 @@ class Questions:
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def begin(self) -> None:
-        """Take questions from now on; raises NATS's errors."""
+        """Start taking questions; raises NATS's errors."""
         await self.be_there()
-        # Of several servers one is given each question.
+        # Each question goes to one of several servers.
         await self.client.subscribe(self._given(self.kind), queue="server", cb=self._take)
 
     async def be_there(self) -> None:
-        """Have the stream and its readers, which are kept in memory: a NATS that was started anew has neither."""
+        """Ensure that the stream and its consumers exist: they are in memory, so a restarted NATS has neither."""
         stream = self.client.jetstream()
         await stream.add_stream(
             StreamConfig(
@@ -84,7 +84,7 @@ class Questions:
         task.add_done_callback(self._under_way.discard)
 
     async def _treat(self, message: Msg) -> None:
-        """However it ends, the others are answered."""
+        """Answer one question; an error stops no other."""
         try:
             question = self._read(message)
             if question is not None:
@@ -94,7 +94,7 @@ class Questions:
                 self._next_line = time.monotonic() + QUIET
                 logger.warning("A question (%s) is not answered: %s.", message.subject, reason(error))
         finally:
-            with suppress(NatsError, OSError):  # it is given out once more then, and answered twice
+            with suppress(NatsError, OSError):  # it is then delivered again, and answered twice
                 await message.ack()
 
     def _read(self, message: Msg) -> Question | None:

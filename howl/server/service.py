@@ -1,4 +1,4 @@
-"""`howl server`: its parts, side by side until told to stop."""
+"""`howl server`: run all of its parts side by side until told to stop."""
 
 import asyncio
 import logging
@@ -25,17 +25,17 @@ from howl.server.supervision import Supervised, end
 
 logger = logging.getLogger(__name__)
 
-#: Threads that the parts share: more than they can all need at once, or one server that stands still would keep from
-#: the others what has nothing to do with it.
+#: Threads that the parts share: more than all can need at once, or one stalled server (Redis, NATS, PostgreSQL) would
+#: hold up parts that do not use it.
 THREADS = 32
 
 
 def main(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; raises QueueUnavailable or DatabaseUnavailable if it cannot begin."""
+    """Serve until SIGTERM or SIGINT; raises QueueUnavailable or DatabaseUnavailable if it cannot start."""
     require_redis(settings)
     require_current(settings.database())
     app = application(settings)
-    # Of all threads, in which the parts do their work, not of this one alone.
+    # For all threads, in which the parts do their work, not only for this one.
     app.set_default()
     app.loader.import_default_modules()
     with patient(SERVER_PATIENCE):
@@ -69,6 +69,6 @@ async def _serve(settings: Settings, app: Celery) -> None:
 
 
 async def _say_when_up(recorder: Recorder, parts: list[str]) -> None:
-    """Whoever reads this line may ask `howl doctor` at once, and it looks at when the recorder last asked Redis."""
+    """Log that the server is up once the recorder has polled, which `howl doctor` may check right after that line."""
     await recorder.outcomes.asked.wait()
     logger.info("HOWL's server is up: %s.", ", ".join(parts))

@@ -1,8 +1,8 @@
-"""What PostgreSQL cannot hold, made into what it can: decided once, here.
+"""Convert values that PostgreSQL cannot store; the rules are decided here, once.
 
 JSONB and text refuse NUL characters and lone surrogates (they become U+FFFD), JSON has no NaN and no infinities (they
-become the texts "NaN", "Infinity", "-Infinity"). So PostgreSQL can be asked about them; what was told stands beside it
-as text, for those who read the value.
+become the texts "NaN", "Infinity", "-Infinity"). So PostgreSQL can query them; the reported value is stored beside them
+as text, for those who read it.
 """
 
 import json
@@ -12,18 +12,18 @@ from typing import Any
 
 from howl.outcomes import UNSTORABLE
 
-#: Most levels of lists and objects within each other: what is stored must also be read, with Python's own limit.
+#: Maximum levels of nested lists and objects: a stored value must also be read, within Python's own recursion limit.
 NEST_LIMIT = 200
-#: Floats from here on are written with an exponent, and by JSONB without: they would be read as whole numbers.
+#: Floats from here on are written with an exponent, but by JSONB without: they would be read back as whole numbers.
 WHOLE = 1e16
-#: NUL, or half a character: so JSON writes them, and whole characters of two halves as well.
+#: JSON escapes of NUL and of surrogates, including pairs that form a valid character.
 SUSPICIOUS = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
 
 
 def storable(value: Any, levels: int = NEST_LIMIT) -> Any:
-    """The value, or its like that PostgreSQL can hold; raises RecursionError for more levels than that.
+    """Return the value in a form that PostgreSQL can store; raises RecursionError beyond `levels` levels.
 
-    Lists and objects are changed where they are: a copy would take as much memory again.
+    Lists and objects are changed in place: a copy would take as much memory again.
     """
     if levels == 0:
         raise RecursionError(f"it is nested more than {NEST_LIMIT} levels deep")
@@ -43,7 +43,7 @@ def storable(value: Any, levels: int = NEST_LIMIT) -> Any:
 
 
 def as_json(rows: list[dict[str, Any]]) -> str:
-    """Most rows hold nothing that PostgreSQL cannot: a look at their text is cheaper than a walk through them."""
+    """Return rows as storable JSON: most need no conversion, and searching the text is cheaper than walking them."""
     try:
         written = json.dumps(rows, allow_nan=False)
     except ValueError:
@@ -52,13 +52,13 @@ def as_json(rows: list[dict[str, Any]]) -> str:
 
 
 def exact(values: dict[str, Any]) -> str | None:
-    """Those of the values, as a JSON object, that JSONB would not give back as they are; None if there are none."""
+    """Return, as a JSON object, the values that JSONB would not return unchanged; None if there are none."""
     changed = {name: value for name, value in values.items() if value is not None and _is_changed(value)}
     return json.dumps(changed) if changed else None
 
 
 def _is_changed(value: Any) -> bool:
-    """JSONB sorts keys, writes large floats out as whole numbers, and has no -0.0; see above for the rest."""
+    """Return whether JSONB changes it: it sorts keys, writes large floats as whole, has no -0.0; see also above."""
     if isinstance(value, str):
         return bool(UNSTORABLE.search(value))
     if isinstance(value, float):
@@ -71,6 +71,6 @@ def _is_changed(value: Any) -> bool:
 
 
 def _place(key: str) -> tuple[int, bytes]:
-    """By which JSONB sorts an object's keys."""
+    """Order keys of an object as JSONB does."""
     written = key.encode(errors="surrogatepass")
     return len(written), written

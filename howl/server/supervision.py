@@ -1,4 +1,4 @@
-"""A part of `howl server` runs until it is told to stop: whatever ends it, it starts again, and the others go on."""
+"""Supervise the parts of `howl server`: a part that ends, for whatever reason, restarts, and the others go on."""
 
 import asyncio
 import logging
@@ -15,26 +15,26 @@ from howl.server.failing_parts import Board
 
 logger = logging.getLogger(__name__)
 
-#: What a part may meet when a neighbour is away; anything else is told of with its traceback.
+#: Errors expected when another server is away; anything else is logged with its traceback.
 PASSING = (HowlError, redis.RedisError, NatsError, OperationalError, OSError, TimeoutError)
-#: Seconds before a part is run again, at first and at most.
+#: Seconds before a part is restarted, at first and at most.
 FIRST_WAIT, LAST_WAIT = 0.5, 10.0
-#: Seconds that a part has to run to count as well: longer than any that it waits for a server that does not answer.
+#: Seconds for which a part must run to count as working: longer than it waits for any server that does not answer.
 WELL = 20.0
-#: Seconds for the parts to end, before they are told again, and how often they are.
+#: Seconds to wait for cancelled parts to end before they are cancelled again, and the number of attempts.
 PATIENCE, ATTEMPTS = 1.0, 20
 
 
 class Supervised:
-    """A part that is run again, after longer and longer waits, whatever it ends with."""
+    """A part that is restarted, with growing delays, however it ends."""
 
     def __init__(self, name: str, part: Callable[[], Awaitable[None]], board: Board) -> None:
         self.name, self.part, self.board = name, part, board
-        #: Times that it has ended since it was last well, and what was said of that last.
+        #: Times that it has ended since it last worked, and the reason last logged.
         self.times, self._said = 0, ""
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         loop, wait = asyncio.get_running_loop(), FIRST_WAIT
         try:
             while True:
@@ -55,8 +55,8 @@ class Supervised:
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-            await self._note(error)  # a library's own, which would end this part without a word
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is no other part's
+            await self._note(error)  # raised within a library; it would end this part silently
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it must not affect other parts
             await self._note(error)
         else:
             await self._note(None)
@@ -71,7 +71,7 @@ class Supervised:
             await asyncio.to_thread(self.board.forget, self.name)
 
     async def _note(self, error: BaseException | None) -> None:
-        """Why it ended is said once, and told to who asks for as long as it goes on."""
+        """Log why the part ended, once per reason, and report it for as long as it goes on."""
         self.times += 1
         foreseen = error is None or isinstance(error, PASSING)
         why = "it came to an end by itself" if error is None else reason(error)
@@ -84,7 +84,7 @@ class Supervised:
 
 
 async def end(running: Collection[asyncio.Task[None]]) -> None:
-    """Cancel until it is heard: nats-py, closing while it connects again, keeps a cancellation to itself."""
+    """Cancel tasks until they end: nats-py, closing while it reconnects, swallows a cancellation."""
     for _ in range(ATTEMPTS):
         for task in running:
             task.cancel()

@@ -1,1 +1,1 @@
-"""Files that tasks leave: their rows, room for them, their uploads, and how long they are kept."""
+"""Artifacts on the server's side: rows, quota, uploads and retention."""

@@ -1,4 +1,4 @@
-"""Rows of the files that tasks left behind: written with outcomes, looked after by the curator."""
+"""Rows of artifacts, the files that tasks left: written with outcomes, managed by the curator."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from howl.server_requests import pieces_of
 
 
 def record(opened: Session, told: list[tuple[ArtifactKept, datetime]], settings: Settings) -> None:
-    """Write down what workers told of, each with the moment Redis took it; repeating it changes nothing.
+    """Record reported files, each with the time Redis received the report; repeating it changes nothing.
 
     A task's file replaces an earlier one of its name.
     """
@@ -25,16 +25,16 @@ def record(opened: Session, told: list[tuple[ArtifactKept, datetime]], settings:
     for artifact, at in told:
         row = _row(artifact, at, settings)
         key = artifact.task_id, artifact.name
-        # One row a file: an upsert may touch a row but once.
+        # One row per file: an upsert may touch a row only once.
         if key not in newest or _replaces(row, newest[key]):
             newest[key] = row
     if newest:
-        # One order for all, so that no two transactions deadlock.
+        # In one global order, so that no two transactions deadlock.
         opened.execute(text(UPSERT), {"rows": json.dumps([newest[key] for key in sorted(newest)], default=_iso)})
 
 
 def _replaces(row: dict[str, Any], earlier: dict[str, Any]) -> bool:
-    """The rule of the upsert below, for two rows of one batch."""
+    """Apply the rule of the upsert below to two rows of one batch."""
     return bool(row["attempt"] >= earlier["attempt"] or row["created_at"] > earlier["created_at"])
 
 
@@ -43,7 +43,7 @@ def _iso(moment: datetime) -> str:
 
 
 def _row(artifact: ArtifactKept, at: datetime, settings: Settings) -> dict[str, Any]:
-    # The worker's clock orders two attempts on one machine or two; it may not say what has yet to come.
+    # The worker's clock orders attempts, on one machine or two; a time in the future is not accepted.
     created = min(datetime.fromisoformat(artifact.at), at)
     return {
         "artifact_id": artifact.artifact_id,
@@ -61,18 +61,18 @@ def _row(artifact: ArtifactKept, at: datetime, settings: Settings) -> dict[str, 
 
 
 def arriving(opened: Session, limit: int) -> list[Artifact]:
-    """Rows whose object nobody has looked for, the oldest first."""
+    """Return rows whose object has not been checked for yet, oldest first."""
     question = select(Artifact).where(Artifact.status == "arriving").order_by(Artifact.created_at).limit(limit)
     return list(opened.scalars(question))
 
 
 def note(opened: Session, artifact_id: str, status: str) -> None:
-    """Say what was found, unless the row stands for another object by now."""
+    """Set the row's status, unless the row describes another object by now."""
     opened.execute(update(Artifact).where(Artifact.artifact_id == artifact_id).values(status=status))
 
 
 class Doubt(NamedTuple):
-    """A row that says otherwise of its object than a list of the bucket does; its columns as they are named there."""
+    """A row that contradicts a listing of the bucket; its fields are named like the columns."""
 
     artifact_id: str
     size: int
@@ -81,31 +81,31 @@ class Doubt(NamedTuple):
 
 
 def doubtful(opened: Session, whole: Mapping[str, int]) -> list[Doubt]:
-    """Rows that are `kept`, and not among the objects that are `whole`, or the other way; these with their pieces."""
+    """Return rows that are `kept` without an object in `whole`, or `missing` with one; it gives their pieces."""
     columns = (Artifact.artifact_id, Artifact.size, Artifact.sha256, Artifact.status)
     rows = opened.execute(select(*columns).where(Artifact.status.in_(("kept", "missing"))))
     return [row for row in map(Doubt._make, rows.yield_per(1000)) if _is_there(row, whole) != (row.status == "kept")]
 
 
 def _is_there(row: Doubt, whole: Mapping[str, int]) -> bool:
-    # What is empty has a piece, or none.
+    # An empty file has one piece or none.
     return row.artifact_id in whole and (not row.size or whole[row.artifact_id] == pieces_of(row.size))
 
 
 def which(opened: Session) -> tuple[Any, ...]:
-    """What differs once PostgreSQL, its database or the table is another: one that was restored, or began anew."""
+    """Return values that change once PostgreSQL, its database or the table is another: restored, or started anew."""
     return tuple(opened.execute(text(WHICH)).one())
 
 
 def take_expired(opened: Session, limit: int) -> list[str]:
-    """Delete rows whose time is over, and return their objects."""
+    """Delete expired rows, and return the names of their objects."""
     due = select(Artifact.artifact_id).where(Artifact.expires_at < func.now()).order_by(Artifact.expires_at)
     gone = delete(Artifact).where(Artifact.artifact_id.in_(due.limit(limit))).returning(Artifact.artifact_id)
     return list(opened.scalars(gone))
 
 
 def sizes(opened: Session, names: list[str]) -> dict[str, int | None]:
-    """Bytes of those of the objects that a row speaks of; None where nobody has seen that it is right."""
+    """Return the size in bytes of each object that has a row; None if its content has not been verified."""
     question = select(Artifact.artifact_id, Artifact.size, Artifact.status)
     known = opened.execute(question.where(Artifact.artifact_id == any_(cast(names, ARRAY(Text)))))
     return {row.artifact_id: row.size if row.status == "kept" else None for row in known}
@@ -122,7 +122,7 @@ _TYPES = {
     "expires_at": "timestamptz",
 }  # fmt: skip
 
-# What is told late of an earlier attempt, before the file of the later one, does not replace that.
+# A late report of an earlier attempt, with an older file, does not replace the later attempt's file.
 UPSERT = f"""
 INSERT INTO artifacts AS a ({", ".join(_TYPES)})
 SELECT {", ".join(_TYPES)}

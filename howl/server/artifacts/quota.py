@@ -1,7 +1,7 @@
-"""The room for files: what each worker credential has taken of it, so that none takes all.
+"""The quota for files: what each worker credential uses of the room, so that none takes all.
 
-What a credential was given a place for counts as if it were there, until it is known how much came. Nothing of this is
-kept: the bucket itself says what is in it.
+Upload places given to a credential count as used, until it is known how much arrived. None of this is stored: it is
+read back from the bucket itself.
 """
 
 import time
@@ -13,7 +13,7 @@ from howl.config import Settings
 from howl.connections.nats import user_token
 from howl.server_requests import PIECE_TIME, Refused, pieces_of
 
-#: Seconds after its last place was given in which a file's last piece and its end may still come.
+#: Seconds after a file's last place was given within which its last piece and its end may still arrive.
 LATEST = PIECE_TIME + 60.0
 
 BUSY = Refused(why="other files of this credential's are on their way, and take all its room", is_final=False)
@@ -21,22 +21,22 @@ BUSY = Refused(why="other files of this credential's are on their way, and take 
 
 @dataclass
 class Held:
-    """What a file takes, in bytes."""
+    """The room that a file takes, in bytes."""
 
     size: int
-    #: Places that were given since it is known how much came, and the monotonic second until which one may be used.
+    #: Places given since the size was last known, and the monotonic second until which they may be used.
     places: int = 0
     until: float = 0.0
-    #: Whether the server has described it: it takes no more pieces.
+    #: Whether the server has described it, so that it accepts no more pieces.
     is_whole: bool = False
 
     def taken(self, now: float) -> int:
-        """Also what may yet come."""
+        """Include pieces that may yet arrive."""
         return self.size + (self.places * PIECE if not self.is_whole or now < self.until else 0)
 
 
 class Room:
-    """Files by credential and id."""
+    """Files by credential and file id."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -44,12 +44,12 @@ class Room:
         self.files: dict[str, dict[str, Held]] = {}
 
     def give(self, user: str, artifact_id: str, size: int, pieces: int) -> Refused | None:
-        """Have so many more places for a file of `size` bytes; or why there are none."""
+        """Give more places for a file of `size` bytes, or return why there are none."""
         now, files = time.monotonic(), self.files.get(user, {})
         held = files.get(artifact_id) or Held(0)
         if held.is_whole or held.places + pieces > pieces_of(size):
             return Refused(why="the server knows another file of this id", is_final=False)
-        # Nobody shares a NATS that has one user.
+        # A NATS with a single user is not shared.
         share = 1 if user == self.own else self.settings.artifact_share
         room, count = int(share * self.settings.artifact_room), int(share * self.settings.artifact_count)
         if artifact_id not in files and len(files) >= count:
@@ -64,17 +64,17 @@ class Room:
         return None
 
     def end(self, user: str, artifact_id: str, size: int, pieces: int) -> None:
-        """It is known that a file is whole, and what of its places it used."""
+        """Note that a file is whole, and how many of its places it used."""
         held = self.files.setdefault(user, {}).setdefault(artifact_id, Held(0))
         held.size, held.places, held.is_whole = size, max(0, held.places - pieces), True
 
     def remove(self, artifact_id: str) -> None:
-        """The file is gone, whoever's it was."""
+        """Remove a file that is gone, whoever owned it."""
         for files in self.files.values():
             files.pop(artifact_id, None)
 
     def load(self, found: Mapping[tuple[str, str], Held]) -> None:
-        """What the bucket says; a file of which more is known, or that has places, stays as it is known."""
+        """Load files from the bucket's content; those with open places, and whole ones, stay as they are known."""
         now, known = time.monotonic(), self.files
         self.files = {}
         for user, files in known.items():

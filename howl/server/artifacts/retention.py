@@ -1,4 +1,4 @@
-"""The curator looks after the files that tasks left: makes room for them, sees that they are there, lets them go."""
+"""The curator manages the files that tasks left: it makes their bucket, checks that they are there, deletes them."""
 
 import asyncio
 import logging
@@ -28,36 +28,36 @@ from howl.server_requests import pieces_of
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two rounds, about, and most files looked at in one round of one duty.
+#: Approximate seconds between two rounds, and maximum files that a duty handles in one round.
 ROUND, AT_ONCE = 1.0, 200
-#: Seconds between two looks for objects that no row speaks of. The first is as long after the curator began: until
-#: then, what workers told while PostgreSQL was away is recorded.
+#: Seconds between two sweeps for objects without a row. The first comes as long after the curator started: by then,
+#: what workers reported while PostgreSQL was away is recorded.
 SWEEP = 600.0
-#: Seconds after its last piece that such an object remains, for its row may be on its way; and one that is not whole,
-#: to which by then no piece may be added.
+#: Seconds for which such an object stays after its last piece, since its row may be on its way; and for which one stays
+#: that is not whole: by then no piece may be added to it.
 STRAY_AGE, ABANDONED = 3600.0, 2 * LATEST
-#: Most lists of subjects that are read, one after another.
+#: Maximum pages of subjects that are read.
 PAGES = 20
-#: Seconds for which JetStream keeps an object longer than its row, if nobody deletes it.
+#: Seconds by which JetStream keeps an object longer than its row, if nobody deletes it.
 SLACK = 86_400.0
-#: JetStream's number for "there is a stream of that name, made differently".
+#: JetStream's error code for a stream that exists with another configuration.
 MADE_DIFFERENTLY = 10058
 ARTIFACT_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Curator:
-    """Runs its duties in rounds; each may be repeated at any time without harm."""
+    """Runs its duties in rounds; each duty may be repeated at any time without harm."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.bucket = store.bucket(settings.subject_prefix)
         self.room = Room(settings)
-        #: What bucket and table were when they were last compared, and the rows that did not agree then.
+        #: The identity of bucket and table when they were last compared, and the rows that did not agree.
         self.compared: tuple[Any, ...] | None = None
         self.doubtful: deque[artifact_rows.Doubt] = deque()
 
     async def run(self) -> None:
-        """Until cancelled; raises NATS's errors or DatabaseUnavailable, and loses nothing by being run again."""
+        """Run until cancelled. Raises NATS's errors or DatabaseUnavailable; running it again loses nothing."""
         client = await Connection().open(self.settings, "howl curator", lasting=True, error_cb=_complain)
         try:
             stream = client.jetstream()
@@ -80,10 +80,10 @@ class Curator:
             await client.close()
 
     async def make_bucket(self, stream: JetStreamContext) -> None:
-        """Have the bucket, with this server's limits.
+        """Create the bucket, or give it this server's limits.
 
-        Roll-ups, by which other clients replace an object, are off: one word with such a header deletes all others.
-        When the bucket is full, what is new is refused, and what is there stays.
+        Roll-ups, by which other clients replace an object, are off: one message with such a header deletes all others.
+        When the bucket is full, new content is refused, and existing content stays.
         """
         config = StreamConfig(
             name=store.stream_name(self.bucket),
@@ -104,7 +104,7 @@ class Curator:
             await stream.update_stream(config)
 
     async def have_all(self, stream: JetStreamContext) -> None:
-        """Have a bucket, and no file shown as kept that is not in it, whichever server lost or was given back what."""
+        """Ensure that the bucket exists and that all files shown as kept are in it, after any server's data loss."""
         found = await self._which(stream)
         if found != self.compared:
             await self.count(stream)
@@ -112,9 +112,9 @@ class Curator:
         await self.look_at_the_doubtful(stream)
 
     async def _which(self, stream: JetStreamContext) -> tuple[Any, ...]:
-        """What differs once the bucket is another, or emptied, or the table is another; a bucket is made where none is.
+        """Return values that change once the bucket or the table is another, or the bucket is empty.
 
-        This is asked each second: what else may be lost, a sweep finds.
+        A missing bucket is made. This runs every second; a sweep finds other losses.
         """
         name = store.stream_name(self.bucket)
         try:
@@ -126,7 +126,7 @@ class Curator:
         return info.created, info.state.messages == 0, *await asyncio.to_thread(self._ask, artifact_rows.which)
 
     async def look_at_the_doubtful(self, stream: JetStreamContext) -> None:
-        """Correct rows, some at a time, that say of their files what is so no more."""
+        """Correct rows, some at a time, that are wrong about their files."""
         changed: Counter[str] = Counter()
         for _ in range(min(AT_ONCE, len(self.doubtful))):
             row = self.doubtful.popleft()
@@ -140,7 +140,7 @@ class Curator:
             logger.warning("%d files that were shown otherwise are %s.", number, status)
 
     async def look_for_arrivals(self, stream: JetStreamContext) -> None:
-        """See whether JetStream has all of what workers told of."""
+        """Check whether JetStream has all of each newly reported file."""
         for row in await asyncio.to_thread(self._ask, partial(artifact_rows.arriving, limit=AT_ONCE)):
             found = await self._is_there(stream, row)
             status = "kept" if found else "missing"
@@ -159,7 +159,7 @@ class Curator:
         return sum((await self._subjects(stream, subject)).values())
 
     async def _subjects(self, stream: JetStreamContext, subject: str) -> dict[str, int]:
-        """How many messages there are, by subject; JetStream names so many at once."""
+        """Return the number of messages by subject, read in pages of JetStream's limit."""
         found: dict[str, int] = {}
         for _ in range(PAGES):
             page = await store.subjects(stream, self.bucket, subject, len(found))
@@ -169,14 +169,14 @@ class Curator:
         return found
 
     async def let_go(self, stream: JetStreamContext) -> None:
-        """Delete files whose time is over: first their rows, so that what is listed can be had."""
+        """Delete expired files, rows first, so that every listed file can be fetched."""
         for artifact_id in await asyncio.to_thread(self._ask, partial(artifact_rows.take_expired, limit=AT_ONCE)):
             await self._remove(stream, artifact_id)
 
     async def count(self, stream: JetStreamContext) -> dict[str, list[str]]:
-        """See what each credential has in the bucket, and which rows do not agree with it.
+        """Count what each credential has in the bucket, and find the rows that do not agree with it.
 
-        Returns subjects by file, by subject what belongs to none.
+        Returns subjects without a row, by file, or by subject if they belong to none.
         """
         found = await self._subjects(stream, f"$O.{self.bucket}.>")
         parts = {subject: _part(subject, self.bucket) for subject in found}
@@ -201,7 +201,7 @@ class Curator:
         return strays
 
     async def sweep(self, stream: JetStreamContext, age: float = STRAY_AGE) -> bool:
-        """Delete what no row speaks of: interrupted uploads, replaced files, those of tasks that were forgotten.
+        """Delete objects without a row: interrupted uploads, replaced files, files of deleted tasks.
 
         Returns whether that was all there is to delete now.
         """
@@ -213,7 +213,7 @@ class Curator:
             if deleted == AT_ONCE:
                 return False
             deleted += 1
-            if name in subjects:  # as another's tool left it
+            if name in subjects:  # left by some other tool
                 await stream.purge_stream(store.stream_name(self.bucket), subject=name)
             else:
                 await self._remove(stream, name)
@@ -224,7 +224,7 @@ class Curator:
         self.room.remove(artifact_id)
 
     async def _age(self, stream: JetStreamContext, subject: str) -> float:
-        """Seconds since something was last written there; none for what is gone."""
+        """Return the seconds since the subject was last written to; 0 if it is gone."""
         try:
             last = await stream.get_last_msg(store.stream_name(self.bucket), subject)
         except NotFoundError:
@@ -237,7 +237,7 @@ class Curator:
 
 
 class Part(NamedTuple):
-    """What a subject of the bucket holds: a file's description, or its pieces and whose they are."""
+    """The content of a subject of the bucket: a file's description, or its pieces and their user."""
 
     name: str
     user: str
@@ -245,7 +245,7 @@ class Part(NamedTuple):
 
 
 def _part(subject: str, bucket: str) -> Part | None:
-    """None for what is no part of a file that HOWL stores."""
+    """Return None for what is no part of a file that HOWL stores."""
     kind, *rest = subject.removeprefix(f"$O.{bucket}.").split(".")
     is_description = kind == "M" and len(rest) == 1
     if not is_description and not (kind == "C" and 1 <= len(rest) <= 2):
@@ -261,7 +261,7 @@ def _is_description(subject: str, bucket: str) -> bool:
 
 
 def _size(recorded: int | None, pieces: int) -> int:
-    """Of a file as it counts: what its row says, if so many pieces can be no more."""
+    """Return the bytes to count: those recorded, unless there are too many pieces."""
     if recorded is not None and pieces <= pieces_of(recorded):
         return recorded
     return pieces * store.PIECE

@@ -1,7 +1,7 @@
-"""Places for workers' files: how a piece gets into the bucket, and how a file becomes an object of NATS's store.
+"""Uploads of workers' files: how pieces get into the bucket, and how a file becomes an object of NATS's store.
 
-A worker may publish nowhere in the bucket. The server sends it messages that may be answered, each once, where a piece
-belongs; so the subjects are the server's to choose, and no byte passes through it.
+A worker may not publish in the bucket. The server sends it messages that it may answer, each once, where a piece
+belongs. So the server chooses the subjects, and no byte passes through it.
 """
 
 import json
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 OPTIONS = ObjectMetaOptions(max_chunk_size=store.PIECE)
 INCOMPLETE = Refused(why="not all of the file came", is_final=False)
-#: What JetStream publishes only where nothing is.
+#: Headers with which JetStream accepts a message only on an empty subject.
 FIRST = {"Nats-Expected-Last-Subject-Sequence": "0"}
 
 
 class Uploads:
-    """Answers workers who have a file to leave."""
+    """Answers workers' questions about files to upload."""
 
     def __init__(self, client: Client, settings: Settings, room: Room) -> None:
         self.client = client
@@ -38,7 +38,7 @@ class Uploads:
         self.room = room
 
     async def answer(self, question: Question) -> None:
-        """One question; raises UnreadableQuestion or NATS's errors."""
+        """Answer one question; raises UnreadableQuestion or NATS's errors."""
         asked = _read(question)
         if isinstance(asked, Whole):
             refused = await self._conclude(question.user, asked)
@@ -53,7 +53,7 @@ class Uploads:
             await self.client.publish(question.address, b"", place)
 
     async def _conclude(self, user: str, whole: Whole) -> Refused | None:
-        """Describe a file of which all is there; doing it again changes nothing."""
+        """Write the description of a file that is complete; repeating it changes nothing."""
         nuid = f"{user}.{whole.artifact_id}"
         found = await store.measure(self.stream, self.bucket, nuid, whole.pieces + 1)
         if found != (whole.pieces, whole.size):
@@ -65,7 +65,7 @@ class Uploads:
         subject = store.meta_subject(self.bucket, whole.artifact_id)
         try:
             await self.stream.publish(subject, store.description(info), headers=FIRST)
-        except APIError:  # it is described, or there is no room for that
+        except APIError:  # it is described already, or there is no room for that
             known = await store.describe(self.stream, self.bucket, whole.artifact_id)
             if known is None or (known.nuid, known.digest) != (nuid, whole.digest):
                 return Refused(why="the file cannot be described", is_final=False)

@@ -1,1 +1,1 @@
-"""What workers tell over NATS, for the record and for who watches."""
+"""The bridge: what workers report over NATS, recorded and shown live."""

@@ -1,7 +1,7 @@
-"""The bridge hears workers over NATS: who is there, and what their tasks are doing, for the record and for who watches.
+"""The bridge receives workers' events over NATS, records them and shows them live: presence, and progress of tasks.
 
-What it writes may be written twice without harm: a killed bridge is told again what it had not confirmed, and two
-bridges share the work.
+Everything it writes may be written twice without harm: a killed bridge receives again what it had not confirmed, and
+two bridges share the work.
 """
 
 import asyncio
@@ -27,16 +27,16 @@ from howl.server.recorder.quota import Budget
 
 logger = logging.getLogger(__name__)
 
-#: Seconds within which a Redis that is only shown things answers.
+#: Timeout in seconds for Redis, which is only used for live display here.
 ANSWER_TIMEOUT = 2
-#: Seconds until a Redis that was away is tried again, and between two lines about it.
+#: Seconds until an unavailable Redis is tried again, and between two log lines about it.
 TRY_AGAIN, SAY_AGAIN = 5.0, 60.0
-#: PostgreSQL, being well, does not take a message.
+#: Errors with which a working PostgreSQL refuses a message.
 REFUSED = (DataError, IntegrityError, OperationalError)
 
 
 class Bridge:
-    """Moves what workers say to where it is kept and where it is shown."""
+    """Moves workers' events to where they are kept and where they are shown."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -45,19 +45,19 @@ class Bridge:
         self.complain = events.Complaints()
         self.budget = Budget(settings)
         self.stream: EventStream | None = None
-        #: Monotonic second since which NATS is heard without a gap; None while it is not.
+        #: Monotonic second since which the connection to NATS has had no gap; None while there is none.
         self.hearing_since: float | None = None
-        #: Monotonic second at which the stream last had or took a message.
+        #: Monotonic second at which the stream last delivered or accepted a message.
         self.kept_at = 0.0
-        #: When NATS took the last message that is recorded.
+        #: Time at which NATS received the last recorded message.
         self.recorded_until = datetime.fromtimestamp(0, UTC)
-        #: Monotonic second of the next look for workers that fell silent.
+        #: Monotonic second of the next check for silent workers.
         self.next_look = 0.0
-        #: Monotonic seconds of the next try to show anything, and of the next line about a Redis that is away.
+        #: Monotonic seconds of the next try to show events, and of the next log line about an unavailable Redis.
         self.next_show, self.next_line = 0.0, 0.0
 
     async def run(self) -> None:
-        """Until cancelled; raises NATS's errors or DatabaseUnavailable, and misses nothing by being run again."""
+        """Run until cancelled. Raises NATS's errors or DatabaseUnavailable; running it again misses nothing."""
         client = await self._connect()
         try:
             stream = self.stream = EventStream(client, self.settings.subject_prefix)
@@ -80,7 +80,7 @@ class Bridge:
             self.redis.close()
 
     def take(self, letters: list[Letter]) -> None:
-        """Record what they say, then show it; repeating it changes no record. Raises DatabaseUnavailable."""
+        """Record the messages' events, then show them; repeating it changes no record. Raises DatabaseUnavailable."""
         if not letters:
             return
         heard = events.read(
@@ -89,13 +89,13 @@ class Bridge:
         try:
             self._record(heard)
         except REFUSED:
-            for letter in letters:  # one that PostgreSQL refuses must not hold up its neighbours
+            for letter in letters:  # one that PostgreSQL refuses must not hold up the others
                 self._record_or_drop(letter)
         self._show(heard)
 
     def mark_lost(self, until: datetime) -> None:
-        """Silence counts only while NATS is heard, and up to the moment of which it is known what workers said."""
-        since = self.hearing_since  # the loop may change it meanwhile
+        """Mark silent workers as lost. Silence counts only while NATS is connected, and only up to what is recorded."""
+        since = self.hearing_since  # the event loop may change it meanwhile
         if since is None or time.monotonic() - since < self.settings.lost_after:
             return
         with session(self.settings.database()) as opened:
@@ -111,12 +111,12 @@ class Bridge:
 
     def _record_or_drop(self, letter: Letter) -> None:
         try:
-            self._record(events.read([letter], lambda *_: None))  # what is wrong with it has been said
+            self._record(events.read([letter], lambda *_: None))  # its faults have been logged
         except REFUSED as error:
             self.complain(letter.subject, f"PostgreSQL refuses it: {str(error.orig).splitlines()[0]}")
 
     def _show(self, heard: Heard) -> None:
-        """For who looks now: a Redis that is away costs them this, and the record nothing."""
+        """Show events to those who watch; an unavailable Redis costs them this, and the record nothing."""
         if time.monotonic() < self.next_show:
             return
         try:
@@ -129,9 +129,9 @@ class Bridge:
                 self.next_line = time.monotonic() + SAY_AGAIN
 
     async def _look_for_the_silent(self, stream: EventStream) -> None:
-        """Once in a while; a NATS that does not answer is not heard, although its connection stands.
+        """Check for silent workers once in a while, unless NATS does not answer although its connection stands.
 
-        Nor is one whose words wait: because PostgreSQL kept us waiting, or this machine slept.
+        Silence does not count either while messages wait: because PostgreSQL was slow, or this machine slept.
         """
         if time.monotonic() < self.next_look:
             return
@@ -153,7 +153,7 @@ class Bridge:
 
     async def _went_deaf(self) -> None:
         if self.hearing_since is None:
-            return  # our own closing
+            return  # closed by this bridge itself
         self.hearing_since = None
         logger.warning("NATS is away: workers' silence does not count until it is back.")
 
@@ -164,7 +164,7 @@ class Bridge:
 
 
 def _is_abreast(messages: list[Msg]) -> bool:
-    """Whether all has been read that workers said, but for the last instant."""
+    """Return whether all that workers sent has been read, but for the last instant."""
     return not messages or still_unread(messages[-1]) < BATCH
 
 

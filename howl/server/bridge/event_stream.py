@@ -1,4 +1,4 @@
-"""The stream of workers' events as the bridge reads it: a work queue, in batches, each confirmed when recorded."""
+"""The stream of workers' events, a work queue that the bridge reads in batches; each is confirmed once recorded."""
 
 import asyncio
 import contextlib
@@ -16,33 +16,33 @@ from howl.connections.nats import events_stream
 from howl.errors import EventsNotKept
 from howl.server.bridge.events import Letter
 
-#: What was not read is kept a day, within so many bytes, the newest.
+#: Retention of unread messages, in seconds and in bytes; beyond either, the oldest are dropped.
 KEPT_SECONDS, KEPT_BYTES = 86_400.0, 256 << 20
-#: Most messages that wait of one credential, and the bytes of one with its headers.
+#: Maximum waiting messages of one credential, and maximum bytes of a message with its headers.
 KEPT_EACH, LARGEST = 100_000, 600 << 10
-#: Seconds within which the same message id counts as a repetition: NATS keeps every id in memory for as long, however
-#: long it is. What is sent once more later, the record knows by its id.
+#: Seconds within which a repeated message id counts as a duplicate: NATS keeps every id in memory for as long, however
+#: long the id is. Later duplicates are recognized in the record by their id.
 REPETITION = 0.1
-#: Most messages and bytes of a batch, and seconds to wait for the first and then for its company.
+#: Maximum messages and bytes of a batch, and seconds to wait for the first message and then for more.
 BATCH, BATCH_BYTES, WAIT, LINGER = 2000, 4 << 20, 1.0, 0.03
-#: Seconds that one asking lasts, and after which its end counts as lost on its way.
+#: Seconds that a pull request lasts, and after which its end counts as lost in transit.
 ASKING, LOST = 5.0, 6.0
-#: Seconds after which what was read and not confirmed, as by a bridge that was killed, is given out again.
+#: Seconds after which messages read but not confirmed, as by a killed bridge, are delivered again.
 AGAIN = 10.0
-#: Seconds within which a NATS that can be heard answers, and a stream that keeps events says so.
+#: Timeouts in seconds, for NATS to answer and for the stream to confirm that it keeps a message.
 ANSWER_TIMEOUT, KEEP_TIMEOUT = 2, 5
-#: What proves that it does: a message with no event in it.
+#: The message that tests whether it does: one without events.
 NO_EVENTS = b"[]"
-#: The consumer, and the words with which NATS ends an asking that brought all it could.
+#: The consumer's name, and the status codes with which NATS ends a pull request that delivered all it could.
 CONSUMER, ENDS = "bridge", ("404", "408", "409")
-#: NATS's code for a stream of that name and another configuration (JSStreamNameExistErr).
+#: NATS's error code for a stream that exists with another configuration (JSStreamNameExistErr).
 OTHERWISE = 10058
 
 
 class EventStream:
-    """One reader of the durable consumer that all bridges share; NATS gives each message to one of them.
+    """A reader of the durable consumer that all bridges share; NATS delivers each message to one of them.
 
-    nats-py's own `fetch` waits its whole time-out for a batch to fill, which is a second too much for who watches.
+    nats-py's own `fetch` waits its whole timeout for a batch to fill, which delays live display by a second.
     """
 
     def __init__(self, client: Client, subject_prefix: str) -> None:
@@ -52,12 +52,12 @@ class EventStream:
         self._inbox = ""
         self._arrived: list[Msg] = []
         self._news = asyncio.Event()
-        #: Messages that the last asking may still bring, and the monotonic second by which it has ended.
+        #: Messages that the last pull request may still deliver, and the monotonic second by which it has ended.
         self._due, self._due_until = 0, 0.0
         self._refused: str | None = None
 
     async def open(self) -> None:
-        """Make what is missing of stream and consumer; raises NATS's errors."""
+        """Create the stream and the consumer if they are missing; raises NATS's errors."""
         await self._make_stream()
         stream = self.client.jetstream()
         settings = ConsumerConfig(durable_name=CONSUMER, ack_wait=AGAIN, max_ack_pending=10 * BATCH)
@@ -66,11 +66,11 @@ class EventStream:
         await self.client.subscribe(self._inbox, cb=self._take)
 
     async def batch(self) -> list[Msg]:
-        """What came, in its order; empty after WAIT seconds without anything. Raises EventsNotKept."""
+        """Return messages in order of arrival; none after WAIT seconds without any. Raises EventsNotKept."""
         await self._ask()
         if not self._arrived:
             await self._wait()
-        if len(self._arrived) < BATCH:  # a batch costs as much as ten messages do
+        if len(self._arrived) < BATCH:  # a batch costs as much as ten messages
             await asyncio.sleep(LINGER)
         if self._refused is not None:
             raise EventsNotKept(f"NATS gives out no events: {self._refused}")
@@ -78,30 +78,32 @@ class EventStream:
         return taken
 
     async def confirm(self, messages: list[Msg]) -> None:
-        """Each by itself: NATS takes no other word for a work queue."""
+        """Confirm messages one by one: NATS accepts nothing else for a work queue."""
         for message in messages:
             await message.ack()
 
     def ask_again(self) -> None:
-        """NATS has forgotten who asked when the connection was cut."""
+        """Forget the open pull request: NATS lost it when the connection was cut."""
         self._due = 0
 
     async def heard_until(self) -> datetime | None:
-        """Now, if all that NATS was told until now is recorded, by this bridge or another; else None.
+        """Return the current time if everything sent so far is recorded, by this bridge or another; else None.
 
-        Raises if NATS has no answer; a flush would not, for nats-py counts it as done when nobody reads any more.
+        Raises if NATS does not answer. A flush would not: nats-py counts it as done when nobody reads any more.
         """
         now = datetime.now(UTC)
         info = await self.client.jetstream(timeout=ANSWER_TIMEOUT).consumer_info(self.name, CONSUMER)
         return None if info.num_pending or info.num_ack_pending else now
 
     async def require_keeping(self) -> None:
-        """After a write failed, as on a full disk, NATS answers and delivers, but this stream keeps nothing until it is
-        made anew, which `open` does as soon as there is room. What it still held has been read.
+        """Delete the stream and raise EventsNotKept unless it keeps messages.
+
+        After a failed write, as on a full disk, NATS answers and delivers, but keeps nothing until `open` creates the
+        stream again, once there is room. What it still held has been read.
         """
         if await self._keeps():
             return
-        # A NATS that stood still just then answers again or does not, which raises: it has lost nothing.
+        # If NATS only stalled, it has lost nothing: it answers now, or this raises.
         await self.heard_until()
         if not await self._keeps():
             await self.client.jetstream().delete_stream(self.name)
@@ -139,17 +141,17 @@ class EventStream:
             await self._remake(wanted)
 
     async def _remake(self, wanted: StreamConfig) -> None:
-        """One of an older version's."""
+        """Replace an older version's stream."""
         stream = self.client.jetstream()
         try:
             await stream.update_stream(wanted)
         except (BadRequestError, ServerError):
-            # It kept what had been read; NATS changes no stream into a work queue.
+            # It also kept messages that had been read; NATS changes no stream into a work queue.
             await stream.delete_stream(self.name)
             await stream.add_stream(wanted)
 
     async def _ask(self) -> None:
-        """Once at a time: what comes while a batch is recorded is the next batch."""
+        """Send a pull request unless one is open; what arrives meanwhile is the next batch."""
         now = time.monotonic()
         if self._due > 0 and now < self._due_until:
             return
@@ -164,7 +166,7 @@ class EventStream:
             await asyncio.wait_for(self._news.wait(), WAIT)
 
     async def _take(self, message: Msg) -> None:
-        # A worker may give its message a header such as NATS's own words have; those alone have nobody to answer.
+        # A worker may send a status header like NATS's own, but only NATS's status messages lack a reply address.
         if message.reply.startswith("$JS.ACK."):
             self._arrived.append(message)
             self._due -= 1
@@ -176,7 +178,7 @@ class EventStream:
 
 
 def letter_of(message: Msg) -> Letter:
-    """What a message says, and what NATS says of it: `$JS.ACK.…` names its place and its time in nanoseconds."""
+    """Build a letter from a message and NATS's metadata: `$JS.ACK.…` has its sequence and its time in nanoseconds."""
     told, headers = _told(message), message.headers or {}
     return Letter(
         message.subject, message.data, headers.get("Howl-Sent"), int(told[3]), int(told[1]),
@@ -185,11 +187,11 @@ def letter_of(message: Msg) -> Letter:
 
 
 def still_unread(message: Msg) -> int:
-    """How many messages waited behind this one when NATS gave it out."""
+    """Return the number of messages still waiting when NATS delivered this one."""
     return int(_told(message)[4])
 
 
 def _told(message: Msg) -> list[str]:
-    """Deliveries, sequence in the stream, sequence of the consumer, nanoseconds, messages behind it."""
+    """Return deliveries, stream sequence, consumer sequence, nanoseconds and the number of messages behind it."""
     tokens = message.reply.split(".")
-    return tokens[4:9] if len(tokens) == 9 else tokens[6:11]  # with a domain
+    return tokens[4:9] if len(tokens) == 9 else tokens[6:11]  # with a JetStream domain

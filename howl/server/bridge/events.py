@@ -1,6 +1,6 @@
-"""Workers' events, read strictly: anybody with a worker's credential may write anything, and Flower believes all of it.
+"""Validate workers' events: anyone with a worker's credential may send anything, and Flower trusts all of it.
 
-Times are corrected to NATS's clock: what the worker's clock said when it sent, against when NATS took the message.
+Times are corrected to NATS's clock: by the worker's clock when it sent, against the time NATS received the message.
 """
 
 import json
@@ -20,36 +20,36 @@ from howl.server.storable import storable
 
 logger = logging.getLogger(__name__)
 
-#: Seconds before its message that an event can be believed to have happened.
+#: Maximum plausible age of an event when its message is received, in seconds.
 OLDEST = 86_400.0
-#: Characters of an id, of a text, of a line, and of all lines of an event.
+#: Maximum characters of an id, of a text, of a line, and of all lines of an event.
 ID_LIMIT, TEXT_LIMIT, LINE_LIMIT, LINES_LIMIT = 255, 20_000, 2_000, 65_536
-#: The largest whole number that every reader of JSON holds exactly.
+#: The limit below which every JSON reader represents whole numbers exactly.
 NUMBER_LIMIT = 2**53
-#: Characters of a reason that is logged: it may quote what a worker wrote.
+#: Maximum characters of a logged reason, which may quote what a worker wrote.
 REASON_LIMIT = 200
-#: A worker's life and the number of its message.
+#: A message id: the worker's boot_id and the number of its message.
 MESSAGE_ID = re.compile(r"[A-Za-z0-9]{1,32}\.[0-9]{1,12}")
-#: Lines in the log about bad messages in so many seconds.
+#: Maximum log lines about bad messages per period, and the period in seconds.
 LINES, PERIOD = 20, 60.0
 
 
 class Letter(NamedTuple):
-    """A message as NATS keeps it."""
+    """A message as stored by NATS."""
 
     subject: str
     data: bytes
-    #: The worker's clock when it sent, as it says: unix seconds.
+    #: The worker's clock when it sent the message, as reported by it: unix seconds.
     sent: str | None
-    #: When NATS took it, and its place in the stream.
+    #: The time at which NATS received it, in unix nanoseconds, and its sequence in the stream.
     nanoseconds: int
     sequence: int
-    #: What its sender calls it: the same when it is sent once more.
+    #: The sender's id for it, the same when it is sent again.
     message_id: str = ""
 
     @property
     def source(self) -> str:
-        """What the record knows it by, also when NATS was given it twice."""
+        """The key of the message in the record, the same if it was sent twice."""
         if MESSAGE_ID.fullmatch(self.message_id):
             return f"nats:{self.subject.rpartition('.')[2]}:{self.message_id}"
         return f"nats:{self.nanoseconds}.{self.sequence}"
@@ -60,28 +60,28 @@ class Letter(NamedTuple):
 
 
 class Happening(NamedTuple):
-    """An event of a task, its time corrected, and nothing in it but what is known of its type."""
+    """An event of a task with its time corrected and only the fields known for its type."""
 
     event: dict[str, Any]
     worker_id: str
     #: Unix seconds.
     at: float
     letter: Letter
-    #: Its place in the message.
+    #: Its index in the message.
     place: int
-    #: Whose HOWL_RECORD_LIMIT it counts against.
+    #: The credential whose HOWL_RECORD_LIMIT it counts against.
     credential: str
 
 
 class Heard(NamedTuple):
-    """What messages said of workers and of tasks, in their order."""
+    """Events of workers and of tasks, in message order."""
 
     sightings: list[Sighting]
     happenings: list[Happening]
 
 
 class Complaints:
-    """A line a bad message, and no flood of them."""
+    """Logs a line per bad message, at a limited rate."""
 
     def __init__(self) -> None:
         self.said, self.unsaid, self.since = 0, 0, -PERIOD
@@ -102,9 +102,9 @@ class Complaints:
 def read(
     letters: Iterable[Letter], complain: Callable[[str, str], None], unwanted: frozenset[str] = frozenset()
 ) -> Heard:
-    """What is good in them; of each message, the first thing that is not goes to `complain` with its subject.
+    """Return the valid events; for each message, report the first fault to `complain` with the message's subject.
 
-    Events of `unwanted` types are not looked at.
+    Events of `unwanted` types are skipped unread.
     """
     heard = Heard([], [])
     for letter in letters:
@@ -115,7 +115,7 @@ def read(
 
 
 def _read(letter: Letter, heard: Heard, unwanted: frozenset[str]) -> str | None:
-    """Add what one message says; what is wrong with it, if anything is."""
+    """Add the valid events of one message to `heard`; return its first fault, if any."""
     try:
         events, credential = json.loads(letter.data), _credential(letter.subject)
     except (ValueError, RecursionError) as error:
@@ -161,8 +161,9 @@ def _sighting(event: dict[str, Any], letter: Letter, credential: str, when: Call
 
 
 def _clean(event: dict[str, Any], kind: str, at: float) -> dict[str, Any]:
-    """The event without `utcoffset` and `clock`: receivers would shift the time by the one, and their clocks by the
-    other; without them, they take the time as it is and the order as it comes.
+    """Return the event's known fields, checked, without `utcoffset` and `clock`.
+
+    Receivers would shift the time and their clocks by these; without them, they take time and order as they come.
     """
     clean = {"type": kind, "hostname": event["hostname"], "timestamp": at}
     for name, check in FIELDS[kind]:
@@ -174,7 +175,7 @@ def _clean(event: dict[str, Any], kind: str, at: float) -> dict[str, Any]:
 
 
 def _credential(subject: str) -> str:
-    """Whose, in `<prefix>.events.<credential>`: NATS lets nobody say another's."""
+    """Return the credential in `<prefix>.events.<credential>`, which NATS has verified."""
     parts = subject.split(".")
     if len(parts) != 3:
         raise ValueError("its subject has not the form of a worker's event")
@@ -186,7 +187,7 @@ def _sender(node_name: Any) -> str:
 
 
 def _clock(letter: Letter) -> Callable[[Any], float]:
-    """From a worker's time to NATS's, in unix seconds: never after NATS took the message, nor long before."""
+    """Return the map from worker to NATS time, in unix seconds: at most OLDEST before receipt, never after."""
     taken = letter.nanoseconds / 1e9
     try:
         sent = float(letter.sent or "nan")
@@ -197,7 +198,7 @@ def _clock(letter: Letter) -> Callable[[Any], float]:
     error = taken - sent
 
     def when(stated: Any) -> float:
-        # Comparing what is not finite, or too large for a float, is safe; adding to it is not.
+        # Comparing a number that is not finite, or too large for a float, is safe; adding to it is not.
         if isinstance(stated, bool) or not isinstance(stated, int | float) or not abs(stated) < NUMBER_LIMIT:
             raise ValueError("timestamp: no time")
         return min(max(stated + error, taken - OLDEST), taken)
@@ -235,7 +236,7 @@ def _real(value: Any, name: str) -> float:
 
 
 def _loads(value: Any, name: str) -> list[float]:
-    """Of one, five and fifteen minutes."""
+    """Check loads of 1, 5 and 15 minutes."""
     if not isinstance(value, list) or len(value) > 3:
         raise ValueError(f"{name}: not three numbers")
     return [_real(load, name) for load in value]
@@ -272,7 +273,7 @@ _WORKER = _fields(
     freq=_real, active=_number, processed=_number, loadavg=_loads, sw_ident=_text, sw_ver=_text, sw_sys=_text
 )
 _ERROR = _fields(exception=_text, traceback=_text)
-#: What is passed on of each type: Celery's own fields (docs.celeryq.dev, "Monitoring and Management Guide"), and ours.
+#: Fields passed on for each type: Celery's (docs.celeryq.dev, "Monitoring and Management Guide") and HOWL's.
 FIELDS: dict[str, tuple[tuple[str, Check], ...]] = {
     "worker-online": _WORKER,
     "worker-heartbeat": _WORKER,
@@ -291,7 +292,7 @@ FIELDS: dict[str, tuple[tuple[str, Check], ...]] = {
     "task-log": _fields(lines=_lines, dropped=_number, number=_number),
 }  # fmt: skip
 NOTHING: frozenset[str] = frozenset()
-#: Without these, `celery events` ends with an error, and a row says nothing.
+#: Required fields: without them `celery events` ends with an error, and a row is of no use.
 NEEDED = {
     "task-received": frozenset(("name", "args", "kwargs")),
     "task-progress": frozenset(("done",)),

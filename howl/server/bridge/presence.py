@@ -1,4 +1,4 @@
-"""The workers table: who is there, who left, who fell silent."""
+"""The workers table: which workers are present, have left, or are lost."""
 
 import json
 from datetime import datetime
@@ -13,7 +13,7 @@ from howl.server.recorder.quota import OVERHEAD, Budget
 
 
 class Described(BaseModel):
-    """What a worker says of itself; strict, because anybody with a worker's credential may write anything."""
+    """A worker's description of itself; strict, because anyone with a worker's credential may write anything."""
 
     worker_id: str = Field(min_length=1, max_length=255)
     boot_id: str = Field(max_length=64)
@@ -25,20 +25,20 @@ class Described(BaseModel):
     origin: str = Field("local", max_length=64)
     concurrency: int | None = Field(None, ge=0, le=100_000)
     version: str | None = Field(None, max_length=64)
-    #: None: not told of this time.
+    #: None: not reported this time.
     tasks: list[str] | None = Field(None, max_length=10_000)
     run: dict[str, str] = Field(default={}, max_length=20)
     deadline_at: AwareDatetime | None = None
 
 
 class Sighting(NamedTuple):
-    """A worker's description and when NATS took it: the server's clock, the worker's may be wrong."""
+    """A worker's description and the time NATS received it, by the server's clock: the worker's may be wrong."""
 
     described: Described
     at: datetime
-    #: Celery's event, for who listens there.
+    #: Celery's event, for its listeners.
     event: dict[str, Any]
-    #: Whose worker it is, as NATS knows, and whose HOWL_RECORD_LIMIT a new row counts against.
+    #: The worker's credential, verified by NATS, whose HOWL_RECORD_LIMIT a new row counts against.
     credential: str
 
     def row(self) -> dict[str, Any]:
@@ -49,10 +49,10 @@ class Sighting(NamedTuple):
 
 
 def record(opened: Session, sightings: list[Sighting], budget: Budget) -> None:
-    """Bring the table up to date; repeating it, or an older life's word, changes nothing.
+    """Update the table; repeating it, or a report from an earlier boot, changes nothing.
 
-    While a worker is there, no other credential's word changes its row: its name is taken. Workers that were never seen
-    before are not taken in from a credential that is above HOWL_RECORD_LIMIT.
+    While a worker is present, no other credential can change its row: its name is taken. New workers are not recorded
+    for a credential that is above HOWL_RECORD_LIMIT.
     """
     by_credential: dict[str, dict[str, Sighting]] = {}
     for sighting in sightings:
@@ -61,7 +61,7 @@ def record(opened: Session, sightings: list[Sighting], budget: Budget) -> None:
         if known is None or _supersedes(sighting, known):
             newest[sighting.described.worker_id] = sighting
             _remember_tasks(sighting, known)
-    # Two that name the same worker may not be one statement. One order for all, so that no two transactions deadlock.
+    # Two sightings of one worker may not share a statement. One global order, so that no two transactions deadlock.
     for credential in sorted(by_credential):
         newest = by_credential[credential]
         for worker_id in _newcomers_above_the_limit(opened, credential, newest, budget):
@@ -81,9 +81,9 @@ def _newcomers_above_the_limit(
 
 
 def mark_lost(opened: Session, since: datetime) -> list[str]:
-    """Ids of those who were present and have been silent since then.
+    """Mark present workers as lost whose last heartbeat was before `since`; return their ids.
 
-    A row that never had a heartbeat stays as it was written.
+    A row that never had a heartbeat is left unchanged.
     """
     silent = Worker.last_heartbeat_at < since
     present = or_(Worker.status == "active", Worker.status == "draining")
@@ -92,7 +92,7 @@ def mark_lost(opened: Session, since: datetime) -> list[str]:
 
 
 def _supersedes(new: Sighting, old: Sighting) -> bool:
-    """The rule of the upsert below, for two sightings of one batch, in which what is read again may come last."""
+    """Apply the rule of the upsert below to two sightings of one batch, where one that is read again may come last."""
     if new.described.boot_id == old.described.boot_id and "offline" in (new.described.status, old.described.status):
         return new.described.status == "offline"
     return new.at >= old.at

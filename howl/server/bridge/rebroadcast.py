@@ -1,7 +1,7 @@
-"""Workers' events passed on to Celery's event exchange: what `celery events` and Flower hear, although far away.
+"""Pass workers' events on to Celery's event exchange, where `celery events` and Flower receive them.
 
-The exchange is a fanout one on Redis: kombu publishes to a channel and keeps nothing. Many events are one message, as
-from Celery's own buffering dispatcher; all go by its routing key, because the receivers of others (gossip) expect one.
+It is a fanout exchange on Redis: kombu publishes to a channel and keeps nothing. Many events are one message, as from
+Celery's own buffering dispatcher. All use its routing key, because receivers of others (gossip) expect one event.
 """
 
 import base64
@@ -14,31 +14,31 @@ from howl.config import Settings
 from howl.server.bridge.events import Heard
 
 ROUTING_KEY = "task.multi"
-#: Most events of a message, and seconds until who did not listen is asked again.
+#: Maximum events of a message, and seconds to the next try after nobody listened.
 AT_ONCE, SILENCE = 500, 1.0
-#: Types that Celery does not have. As `task-…` each would be a task's state: one that progresses were started no more.
+#: Types that Celery lacks. As `task-…`, Celery would take them for states: a task that progresses would not be started.
 OURS = {"task-progress": "howl-progress", "task-log": "howl-log"}
 
 
 class Rebroadcast:
-    """Publishes to who listens; while nobody does, it costs a message a second."""
+    """Publishes events to listeners; while there are none, it costs one message per second."""
 
     def __init__(self, redis: Any, settings: Settings) -> None:
         self.redis = redis
         database = redis.connection_pool.connection_kwargs.get("db") or 0
-        #: As kombu's Redis transport names it (kombu.transport.redis, `_get_publish_topic`).
+        #: Named as by kombu's Redis transport (kombu.transport.redis, `_get_publish_topic`).
         self.channel = settings.key(f"/{database}.celeryev/{ROUTING_KEY}")
-        #: Seconds after which a worker's sign of life no longer shows that it lives.
+        #: Seconds after which a heartbeat no longer shows that its worker is alive.
         self.stale_after = settings.lost_after
         self.silent_until = 0.0
 
     @property
     def is_due(self) -> bool:
-        """Whether somebody listens, or it is time to find out."""
+        """Whether somebody listens, or it is time to try again."""
         return time.monotonic() >= self.silent_until
 
     def pass_on(self, heard: Heard) -> None:
-        """Publish, in the order they came; raises redis's errors."""
+        """Publish events in their order of arrival; raises redis's errors."""
         if not self.is_due:
             return
         events = self._events(heard)
@@ -48,7 +48,7 @@ class Rebroadcast:
                 return
 
     def _events(self, heard: Heard) -> list[dict[str, Any]]:
-        """A receiver dates a sign of life by its own clock: what waited for a bridge must not revive the dead."""
+        """Skip old heartbeats: a receiver dates them by its own clock, and they must not revive dead workers."""
         alive_since = time.time() - self.stale_after
         workers = [
             each.event for each in heard.sightings
@@ -63,7 +63,7 @@ def _renamed(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _message(events: list[dict[str, Any]]) -> bytes:
-    """A message of kombu's virtual transports (kombu.transport.virtual.base, `prepare_message`)."""
+    """Build a message of kombu's virtual transports (kombu.transport.virtual.base, `prepare_message`)."""
     properties = {
         "delivery_mode": 1,
         "delivery_info": {"exchange": "celeryev", "routing_key": ROUTING_KEY},

@@ -1,6 +1,6 @@
-"""What is seen of a running task: events appended to the record for a while, and its progress, live in Redis.
+"""Events of running tasks: recorded for a while, and the latest progress live in Redis.
 
-How a task stands is the recorder's to say, from outcomes; nothing here changes that, so nothing is counted twice.
+Only the recorder sets a task's state, from outcomes; nothing here changes it, so nothing is counted twice.
 """
 
 import json
@@ -17,20 +17,20 @@ from howl.server.bridge.events import Happening
 from howl.server.recorder.quota import Budget
 from howl.server.storable import as_json
 
-#: Kinds of rows, by the types of events that become some, and what each holds.
+#: Kinds of rows, by the types of events that are recorded, and (DATA) the fields each row holds.
 KINDS = {"task-received": "received", "task-progress": "progress", "task-log": "log"}
-#: Of every task there are two of these, for who looks just now: how tasks stand, the recorder knows better.
+#: Types used for live display only, two per task: the recorder knows the state of tasks better.
 SEEN_LIVE_ALONE = frozenset(("task-started", "task-succeeded"))
 DATA = {
     "task-received": ("name", "retries", "eta"),
     "task-progress": ("done", "total", "note"),
     "task-log": ("lines", "dropped"),
 }
-#: Seconds that a task's latest progress is kept.
+#: Seconds for which a task's latest progress is kept.
 LIVE = 3600
-#: Tasks whose progress one script call may set.
+#: Maximum tasks whose progress one script call sets.
 AT_ONCE = 1000
-#: Days that events are kept, and most that one statement deletes.
+#: Days for which events are kept, and maximum events that one statement deletes.
 DAYS, PORTION = 7, 20_000
 
 APPEND = """
@@ -50,25 +50,25 @@ DELETE FROM task_events WHERE event_id IN (
 
 
 def record(opened: Session, happenings: list[Happening], budget: Budget) -> None:
-    """Append what is kept of them, but for credentials above HOWL_RECORD_LIMIT; repeating it changes nothing."""
+    """Append the events that are recorded, except of credentials above HOWL_RECORD_LIMIT; repeats add no rows."""
     of_each = defaultdict(list)
     for happening in happenings:
         if happening.event["type"] in KINDS:
             of_each[happening.credential].append(_row(happening))
-    # In one order: no two transactions deadlock.
+    # In one global order, so that no two transactions deadlock.
     for credential, rows in sorted(of_each.items()):
         if budget.allows(opened, credential, [len(str(row["data"])) for row in rows]):
             opened.execute(text(APPEND), {"rows": as_json(rows)})
 
 
 def forget(opened: Session) -> bool:
-    """Delete a portion of the events that are older than DAYS; whether there may be more of them."""
+    """Delete a portion of the events older than DAYS; return whether there may be more."""
     answer: Any = opened.execute(text(FORGET), {"days": DAYS, "portion": PORTION})
     return bool(answer.rowcount == PORTION)
 
 
 def show(redis: Any, settings: Settings, happenings: list[Happening]) -> None:
-    """Set the latest progress of each task, unless a later one is known; raises redis's errors."""
+    """Store the latest progress of each task, unless a later one is stored; raises redis's errors."""
     latest = {each.event["uuid"]: each for each in sorted(happenings, key=_place) if "done" in each.event}
     documents = [(settings.key(f"progress:{task_id}"), _document(each)) for task_id, each in latest.items()]
     for first in range(0, len(documents), AT_ONCE):
@@ -94,9 +94,9 @@ def _place(happening: Happening) -> tuple[int, int, int]:
 
 
 def _document(happening: Happening) -> str:
-    """Its order first, of fixed width, where the script finds it and compares it as text: Lua's numbers are too short.
+    """Encode the progress; its order comes first, with fixed width, for the script to compare as text.
 
-    Nanoseconds come first in it, because a stream that was made anew counts from one again.
+    Lua's numbers have too few digits. Nanoseconds come first in the order, because a recreated stream counts from one.
     """
     event = happening.event
     at = datetime.fromtimestamp(happening.at, UTC).isoformat()

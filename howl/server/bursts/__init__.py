@@ -1,1 +1,1 @@
-"""Bursts as the server sees them: admitted within the budget, started by its own clock."""
+"""Bursts on the server's side: admitted within the budget, and started by schedule and by demand."""

@@ -1,4 +1,4 @@
-"""Leave for bursts: runs ask over NATS, and the budget decides; bursts that have ended are settled meanwhile."""
+"""Admission of bursts: runs ask for leave over NATS, and the budget decides; ended bursts are settled meanwhile."""
 
 import asyncio
 import logging
@@ -23,24 +23,24 @@ from howl.server.requests import Question, Questions
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at what has ended.
+#: Seconds between two checks for ended bursts.
 ROUND = 30.0
-#: Most questions of a minute that are decided for one credential, of which anybody may have one who asks for ever.
+#: Maximum questions decided per minute for one credential; anyone may hold a credential and ask endlessly.
 A_MINUTE = 20
 
 
 class Porter:
-    """Answers those who ask for leave."""
+    """Answers questions for leave."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.own = user_token(settings)
-        #: Monotonic seconds at which the last ones were decided, by credential.
+        #: Monotonic seconds at which the last questions were decided, by credential.
         self.recent: dict[str, deque[float]] = {}
         self._turn = asyncio.Lock()
 
     async def run(self) -> None:
-        """Until cancelled; raises NATS's errors or DatabaseUnavailable, and loses nothing by being run again."""
+        """Run until cancelled. Raises NATS's errors or DatabaseUnavailable; running it again loses nothing."""
         client = await Connection().open(self.settings, "howl leave", lasting=True, error_cb=_complain)
         try:
             self.client = client
@@ -54,13 +54,13 @@ class Porter:
             await client.close()
 
     async def answer(self, question: Question) -> None:
-        """One question, after the one before it; raises NATS's errors."""
+        """Answer one question at a time; raises NATS's errors."""
         async with self._turn:
             answer = await asyncio.to_thread(self.decide, question.data, question.user)
         await self.client.publish(question.address, answer.model_dump_json().encode())
 
     def decide(self, question: bytes, credential: str) -> LeaveAnswer:
-        """The budget's answer; a question that cannot be decided now is to be asked again."""
+        """Return the budget's answer; a question that cannot be decided now is to be asked again."""
         if self._is_too_often(credential):
             return LeaveAnswer(failed="Too many runs ask for leave at once: try again in a minute.")
         try:
@@ -85,7 +85,7 @@ class Porter:
         )
 
     def look_after(self) -> None:
-        """Settle bursts that have ended, and hear from GitHub how."""
+        """Settle bursts that have ended, and ask GitHub how they ended."""
         with session(self.settings.database()) as opened:
             budget.settle(opened)
         if is_configured(self.settings):
@@ -114,7 +114,7 @@ class Porter:
         )
         begins = asked.burst_id if asked.index is None else None
         request = replace(told, burst_id=begins) if begins else told
-        # Who has the server's own credential needs no leave to start bursts.
+        # A holder of the server's own credential needs no leave to start bursts.
         whose = None if credential == self.own else credential
         index = None if asked.index is None else str(asked.index)
         run = Run(

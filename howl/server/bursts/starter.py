@@ -1,7 +1,7 @@
-"""The starter: bursts on GitHub by the server's own clock, and when too much waits; each one asks the budget.
+"""The starter: starts bursts on GitHub by schedule and when too much waits; each one asks the budget.
 
-Of several servers, and of one that was restarted, each may ask: a burst's id follows from what it is for, so that its
-row, of which there can be one, decides who starts it.
+Several servers, or a restarted one, may ask for the same burst: its id is derived from its purpose, so that its row,
+of which there can be only one, decides who starts it.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ from howl.queries.queues import waiting
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the clock and the queues.
+#: Seconds between two checks of the schedule and the queues.
 ROUND = 5.0
-#: How late a burst of the schedule may start, after the server was down; one that is later is left out.
+#: How late a scheduled burst may start after the server was down; a later one is skipped.
 LATE = timedelta(minutes=5)
-#: Who asks for a burst: bursts.requested_by.
+#: Values of bursts.requested_by for bursts that the server starts.
 BY_SCHEDULE, BY_DEMAND = "HOWL_BURST_SCHEDULE", "HOWL_BURST_WHEN"
 
 
 def starter_of(settings: Settings) -> "Starter | None":
-    """The starter, if it has anything to do and can do it; raises SettingsError."""
+    """Return the starter if it has anything to do and can do it; raises SettingsError."""
     starter = Starter(settings)
     if not (starter.schedule or starter.demand):
         return None
@@ -51,7 +51,7 @@ def starter_of(settings: Settings) -> "Starter | None":
 
 
 class Starter:
-    """Looks at the clock and the queues in rounds; `now` is what tells the time, with its zone."""
+    """Checks the schedule and the queues in rounds; `now` returns the time, with its zone."""
 
     def __init__(self, settings: Settings, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.settings = settings
@@ -59,26 +59,26 @@ class Starter:
         self.schedule = Schedule.parse(settings.burst_schedule) if settings.burst_schedule else None
         self.demand = Demand.parse(settings.burst_when) if settings.burst_when else None
         self.cooldown = timedelta(seconds=settings.burst_cooldown)
-        #: Minutes of the schedule up to here are done with.
+        #: Minutes of the schedule up to this time are handled.
         self.done = now() - LATE
-        #: When demand may ask again: what was refused has no row that could tell.
+        #: Time from which demand may ask again: a refused burst has no row that would show it.
         self.patient_until = self.done
 
     async def run(self) -> None:
-        """Until cancelled; raises DatabaseUnavailable or QueueUnavailable, and forgets nothing by being run again."""
+        """Run until cancelled. Raises DatabaseUnavailable or QueueUnavailable; running it again forgets nothing."""
         while True:
             await asyncio.to_thread(self.look)
             await asyncio.sleep(ROUND * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, no secret
 
     def look(self) -> None:
-        """Start what is due."""
+        """Start bursts that are due."""
         if self.schedule:
             self._by_schedule(self.schedule, self.now())
         if self.demand:
             self._by_demand(self.demand, self.now())
 
     def _by_schedule(self, schedule: Schedule, now: datetime) -> None:
-        """One burst, however many minutes of the schedule have gone by since the last look."""
+        """Start one burst, however many minutes of the schedule have passed since the last check."""
         minute = schedule.newest(max(self.done, now - LATE), now)
         if minute:
             self._start(BY_SCHEDULE, f"{minute:%Y-%m-%dT%H:%M}")
@@ -95,7 +95,7 @@ class Starter:
             self.patient_until = now + self.cooldown
 
     def _latest(self) -> tuple[Burst | None, int]:
-        """The burst that demand started last, and how many are under way, whoever started them."""
+        """Return the last burst started by demand, and the number of running bursts, whoever started them."""
         ours = select(Burst).where(Burst.requested_by == BY_DEMAND).order_by(Burst.started_at.desc()).limit(1)
         going = select(func.count()).where(Burst.origin == ON_GITHUB, Burst.ended_at.is_(None))
         with session(self.settings.database()) as opened:
@@ -108,7 +108,7 @@ class Starter:
             return max(_for_anybody(longest_waits(opened)), default=0.0)
 
     def _start(self, why: str, which: str) -> None:
-        """Ask the budget and GitHub; what they refuse is said once, and not asked again for the same."""
+        """Ask the budget and GitHub; a refusal is logged once, and the same burst is not asked for again."""
         request = BurstRequest(
             burst_id=self._id(why, which),
             workers=self.settings.burst_workers,
@@ -127,12 +127,12 @@ class Starter:
             logger.info("%s (%s) started burst %s, run %s.", why, which, started.burst_id, started.run_id)
 
     def _id(self, *words: str) -> str:
-        """The same for every server of this installation, and for no other's."""
+        """Return an id that is the same for every server of this installation only."""
         with session(self.settings.database()) as opened:
             place = (records.installation(opened), str(self.settings.github_repository), self.settings.subject_prefix)
         return uuid.uuid5(uuid.NAMESPACE_URL, "\n".join((*place, *words))).hex
 
 
 def _for_anybody(found: Mapping[str, float]) -> list[float]:
-    """Of queues that a worker of a burst can take from: what is assigned to one worker waits for that one."""
+    """Keep the queues that a burst's worker can take from: tasks assigned to one worker wait for that one."""
     return [number for queue, number in found.items() if not queue.startswith(str(worker_queue("").name))]

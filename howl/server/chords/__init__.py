@@ -1,1 +1,1 @@
-"""Chords: their parts are counted in the record, and their bodies submitted or failed."""
+"""Chords: their parts are counted in the record, and their bodies are submitted or failed."""

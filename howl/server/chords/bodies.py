@@ -1,7 +1,7 @@
-"""A chord's body is submitted with its parts' values, or fails with the reason why there are none.
+"""Submit a chord's body with its parts' values, or fail it with the reason why there are none.
 
-A worker wrote it. So it is published, and told of, with no more rights than that worker's own, and made of nothing
-that he may not see: a part that ran in a queue out of his reach is another's, and its id is no proof of anything.
+A worker wrote the body. So it is published, and reported, with that worker's rights only, and made of nothing that the
+worker may not see: a part that ran in a queue out of its reach is another's, and knowing its id proves nothing.
 """
 
 import json
@@ -29,23 +29,23 @@ from howl.server.recorder.task_access import Reach
 
 logger = logging.getLogger(__name__)
 
-#: Bytes that all values of a chord may take in this process's memory, about, and of an empty list among them.
+#: Approximate bytes that a chord's values may take in this process's memory, and bytes of an empty list among them.
 VALUES_LIMIT, CONTAINER = 64 << 20, 64
-#: Names of no task of their own: what is on record of them is one of theirs.
+#: Names that are no tasks themselves: a row for one of them is that of a task in it.
 COMPOSED = ("celery.chain", "celery.group", "celery.chord")
 
 
 def submit(
     chord_id: int, opened: Session, settings: Settings, app: Celery, expired: ChordExpired | None = None
 ) -> None:
-    """Publish the body of a chord whose parts have all ended, or have it fail; raises whatever a forged one causes."""
+    """Publish the body of a chord whose parts have all ended, or fail it; raises whatever a forged one causes."""
     chord = _chord(chord_id, opened)
     with _as_told_by(chord.redis_user, settings, app):
         _submit(chord, opened, app, Reach(app.backend.redis, settings), expired)
 
 
 def fail(chord_id: int, opened: Session, settings: Settings, app: Celery, reason: str) -> None:
-    """Have the body of a chord fail that cannot be submitted; raises whatever a forged one causes."""
+    """Fail the body of a chord that cannot be submitted; raises whatever a forged one causes."""
     chord = _chord(chord_id, opened)
     with _as_told_by(chord.redis_user, settings, app):
         failing.fail(chord, json.loads(chord.body), Failure(reason), opened, app)
@@ -57,9 +57,9 @@ def _chord(chord_id: int, opened: Session) -> Chord:
 
 @contextmanager
 def _as_told_by(user: str | None, settings: Settings, app: Celery) -> Iterator[None]:
-    """Within it, what this process publishes and tells has the user's rights, and leaves nothing behind."""
-    # Signatures within the body have no application of their own: Celery asks this thread for one, and would make
-    # another, whose broker is its default.
+    """Publish and report with the user's rights within this context, and leave nothing behind."""
+    # Signatures within the body have no application: Celery asks this thread for one, and would otherwise make one
+    # with its default broker.
     app.set_current()
     if user is None:
         yield
@@ -71,7 +71,7 @@ def _as_told_by(user: str | None, settings: Settings, app: Celery) -> Iterator[N
         try:
             yield
         finally:
-            # Celery remembers each name of a queue it meets, and workers have no end of names.
+            # Celery remembers every queue name it meets, and there is no end of workers' names.
             for name in set(app.amqp.queues) - known:
                 del app.amqp.queues[name]
 
@@ -81,7 +81,7 @@ def _submit(chord: Chord, opened: Session, app: Celery, reach: Reach, expired: C
     body, shape = maybe_signature(document, app=app), _shape(json.loads(chord.header))
     if strangers := set(_leaves(shape)).difference(chord.parts):
         raise ChordRefused(f"Task {min(strangers)} is in its header and none of its parts")
-    # Of a chain only the first task is published here: that is the one which may be the replacement of another.
+    # Of a chain only the first task is published here: only that one can be the replacement of another.
     first = maybe_signature(body.tasks[0], app=app) if body.task == "celery.chain" and body.tasks else body
     last, row = (opened.get(Task, each.id) if each.id else None for each in (body, first))
     for known in (last, row):
@@ -89,7 +89,7 @@ def _submit(chord: Chord, opened: Session, app: Celery, reach: Reach, expired: C
             raise ChordRefused(f"its body is task {known.task_id}, which is another's")
     replaces = row is not None and _replaces(str(first.task), row, chord, opened)
     if (last is not None and last.rank == FINAL_RANK) or (row is not None and not replaces):
-        return  # submitted by an earlier life of this server, which ended before it could say so; or cancelled
+        return  # submitted by an earlier server process that ended before it could note it; or cancelled
     failure = Failure(str(expired)) if expired else _why_not(chord, document, opened, reach)
     if failure is None:
         values = _values(_with_added(shape, chord), _values_of(chord, opened))
@@ -100,9 +100,9 @@ def _submit(chord: Chord, opened: Session, app: Celery, reach: Reach, expired: C
 
 
 def _publish(body: Any, values: Any, *, replaces: bool) -> Failure | None:
-    """Why it cannot be; None if it could."""
+    """Publish the body, or return why that failed."""
     try:
-        # The mark of a task in flight stays with its replacement, which would not be pushed for it.
+        # A replacement inherits the task's in-flight mark, because of which it would not be pushed.
         with nullcontext() if replaces else publishing_once():
             body.apply_async((values,), **own_queue(body.options.get("queue")))
     except (EncodeError, TypeError, ValueError) as error:
@@ -111,8 +111,8 @@ def _publish(body: Any, values: Any, *, replaces: bool) -> Failure | None:
 
 
 def _why_not(chord: Chord, document: dict[str, Any], opened: Session, reach: Reach) -> Failure | None:
-    """Why there are no values for the body."""
-    # One pass, and not its rows: there may be a hundred thousand.
+    """Return why the body gets no values, or None."""
+    # One pass that returns no rows of parts: there may be a hundred thousand.
     failures = func.min(Task.task_id).filter(Task.status != "succeeded")
     whose = select(Task.redis_user, Task.queue, func.min(Task.task_id), failures, func.sum(_size()))
     found = opened.execute(whose.where(is_part_of(chord)).group_by(Task.redis_user, Task.queue)).all()
@@ -129,7 +129,7 @@ def _why_not(chord: Chord, document: dict[str, Any], opened: Session, reach: Rea
 
 
 def _size() -> Any:
-    """Bytes of a part's value in memory, about: where most of it is empty lists, much more than in JSON."""
+    """Estimate the bytes of a part's value in memory: if it is mostly empty lists, much more than in JSON."""
     written = func.coalesce(cast(Task.result, Text), "")
     containers = func.length(written) - func.length(func.translate(written, "[{,", ""))
     besides = func.length(func.coalesce(Task.exact, "")) + func.length(func.coalesce(Task.error_message, ""))
@@ -137,7 +137,7 @@ def _size() -> Any:
 
 
 def _replaces(name: str, row: Task, chord: Chord, opened: Session) -> bool:
-    """Whether what is on record is the task that this chord replaces, whose id its body has, and not the body's run."""
+    """Return whether the row is the task that this chord replaces, whose id the body has, and not the body's run."""
     if row.rank == FINAL_RANK:
         return False
     is_named_otherwise = row.name != name and name not in COMPOSED
@@ -151,7 +151,7 @@ def _joins_all(document: dict[str, Any]) -> bool:
 
 
 def _shape(result: Any) -> Any:
-    """Celery's tuple of a header's result as lists of ids: its own objects take kilobytes for each."""
+    """Return Celery's tuple of a header's result as lists of ids: Celery's own objects take kilobytes each."""
     task, members = result
     if members is not None:
         return [_shape(member) for member in members]
@@ -167,14 +167,14 @@ def _leaves(shape: Any) -> Iterator[str]:
 
 
 def _with_added(shape: Any, chord: Chord) -> Any:
-    """Parts that a part added stand behind it; as with Celery, not in a header with groups in it."""
+    """Return the shape with added parts behind those that added them; as with Celery, not if it contains groups."""
     if any(isinstance(member, list) for member in shape) or len(shape) >= len(chord.parts):
         return shape
     return chord.parts
 
 
 def _values(shape: Any, values: dict[str, Any]) -> Any:
-    """The parts' values in the header's shape: a list for a group, lists within for groups within."""
+    """Return the parts' values in the header's shape: a list for a group, nested lists for nested groups."""
     return [_values(member, values) for member in shape] if isinstance(shape, list) else values[shape]
 
 
@@ -187,7 +187,7 @@ def _values_of(chord: Chord, opened: Session) -> dict[str, Any]:
 
 def _value(part: Row[Any]) -> Any:
     if part.status == "succeeded":
-        # Where JSONB would change it, it stands beside it as it was told.
+        # A value that JSONB would change is also stored exactly as reported.
         return json.loads(part.exact).get("result", part.result) if part.exact else part.result
     names = ("worker_id", "error_type", "error_message")
     return {PART_STATUS: part.status} | {name: getattr(part, name) for name in names}

@@ -1,7 +1,7 @@
 """Chords: the parts are counted in the record, and the body is submitted when the last of them has ended.
 
-Each chord waits for the first of its parts that has not ended, and nobody looks at it before that one has. So it costs
-what its own size is, once, however many outcomes are recorded meanwhile.
+Each chord waits for the first of its parts that has not ended, and is not checked before that one has. So its total
+cost is proportional to its size, however many outcomes are recorded meanwhile.
 """
 
 import json
@@ -29,17 +29,17 @@ from howl.server.chords import bodies
 
 logger = logging.getLogger(__name__)
 
-#: Most chords looked at in one go, and seconds after which none is begun.
+#: Maximum chords checked in one call, and seconds after which no further one is begun.
 AT_ONCE, LONGEST = 100, 1.0
-#: Parts that are looked at first, and at most at once: mostly the next one runs still.
+#: Parts that are checked first, and at most at once: usually the next one is still running.
 FIRST_PORTION, PORTION = 100, 10_000
-#: Chords of one credential that may wait, and parts of all of them.
+#: Maximum waiting chords of one credential, and parts of all of these.
 WAITING_CHORDS, WAITING_PARTS = 10_000, 1_000_000
-#: Most rows that one statement deletes.
+#: Maximum rows that one statement deletes.
 DELETED_AT_ONCE = 1000
-#: Text, because SQLAlchemy takes longer to put a statement together than PostgreSQL to answer this one.
+#: Plain text, because SQLAlchemy takes longer to build a statement than PostgreSQL to answer this one.
 ANY_WAIT = text("SELECT EXISTS (SELECT FROM chords WHERE body_submitted_at IS NULL)")
-#: Behind the part that added them, and among those that are not known to have ended.
+#: Inserts parts behind the part that added them, and among those not known to have ended.
 ADD = text(
     "UPDATE chords SET size = size + :number,"
     " parts = parts[1 : place] || CAST(:added AS text[]) || parts[place + 1 : size] FROM ("
@@ -48,12 +48,12 @@ ADD = text(
     " AND size + :number <= :limit AND NOT parts && CAST(:added AS text[]) FOR UPDATE) AS its"
     " WHERE chord_id = found RETURNING chord_id"
 )
-#: How what is set aside is called where people are told of it.
+#: Kind under which what is set aside is reported.
 KIND = "chords"
 
 
 def record(opened: Session, created: Iterable[tuple[ChordCreated, str | None]]) -> None:
-    """Write chords and the Redis users who told of them down before any of their parts; one told twice is one."""
+    """Record chords, with the Redis users who reported them, before any of their parts; a repeat changes nothing."""
     rows = [
         {
             "group_id": chord.group_id,
@@ -70,7 +70,7 @@ def record(opened: Session, created: Iterable[tuple[ChordCreated, str | None]]) 
 
 
 def add(opened: Session, added: Iterable[PartsAdded]) -> None:
-    """Have the bodies of chords wait for more parts; repeating it changes nothing."""
+    """Make the bodies of chords wait for more parts; repeating it changes nothing."""
     for each in added:
         place = {"group_id": each.group_id, "part": each.task_id, "limit": PARTS_LIMIT}
         if opened.execute(ADD, place | {"added": each.parts, "number": len(each.parts)}).first() is None:
@@ -78,7 +78,7 @@ def add(opened: Session, added: Iterable[PartsAdded]) -> None:
 
 
 def too_many(opened: Session, user: str, created: list[ChordCreated]) -> list[ChordCreated]:
-    """Those of the new ones, in their order, for which the user has too many chords or parts that wait."""
+    """Return, in order, the new chords for which the user has too many waiting chords or parts."""
     of_user = select(func.count(), func.coalesce(func.sum(Chord.size), 0)).where(_waits(), Chord.redis_user == user)
     chords, parts = opened.execute(of_user).one()
     refused = []
@@ -91,22 +91,22 @@ def too_many(opened: Session, user: str, created: list[ChordCreated]) -> list[Ch
 
 
 def any_wait(opened: Session) -> bool:
-    """Whether there is a chord whose body is not submitted: mostly there is none, and a look is cheap."""
+    """Return whether any chord's body is not yet submitted: usually there is none, and the check is cheap."""
     return bool(opened.scalar(ANY_WAIT))
 
 
 def wake(settings: Settings, ended: set[str]) -> None:
-    """Have chords looked at that wait for these tasks; raises DatabaseUnavailable."""
+    """Schedule a check of chords that wait for these tasks; raises DatabaseUnavailable."""
     if ended:
         with session(settings.database()) as opened:
             _wake(opened, Chord.waits_for == any_(_texts(ended)))
 
 
 def submit_due(settings: Settings, app: Celery) -> bool:
-    """Look at chords, and submit the bodies whose parts have all ended; whether there are more to be looked at.
+    """Check chords, and submit bodies whose parts have all ended; return whether there are more to check.
 
-    Raises DatabaseUnavailable, and redis's or kombu's errors when Redis is away. What fails for another reason waits
-    for the keeper's next round.
+    Raises DatabaseUnavailable, and redis's errors when Redis is away. A body whose error may be temporary waits for
+    maintenance's next round.
     """
     until = time.monotonic() + LONGEST
     with session(settings.database()) as opened:
@@ -114,19 +114,19 @@ def submit_due(settings: Settings, app: Celery) -> bool:
             if time.monotonic() > until:
                 break
             if _look_at(chord_id, opened, settings, app, until):
-                # A part may have ended, and nobody have been found to wait for it, before that was written down.
+                # The part may have ended before it was noted that this chord waits for it.
                 _wake(opened, (Chord.chord_id == chord_id) & _waits_in_vain())
         return opened.scalar(_awake()) is not None
 
 
 def wake_all(settings: Settings) -> None:
-    """Have chords looked at that wait for a task that has ended: whoever should have said so died before it could."""
+    """Schedule a check of chords that wait for an ended task: the process that should have done so died before."""
     with session(settings.database()) as opened:
         _wake(opened, _waits_in_vain())
 
 
 def expire(settings: Settings, app: Celery) -> None:
-    """Have chords wait no longer whose time is over, and forget those that have been dealt with for as long."""
+    """Expire chords that have waited too long, and delete those settled for as long."""
     over = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, settings.chord_retention)
     old = select(Chord.chord_id).where(Chord.created_at < over)
     with session(settings.database()) as opened:
@@ -143,7 +143,7 @@ def expire(settings: Settings, app: Celery) -> None:
 
 
 def _wake(opened: Session, condition: ColumnElement[bool]) -> None:
-    """But one that somebody looks at just now: he sees for himself what has ended meanwhile."""
+    """Schedule checks, except of chords being checked now: that check sees what ended meanwhile."""
     found = select(Chord.chord_id).where(_waits(), condition).order_by(Chord.chord_id).with_for_update(skip_locked=True)
     opened.execute(
         update(Chord).where(Chord.chord_id.in_(found)).values(waits_for=None),
@@ -153,7 +153,7 @@ def _wake(opened: Session, condition: ColumnElement[bool]) -> None:
 
 
 def _awake() -> Select[Any]:
-    """One of each user's after the other: nobody's thousands hold up another's one."""
+    """Select one chord per user in rotation: one user's thousands hold up no other's."""
     place = func.row_number().over(partition_by=Chord.redis_user, order_by=Chord.chord_id)
     return select(Chord.chord_id).where(_waits(), Chord.waits_for.is_(None)).order_by(place).limit(AT_ONCE)
 
@@ -167,7 +167,7 @@ def _waits_in_vain() -> ColumnElement[bool]:
 
 
 def _look_at(chord_id: int, opened: Session, settings: Settings, app: Celery, until: float) -> bool:
-    """Whether it may be looked at again before the keeper's next round."""
+    """Return whether it may be checked again before maintenance's next round."""
     chord, done = _taken(chord_id, opened), True
     if chord is not None and _all_ended(chord, opened, until):
         done = _deal_with(chord, opened, settings, app)
@@ -176,7 +176,7 @@ def _look_at(chord_id: int, opened: Session, settings: Settings, app: Celery, un
 
 
 def _taken(chord_id: int, opened: Session) -> Chord | None:
-    """Without its documents, if it is ours to look at: the recorder and the keeper may have found it together."""
+    """Lock a chord and return it without its documents; None if the other of recorder and maintenance has it."""
     still = select(Chord.chord_id, Chord.group_id, Chord.size, Chord.ended, Chord.redis_user)
     found = opened.execute(still.where(Chord.chord_id == chord_id, _waits()).with_for_update(skip_locked=True))
     row = found.one_or_none()
@@ -184,7 +184,7 @@ def _taken(chord_id: int, opened: Session) -> Chord | None:
 
 
 def _all_ended(chord: Chord, opened: Session, until: float) -> bool:
-    """Go on from where the last look ended; note the first part that has not ended, or how far this look has come."""
+    """Go on from where the last check stopped; note the first part that has not ended, or how far this one came."""
     portion, open_part = FIRST_PORTION, None
     while open_part is None and chord.ended < chord.size and time.monotonic() < until:
         parts = opened.scalar(select(Chord.parts[chord.ended + 1 : chord.ended + portion]).where(_is(chord))) or []
@@ -211,17 +211,17 @@ def _row(chord: Chord) -> Any:
 def _deal_with(
     chord: Chord, opened: Session, settings: Settings, app: Celery, expired: ChordExpired | None = None
 ) -> bool:
-    """Submit its body, or set it aside; False: the keeper's next round tries again.
+    """Submit its body or set it aside; False: maintenance tries again in its next round.
 
-    Its documents come from a worker, who may have written anything: whatever is wrong with them holds up no other.
+    Its documents come from a worker, which may have written anything: an error in them holds up no other.
     """
     try:
         with opened.begin_nested():
             bodies.submit(chord.chord_id, opened, settings, app, expired)
-    except Exception as error:  # noqa: BLE001  # a worker's documents fail in any way there is
-        # Which of them it is, nobody can tell by the error: a broker that is none is as far away as one that is down.
+    except Exception as error:  # noqa: BLE001  # a worker's documents may fail in any way
+        # The error does not tell which it is: a broker that does not exist looks the same as one that is down.
         if _may_pass(error) and not set_aside.is_last_try(app.backend.redis, settings, KIND, str(chord.chord_id)):
-            # For a part that has ended: nobody wakes it but the keeper.
+            # Wait for a part that has ended: only maintenance will wake it.
             opened.execute(_row(chord).values(waits_for=Chord.parts[chord.size]))
             logger.warning("The body of chord %s is tried again: %s.", chord.group_id, set_aside.in_short(error))
             return False
@@ -231,26 +231,26 @@ def _deal_with(
 
 
 def _set_aside(chord: Chord, error: Exception, opened: Session, settings: Settings, app: Celery) -> None:
-    # One line: a traceback of somebody else's garbage tells nothing.
+    # One line: a traceback of someone else's garbage is of no use.
     why = set_aside.in_short(repr(error))
     logger.error("Chord %s has no body that could be submitted: %s.", chord.group_id, why)
     set_aside.note(app.backend.redis, settings, KIND, chord.group_id, why)
     if isinstance(error, ChordRefused):
-        return  # what it names may be another's
+        return  # the tasks it names may be another user's
     try:
         with opened.begin_nested():
             bodies.fail(chord.chord_id, opened, settings, app, f"It could not be submitted: {why}")
-    except Exception as useless:  # noqa: BLE001  # forged documents fail in any way there is, and nobody waits for them
+    except Exception as useless:  # noqa: BLE001  # forged documents may fail in any way, and nobody waits for them
         logger.debug("Nor can it be told that chord %s has failed: %r.", chord.group_id, useless)
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether it can be Redis's or PostgreSQL's fault, not the chord's, whose body may name a queue that is none."""
+    """Return whether Redis or PostgreSQL may be at fault, not the chord, whose body may name a key that is no queue."""
     away = isinstance(error, OperationalError | RedisError | DatabaseError | InterfaceError | OSError)
     unfit = isinstance(error.__cause__ or error, DataError)  # kombu wraps what redis-py refuses to send
     return away and not unfit and "WRONGTYPE" not in str(error)
 
 
 def _texts(ids: Iterable[str]) -> Any:
-    """One parameter, however many they are: PostgreSQL takes 65,535."""
+    """Make ids one parameter, for PostgreSQL accepts only 65,535."""
     return cast(sorted(set(ids)), ARRAY(Text))

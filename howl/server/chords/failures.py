@@ -1,4 +1,4 @@
-"""A chord's body fails: its end is told, and a worker is to call its error callbacks (howl.error_callbacks)."""
+"""Fail a chord's body: report its end, and have a worker call its error callbacks (howl.error_callbacks)."""
 
 import json
 import logging
@@ -29,35 +29,35 @@ from howl.outcomes import UUID, Outcome
 
 logger = logging.getLogger(__name__)
 
-#: Characters of a part's error that its body fails with.
+#: Maximum characters of a part's error with which the body fails.
 ERROR_LIMIT = 20_000
-#: Queues that may be tried for an error callback, parts that are asked which they had called, and characters of one's
-#: children.
+#: Maximum queues tried for an error callback, failed parts checked for callbacks already called, and characters of one
+#: part's children.
 QUEUES, ASKED, CHILDREN_LIMIT = 10, 100, 20_000
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is nothing for a body to run on."""
+    """The reason why there are no values for a body."""
 
     reason: str
-    #: The error of the part that failed, as its worker told it.
+    #: The error of the part that failed, as reported by its worker.
     cause: dict[str, Any] | None = None
 
 
 def is_part_of(chord: Chord) -> ColumnElement[bool]:
-    """Whether a task is a part of the chord."""
+    """Match tasks that are parts of the chord."""
     return Task.task_id.in_(select(func.unnest(Chord.parts)).where(Chord.chord_id == chord.chord_id))
 
 
 def own_queue(name: Any) -> dict[str, Any]:
-    """Options of what goes to one worker's queue: a name alone would be given an exchange, and outlive the worker."""
+    """Return options for one worker's queue: given by name only, it would get an exchange and outlive the worker."""
     kind, _, worker_id = str(name).partition(".")
     return {"queue": worker_queue(worker_id)} if kind == "worker" and worker_id else {}
 
 
 def because_of(task_id: str, opened: Session) -> Failure:
-    """The failure of a body of which this part has failed, in Celery's words."""
+    """Return the failure of a body whose part `task_id` has failed, in Celery's words."""
 
     def short(column: Any) -> Any:
         return case((func.length(cast(column, Text)) <= ERROR_LIMIT, column), else_=None)
@@ -72,9 +72,9 @@ def because_of(task_id: str, opened: Session) -> Failure:
 
 
 def fail(chord: Chord, document: dict[str, Any], failure: Failure, opened: Session, app: Celery) -> None:
-    """Have the body fail, and its error callbacks be called once, however often this is tried.
+    """Fail the body, and have its error callbacks called once, however often this is tried.
 
-    Raises redis's and kombu's errors, with nothing told yet, and whatever forged documents cause.
+    Raises redis's and kombu's errors, with nothing reported yet, and whatever forged documents cause.
     """
     with noting() as noted:
         try:
@@ -84,7 +84,7 @@ def fail(chord: Chord, document: dict[str, Any], failure: Failure, opened: Sessi
             app.backend.chord_error_from_stack(_last(maybe_signature(document, app=app), app), exc=error)
     within = _called_within(chord, opened) if noted.calls else {}
     due = [call for call in noted.calls if call.task_id[:OF_THE_SIGNATURE] not in within]
-    # First: once the end is on record, nobody comes back for them.
+    # Before the end is reported: once it is recorded, nobody retries the callbacks.
     _publish(due, chord, document, opened, app)
     called = defaultdict(list)
     for call in noted.calls:
@@ -95,7 +95,7 @@ def fail(chord: Chord, document: dict[str, Any], failure: Failure, opened: Sessi
 
 
 def _last(body: Any, app: Celery) -> Any:
-    """What a body ends as: a chord as its own body does, which Celery would leave pending, its callbacks uncalled."""
+    """Return what a body ends as: a chord as its own body, which Celery leaves pending, its callbacks uncalled."""
     while isinstance(body, celery_chord):
         inner = maybe_signature(body.body, app=app)
         for name in ("link_error", "chain"):
@@ -106,14 +106,14 @@ def _last(body: Any, app: Celery) -> Any:
 
 
 def _called_within(chord: Chord, opened: Session) -> dict[str, str]:
-    """Calls that were made when chords among the parts failed, by the signature of what was called.
+    """Return ids of calls made when chords among the parts failed, by the signature of what was called.
 
     `chord.on_error` links a callback to those as well, and it is called once: with Celery, the outer one never ends.
     """
     children = cast(Task.children, Text)
     failed = and_(Task.status == "failed", Task.started_at.is_(None), func.length(children) < CHILDREN_LIMIT)
     found = opened.scalars(select(children).where(is_part_of(chord), failed).limit(ASKED))
-    # A worker may have told anything there.
+    # A worker may have reported anything there.
     ids = [match[0] for told in found for match in re.finditer(UUID, told)]
     return {task_id[:OF_THE_SIGNATURE]: task_id for task_id in ids}
 
@@ -121,7 +121,7 @@ def _called_within(chord: Chord, opened: Session) -> dict[str, str]:
 def _publish(calls: list[Call], chord: Chord, document: dict[str, Any], opened: Session, app: Celery) -> None:
     if not calls:
         return
-    sought = cast([call.task_id for call in calls], ARRAY(Text))  # one parameter, however many they are
+    sought = cast([call.task_id for call in calls], ARRAY(Text))  # a single parameter, however many ids there are
     done = set(opened.scalars(select(Task.task_id).where(Task.task_id == any_(sought))))
     queues = [*_queues(chord, document, opened)]
     for call in calls:
@@ -147,7 +147,7 @@ def _publish_one(call: Call, queues: list[dict[str, Any]], app: Celery) -> None:
             why = error
         except (OperationalError, RedisError):
             raise
-        except Exception as error:  # noqa: BLE001  # a worker's documents fail in any way there is
+        except Exception as error:  # noqa: BLE001  # a worker's documents may fail in any way
             why = error
             break
         else:
@@ -156,9 +156,9 @@ def _publish_one(call: Call, queues: list[dict[str, Any]], app: Celery) -> None:
 
 
 def _queues(chord: Chord, document: dict[str, Any], opened: Session) -> Iterator[dict[str, Any]]:
-    """Where a worker may be that knows the callbacks: as with Celery, one that took a part, best one that failed.
+    """Yield queues whose workers may know the callbacks: as with Celery, those of parts, failed parts first.
 
-    The queue of a single worker, which may have left, comes after those of all.
+    The queue of a single worker, which may have left, comes after queues that several share.
     """
     of_one = Task.queue.startswith("worker.", autoescape=True)
     likeliest = select(Task.queue).where(is_part_of(chord), Task.queue.is_not(None)).group_by(Task.queue)

@@ -1,4 +1,4 @@
-"""Chords that are told of in pieces: each waits in the record until all are there, in whatever order they come."""
+"""Chords reported in pieces: the pieces wait in the record until all have arrived, in any order."""
 
 import logging
 from collections.abc import Iterable
@@ -15,16 +15,16 @@ from howl.server.chords import chords
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of one credential's pieces that may wait for others.
+#: Maximum bytes of one credential's pieces that wait for others.
 WAITING_BYTES = 256 << 20
-#: A piece's bytes, which PostgreSQL knows without reading it; to count its characters it would.
+#: The bytes of a piece, which PostgreSQL knows without reading it, unlike the number of characters.
 SIZE = func.octet_length(StoredPiece.text)
 
 
 def put_together(
     opened: Session, told: Iterable[tuple[ChordPiece, str | None]]
 ) -> list[tuple[ChordCreated, str | None]]:
-    """Write pieces down, and take out the chords that are whole now; repeating it changes nothing."""
+    """Record pieces, and return and remove the chords that are now complete; repeating it changes nothing."""
     whole = []
     for piece, user in told:
         if user is not None and _waiting_bytes(opened, user) + len(piece.text) > WAITING_BYTES:
@@ -44,7 +44,7 @@ def _waiting_bytes(opened: Session, user: str) -> int:
 
 def _put_together(opened: Session, piece: ChordPiece, user: str | None) -> ChordCreated | None:
     of_chord = (StoredPiece.group_id == piece.group_id) & StoredPiece.redis_user.is_not_distinct_from(user)
-    # Sizes first: what a worker wrote may be larger than there is memory for.
+    # Check sizes first: what a worker wrote may not fit into memory.
     count, size = opened.execute(
         select(func.count(), func.sum(SIZE)).where(of_chord, StoredPiece.number < piece.pieces)
     ).one()

@@ -1,1 +1,1 @@
-"""What nobody else looks after: leases, what is missing or too late, limits, and scripts that hold up Redis."""
+"""Maintenance loops: leases, lost and expired tasks, memory limits, and scripts that block Redis."""

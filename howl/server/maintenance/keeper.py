@@ -1,4 +1,4 @@
-"""The keeper looks after what nobody else does: tasks that Redis lost, whose worker is gone, or whose time is over."""
+"""Maintenance of tasks that Redis lost, whose worker is gone, or that have expired."""
 
 import asyncio
 import logging
@@ -28,45 +28,45 @@ from howl.submission import push, take_off_queue
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two rounds, about.
+#: Approximate seconds between two rounds.
 ROUND = 5.0
-#: Most tasks looked at in one round of one duty: what is left is for the next round.
+#: Maximum tasks that a duty handles in one round; the rest waits for the next round.
 AT_ONCE = 1000
-#: Seconds a submission may take between its row and its push, and a worker to come back under its name.
+#: Seconds that a submission may take from its row to its push, and a worker to return under its name.
 PATIENCE = 10.0
-#: Seconds between two looks for events that are too old.
+#: Seconds between two deletions of old events.
 FORGETTING = 60.0
-#: How tasks that are set aside are called where people are told of them.
+#: Kind under which tasks that are set aside are reported.
 KIND = "tasks"
 
 
 class Keeper:
-    """Runs its duties in rounds; each may be repeated at any time without harm."""
+    """Runs maintenance duties in rounds; each duty may be repeated at any time without harm."""
 
     def __init__(self, settings: Settings, app: Celery) -> None:
         self.settings = settings
         self.app = app
         self.redis: Any = redis_client(settings)
         self.names = lease_reaper.SharedNames()
-        #: Monotonic second of the next look for events that are too old.
+        #: Monotonic second of the next deletion of old events.
         self.next_forgetting = 0.0
-        #: Whether Redis was away since leases were last granted: this alone, and no fault of a duty's, is a reason to.
+        #: Whether Redis was away since leases were last granted: the only reason to grant them, unlike a duty's errors.
         self.redis_was_away = True
 
     async def run(self) -> None:
-        """Until cancelled; raises DatabaseUnavailable, QueueUnavailable or Redis's errors."""
+        """Run until cancelled. Raises DatabaseUnavailable, QueueUnavailable or Redis's errors."""
         while True:
             if self.redis_was_away:
                 await asyncio.to_thread(lease_reaper.grant_one_more_lease, self.redis, self.settings)
-                self.names = lease_reaper.SharedNames()  # it must not take what was granted for a renewal
+                self.names = lease_reaper.SharedNames()  # it must not mistake a grant for a renewal
                 self.redis_was_away = False
             await self._round()
             await asyncio.sleep(self._pause())
 
     async def _round(self) -> None:
-        """Every duty, whatever becomes of those before it; raises the first one's error when all are done.
+        """Run every duty, even if an earlier one fails, then raise the first error.
 
-        But none when Redis is away, for each would wait for it.
+        Once Redis is away, raise at once: every further duty would wait for it.
         """
         first: Exception | None = None
         for duty in self._duties():
@@ -86,18 +86,18 @@ class Keeper:
         return (*messages, *tasks, self.expire_chords, self.forget_events)
 
     def _pause(self) -> float:
-        """Seconds to the next round: often enough to notice a lease that ran out."""
+        """Return the seconds to the next round, short enough to notice an expired lease."""
         return min(ROUND, self.settings.lease / 3) * random.uniform(0.8, 1.2)  # noqa: S311  # jitter, no secret
 
     def push_what_is_missing(self) -> None:
-        """Push submitted tasks that never reached Redis, and those it has lost since."""
+        """Push submitted tasks that never reached Redis or that it has lost since."""
         now = datetime.now(UTC)
         never_pushed = (
             (Task.rank == 0) & Task.pushed_at.is_(None) & (Task.queued_at < now - timedelta(seconds=PATIENCE))
         )
         pushed_long_ago = Task.pushed_at < now - timedelta(seconds=self.settings.push_again_after)
-        # What had begun is lost as well when Redis forgets its message. Told of a later attempt, a row may have ended
-        # before, and a worker's word is not enough to start it anew.
+        # A started task is lost as well when Redis loses its message. A row that reports a later attempt may have ended
+        # before, and a worker's report is not enough to start the task again.
         for task in self._unmarked(self._open((Task.attempts <= 1) & or_(never_pushed, pushed_long_ago))):
             with self._trying(task, "FAILURE"):
                 self._push_again(task)
@@ -107,7 +107,7 @@ class Keeper:
             return
         try:
             push(task, self.app)
-        except InvalidRequest as error:  # a row of an earlier version, or of what a worker has told
+        except InvalidRequest as error:  # a row written by an earlier version, or from a worker's report
             logger.error("Task %s cannot be pushed: %s", task.task_id, error.message)  # noqa: TRY400
             self._end(task, "FAILURE", error)
             return
@@ -116,28 +116,28 @@ class Keeper:
 
     @contextmanager
     def _trying(self, task: Task, state: str) -> Iterator[None]:
-        """Within it, what cannot be done for one task holds up no other; after a few rounds it ends in that state."""
+        """Keep an error with one task from holding up others; after a few rounds the task ends in `state`."""
         try:
             yield
         except DatabaseUnavailable:
             raise
-        except Exception as error:  # noqa: BLE001  # counted, and told of
+        except Exception as error:  # noqa: BLE001  # counted and reported
             why = set_aside.in_short(reason(error))
             if not set_aside.is_last_try(self.redis, self.settings, KIND, task.task_id):
                 logger.warning("Task %s is tried again in a moment: %s.", task.task_id, why)
                 return
-            logger.error("Task %s is set aside: %s.", task.task_id, why)  # noqa: TRY400  # one line says it
+            logger.error("Task %s is set aside: %s.", task.task_id, why)  # noqa: TRY400  # one line suffices
             set_aside.note(self.redis, self.settings, KIND, task.task_id, why)
             self.app.backend.append(failure(task.task_id, state, TaskSetAside(why)))
 
     def fail_what_nobody_can_start(self) -> None:
-        """End tasks assigned to one worker that is gone without having started them."""
+        """Fail tasks assigned to one worker that is gone and has not started them."""
         since = func.greatest(Worker.offline_at, Worker.last_heartbeat_at)
         gone = Worker.status.in_(("offline", "lost")) & (since < func.now() - timedelta(seconds=PATIENCE))
         waited_for = Worker.worker_id.in_(select(Task.target_worker_id).where(Task.rank == 0))
         with session(self.settings.database()) as opened:
             found = opened.execute(select(Worker.worker_id, Worker.status).where(gone, waited_for).limit(AT_ONCE)).all()
-        # A lease is better news than a heartbeat, which may be lost on its way; a worker that said goodbye is believed.
+        # A lease is better evidence than a heartbeat, which may be lost on its way; an announced departure is trusted.
         silent = [worker_id for worker_id, status in found if status == "lost"]
         living = lease_reaper.living_workers(self.redis, self.settings, silent)
         workers = {worker_id for worker_id, _ in found}.difference(living)
@@ -146,36 +146,36 @@ class Keeper:
                 self._end(task, "FAILURE", WorkerGone("worker gone"))
 
     def expire(self) -> None:
-        """End tasks whose time is over although no worker came to see it."""
+        """Revoke expired tasks that no worker has taken."""
         for task in self._queued(Task.expires_at < func.now() - timedelta(seconds=PATIENCE)):
             with self._trying(task, "REVOKED"):
                 self._end(task, "REVOKED", TaskRevokedError("expired"))
 
     def load_scripts(self) -> None:
-        """Workers may run them and not load them, and a restarted Redis has forgotten them."""
+        """Load scripts: workers may run but not load them, and a restarted Redis has lost them."""
         scripts.load_all(self.redis)
 
     def put_back(self) -> None:
-        """Give the messages of dead owners, and those whose time is near, back to their queues."""
+        """Put messages of dead owners, and parked messages nearly due, back on their queues."""
         lease_reaper.put_back_what_the_dead_held(self.redis, self.settings)
         self.names.look(self.redis, self.settings)
         lease_reaper.feed_what_is_due(self.redis, self.settings)
 
     def offer_unknown(self) -> None:
-        """Give tasks that the worker which took them does not know to those of their queue that do."""
+        """Put tasks unknown to the worker that took them back on their queue, for workers that know them."""
         unknown_tasks.put_back(self.redis, self.settings)
 
     def submit_bodies(self) -> None:
-        """Submit the bodies of finished chords that the recorder could not submit at once."""
+        """Submit bodies of finished chords that the recorder could not submit at once."""
         chords.wake_all(self.settings)
         chords.submit_due(self.settings, self.app)
 
     def expire_chords(self) -> None:
-        """Have chords wait no longer than HOWL_CHORD_RETENTION, and forget what has been dealt with for as long."""
+        """Expire chords that wait longer than HOWL_CHORD_RETENTION, and delete those settled for as long."""
         chords.expire(self.settings, self.app)
 
     def forget_events(self) -> None:
-        """Delete what tasks did more than a week ago; their rows and results stay."""
+        """Delete task events older than a week; the tasks' rows and results stay."""
         if time.monotonic() < self.next_forgetting:
             return
         with session(self.settings.database()) as opened:
@@ -198,7 +198,7 @@ class Keeper:
         return [task for task, mark in zip(tasks, marks, strict=True) if mark is None]
 
     def _still_open(self, task: Task) -> bool:
-        """Read again after the mark was seen missing: the recorder removes marks of what has ended."""
+        """Read the row again once the mark is missing: the recorder removes the marks of ended tasks."""
         with session(self.settings.database()) as opened:
             return opened.scalar(select(Task.rank < FINAL_RANK).where(Task.task_id == task.task_id)) is True
 

@@ -1,7 +1,7 @@
-"""What dead owners held goes back on its queues, in order; what waits for its time goes back when it is near.
+"""Put claims of dead owners back on their queues, in order, and parked messages when they are nearly due.
 
-Each user's workers write this down themselves, and may write anything: what they could not push is set aside, and an
-namespace that makes no sense holds up no other.
+Each user's workers write this data themselves and may write anything: messages that they could not push are set aside,
+and an invalid namespace holds up no other.
 """
 
 import hashlib
@@ -28,33 +28,33 @@ from howl.queue_names import fault_of, queue_of
 
 logger = logging.getLogger(__name__)
 
-#: Times that a message's run died or was broken off, and that it was handed back unbegun, beyond which it is dead.
+#: Number of times a message's run may die or be broken off, and that it may be returned unstarted, before it is dead.
 DEATHS, HAND_BACKS = 5, 50
-#: Most messages put back, and parked ones fed, in one script.
+#: Maximum claims, and parked messages, that one script call puts back.
 AT_ONCE = 500
-#: How a tag ends; a worker may write others.
+#: The end of a tag; a worker may write other tags.
 ORDER = re.compile(rb":(\d{1,15}):(\d{1,15})$")
 BEGAN = b"began:"
-#: Most times in one round that parked tasks are fed, and that a portion of what an owner held is put back.
+#: Maximum portions put back in one round, of a namespace's parked tasks and of an owner's claims.
 FEEDINGS = 100
-#: Bytes of an owner's name that are shown.
+#: Maximum bytes of an owner's name that are shown.
 NAMED = 255
-#: Of what is set aside, messages kept.
+#: Maximum messages kept of those set aside.
 UNREADABLE_KEPT = 1000
-#: Seconds before its time at which a parked task goes back: a worker holds it for the rest.
+#: Seconds before it is due at which a parked task is put back; a worker holds it for the rest.
 AHEAD = 30
-#: By owner: the deadline that was granted him; and the life of Redis in which that was.
+#: Key of granted deadlines by owner, and its field that names the Redis run in which they were granted.
 GRANTED, LIFE = "_granted", b"redis"
-#: How what is set aside is called where people are told of it.
+#: Kinds under which what is set aside is reported.
 PARKED, HELD, AREA = "parked tasks", "claims", "namespaces of Redis users"
-#: Why messages are not put on a queue.
+#: Reasons not to put messages on a queue.
 NOT_REACHED, NO_LIST = "it does not reach", "that is no list"
 
 
 def grant_one_more_lease(client: Any, settings: Settings) -> None:
-    """After Redis was away nobody could renew: everyone gets the time to, once; raises redis's errors.
+    """Extend every lease once after Redis was away, when nobody could renew; raises redis's errors.
 
-    Who was granted one and has not renewed it since is dead, however often the server starts, unless Redis did.
+    An owner that has not renewed since its last grant is dead, however often the server starts, unless Redis did.
     """
     seconds, _ = client.time()
     until = (seconds + settings.lease) * 1000
@@ -80,7 +80,7 @@ def grant_one_more_lease(client: Any, settings: Settings) -> None:
 
 
 def could_not_renew(error: BaseException) -> bool:
-    """Whether the error tells of a Redis that was away, or took nothing, for workers as well."""
+    """Return whether the error means that Redis was away, or accepted no writes, for workers as well."""
     while True:
         if isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError):
             return True
@@ -92,7 +92,7 @@ def could_not_renew(error: BaseException) -> bool:
 
 
 def _life_of_redis(client: Any) -> bytes:
-    """What is another after each start of Redis."""
+    """Return Redis's run id, which differs after each start."""
     return str(client.info("server").get("run_id", "")).encode()
 
 
@@ -101,9 +101,9 @@ def _deadline(text: bytes | None) -> float | None:
 
 
 def living_workers(client: Any, settings: Settings, among: Collection[str]) -> list[str]:
-    """Ids of those of these workers whose leases run; raises redis's errors.
+    """Return the ids of those workers whose leases are valid; raises redis's errors.
 
-    A lease counts where its user may be assigned that worker's tasks: any worker may write down any.
+    A lease counts only if its user may receive that worker's tasks: any worker may write any lease.
     """
     seconds, _ = client.time()
     alive: set[str] = set()
@@ -121,14 +121,14 @@ def living_workers(client: Any, settings: Settings, among: Collection[str]) -> l
 
 
 class SharedNames:
-    """Notices workers of one name: their leases are all renewed, unlike that of a worker whom a namesake replaced."""
+    """Detects workers that share a name: all their leases are renewed, unlike that of a worker that was replaced."""
 
     def __init__(self) -> None:
         self._first_seen: dict[tuple[bytes, ...], dict[bytes, float]] = {}
         self._warned: set[bytes] = set()
 
     def look(self, client: Any, settings: Settings) -> None:
-        """Warn once of each such name; raises redis's errors."""
+        """Warn once about each shared name; raises redis's errors."""
         deadlines: dict[bytes, float] = {}
         in_every_area(
             client, settings,
@@ -147,14 +147,14 @@ class SharedNames:
 
 
 def _by_name(owners: Iterable[bytes]) -> dict[bytes, tuple[bytes, ...]]:
-    """Owners of one node name, where there are several."""
+    """Group owners by node name; keep names that have several owners."""
     ordered = sorted(owners)
     groups = {name: tuple(group) for name, group in groupby(ordered, key=lambda owner: owner.rpartition(b".")[0])}
     return {name: group for name, group in groups.items() if len(group) > 1}
 
 
 def put_back_what_the_dead_held(client: Any, settings: Settings) -> None:
-    """For every owner whose lease ran out; raises redis's errors."""
+    """Put back the claims of owners whose leases expired; raises redis's errors."""
     seconds, microseconds = client.time()
     now = seconds * 1000 + microseconds // 1000
 
@@ -166,18 +166,18 @@ def put_back_what_the_dead_held(client: Any, settings: Settings) -> None:
                 if _tell_if_often(
                     client, settings, HELD, namespace.named(owner[:NAMED].decode(errors="replace")), error
                 ):
-                    client.zrem(namespace.key("leases"), owner)  # its claims stay for a person to look at
+                    client.zrem(namespace.key("leases"), owner)  # its claims stay for inspection
 
     in_every_area(client, settings, put_back)
 
 
 def feed_what_is_due(client: Any, settings: Settings) -> None:
-    """Parked tasks whose time is near; raises redis's errors."""
+    """Put back parked tasks that are nearly due; raises redis's errors."""
     in_every_area(client, settings, lambda namespace: _feed(client, settings, namespace))
 
 
 def in_every_area(client: Any, settings: Settings, duty: Callable[[Namespace], Any]) -> None:
-    """Do it for each; what fails in one is that one's, and told of; raises redis's errors."""
+    """Run the duty in each namespace; an error in one is reported, and stops no other. Raises redis's errors."""
     for namespace in all_namespaces(client, settings):
         try:
             duty(namespace)
@@ -188,9 +188,9 @@ def in_every_area(client: Any, settings: Settings, duty: Callable[[Namespace], A
 def _tell_if_often(
     client: Any, settings: Settings, kind: str, name: str, error: redis.exceptions.ResponseError
 ) -> bool:
-    """One that makes no sense holds up no other; whether that was the last of a few tries, which is told of.
+    """Count a failed try, so that an invalid one holds up no other; return whether it was the last, and report that.
 
-    Raises the error if it is Redis's own trouble, or the server's rights do not suffice.
+    Raises the error if Redis itself is in trouble, or the server's rights do not suffice.
     """
     if takes_nothing_new(error) or isinstance(error, redis.exceptions.NoPermissionError):
         raise error
@@ -210,7 +210,7 @@ def _feed(client: Any, settings: Settings, namespace: Namespace) -> None:
 
 
 def _lists_let_through(client: Any, settings: Settings, namespace: Namespace) -> tuple[int, list[str | bytes]]:
-    """For unpark.lua: how many of those due first it shall feed, and to which lists; the rest is set aside."""
+    """Return for unpark.lua how many of those due first to put back, and on which lists; set the rest aside."""
     near = (client.time()[0] + AHEAD) * 1000
     limits = bounded_reads.MESSAGES._replace(members=AT_ONCE)
     due = bounded_reads.scores(client, settings, namespace, "parked", limits, highest=near)
@@ -224,7 +224,7 @@ def _lists_let_through(client: Any, settings: Settings, namespace: Namespace) ->
 
 
 def set_aside(client: Any, settings: Settings, namespace: Namespace, where: str, claim: bytes, fault: str) -> None:
-    """Take a message out of its namespace's sorted set `where`, and keep it for a person to look at."""
+    """Remove a message from the namespace's sorted set `where`, and keep it for inspection."""
     logger.error("Redis user %s had left a message in `%s` for a queue %s: set aside.", namespace.user, where, fault)
     unreadable = settings.key("unreadable")
     with client.pipeline(transaction=True) as together:
@@ -235,7 +235,7 @@ def set_aside(client: Any, settings: Settings, namespace: Namespace, where: str,
 
 
 def _tell_of_its_end(client: Any, settings: Settings, namespace: Namespace, kind: str, claim: bytes) -> None:
-    """Of a task whose message can go nowhere: whoever waits for it is told."""
+    """Report a task as failed whose message can go nowhere, to whoever waits for it."""
     list_name = list_of(claim).decode(errors="replace")
     error = TaskSetAside(f"Its queue cannot take it back: the key {list_name[:NAMED]!r} is no list of Redis's.")
     task_id = _task_id(claim).decode()
@@ -244,7 +244,7 @@ def _tell_of_its_end(client: Any, settings: Settings, namespace: Namespace, kind
 
 
 def _put_back(client: Any, settings: Settings, namespace: Namespace, owner: bytes) -> None:
-    """A portion that fits into memory after the other."""
+    """Put back an owner's claims in portions that fit into memory."""
     moved, refused = 0, False
     for _ in range(FEEDINGS):
         held = bounded_reads.fields(client, settings, namespace, b"claims:" + owner, bounded_reads.MESSAGES)
@@ -255,7 +255,7 @@ def _put_back(client: Any, settings: Settings, namespace: Namespace, owner: byte
         rights = {name: fault is None for name, fault in faults_of.items()}
         count = _put_portion_back(client, settings, namespace, owner, held, tags, rights)
         if count is None:
-            return  # it spoke in the meantime
+            return  # it has renewed its lease meanwhile
         for tag in tags:
             if faults_of[list_of(held[tag])] == NO_LIST:
                 _tell_of_its_end(client, settings, namespace, HELD, held[tag])
@@ -273,7 +273,7 @@ def _put_portion_back(
     client: Any, settings: Settings, namespace: Namespace, owner: bytes, held: dict[bytes, bytes], tags: list[bytes],
     rights: dict[bytes, bool],
 ) -> int | None:  # fmt: skip
-    """How many messages were moved; None if the owner's lease runs again."""
+    """Return the number of messages moved; None if the owner's lease is valid again."""
     root = namespace.root.encode()
     keys = [root + name for name in
             (b"claims:" + owner, b"leases", b"deaths", b"outcomes", b"turns:" + owner, b"dead")]  # fmt: skip
@@ -293,7 +293,7 @@ def _put_portion_back(
 
 
 def _deaths(client: Any, settings: Settings, namespace: Namespace) -> dict[bytes, bytes]:
-    """Counters by what they count; one that is no number goes, for the script could not add to it."""
+    """Return counters by what they count; delete those that are no numbers: the script could not add to them."""
     found = bounded_reads.fields(client, settings, namespace, "deaths")
     spoilt = {name for name, count in found.items() if count != b"%d" % bounded_reads.number(count)}
     if spoilt:
@@ -302,14 +302,14 @@ def _deaths(client: Any, settings: Settings, namespace: Namespace) -> dict[bytes
 
 
 def fault_of_list(client: Any, settings: Settings, namespace: Namespace, name: bytes) -> str | None:
-    """Why nothing that the namespace's user left may go on this list, or can; None if it may."""
+    """Return why messages of the namespace's user may not or cannot go on this list; None if they may."""
     if not _may(client, settings, namespace, name):
         return NOT_REACHED
     return None if client.type(name) in (b"list", b"none") else NO_LIST
 
 
 def _may(client: Any, settings: Settings, namespace: Namespace, name: bytes) -> bool:
-    """Whether what the namespace's user left may go on this list; none of our own keys is one."""
+    """Return whether the namespace's user's messages may go on this list, which is none of HOWL's own keys."""
     prefix = settings.key_prefix.encode()
     if not name.startswith(prefix) or fault_of(queue_of(name.removeprefix(prefix).decode(errors="replace"))):
         return False
@@ -336,13 +336,13 @@ def _words(deaths: dict[bytes, bytes], tag: bytes, held: dict[bytes, bytes], wor
 
 
 def _order(tag: bytes) -> tuple[int, int]:
-    """`owner:number:position`, the last taken being the largest."""
+    """Return a sort key for `owner:number:position`; the last taken is the largest."""
     numbers = ORDER.search(tag)
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
 def _task_id(claim: bytes) -> bytes:
-    """The task's id; for a message without one something of its own, or all such would count as one task."""
+    """Return the task's id; without one, a hash of the message, or all such messages would count as one task."""
     message = claim.partition(b"\n")[2]
     try:
         task_id = str(task_headers(parse(message, PARSED_BYTES))["id"])

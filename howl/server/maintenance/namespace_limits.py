@@ -1,6 +1,6 @@
-"""What one credential may pile up in Redis: above a limit the server removes it, so that there is room for the others.
+"""Limits on what one credential may store in Redis; the server removes the excess, so that others have room.
 
-Workers stop taking tasks at HOWL_BACKLOG_LIMIT by themselves. Who has a stolen credential does not.
+Workers stop taking tasks at HOWL_BACKLOG_LIMIT by themselves. The holder of a stolen credential does not.
 """
 
 import asyncio
@@ -17,40 +17,40 @@ from howl.connections.redis import redis_client
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at how full Redis is, and between two lines about one user; and how much longer than a look
-#: the pause after it is, unless somebody has too much or Redis is half full, and at most.
+#: Seconds between two checks of Redis's memory, and between two log lines about one user. Unless a user is over its
+#: limit or Redis is half full, a pause lasts RESTING times its check, at most LONGEST seconds.
 ROUND, SILENCE, RESTING, LONGEST = 0.25, 10.0, 5.0, 2.0
-#: Of HOWL_BACKLOG_LIMIT, what one user may have in Redis, for runs end after their worker took its last task; and of
-#: all that Redis may have, if that is less. Above NEARLY_FULL of it every member of every key is counted.
+#: What one user may have in Redis: LEEWAY times HOWL_BACKLOG_LIMIT, because runs end after their worker took its last
+#: task, or SHARE of Redis's memory, if less. Above NEARLY_FULL of that memory, every member of every key is counted.
 LEEWAY, SHARE, NEARLY_FULL = 1.25, 0.5, 0.75
-#: Of that, what keys may take of which a user can make any number: above the one, those that no living worker needs go,
-#: above the other all of them.
+#: Fractions of a user's limit for keys of which it can create any number: above the first, those that no living worker
+#: needs are removed, above the second all of them.
 TOO_MUCH, FAR_TOO_MUCH = 0.25, 0.5
-#: Keys looked at in one script and in one round; there may be millions, so the rest is estimated from these.
+#: Keys examined in one script call and in one round; there may be millions, so the rest is estimated from these.
 KEYS, KEYS_A_ROUND = 500, 50_000
-#: Members removed in one step, and steps of a round: each holds up all others for some milliseconds.
+#: Members removed in one step, and steps in one round; each step blocks Redis for some milliseconds.
 STEP, STEPS = 10_000, 100
-#: The keys of a namespace of which there is one each.
+#: The keys that a namespace has once each.
 ITS_KEYS = ("outcomes", "parked", "unknown", "leases", "deaths", "dead", "unreadable", "outcomes:bytes")
-#: Bytes of what was set aside, of all users together: the oldest goes.
+#: Maximum bytes of what was set aside, for all users together; the oldest is removed.
 ASIDE_BYTES = 64 << 20
 
 
 class NamespaceLimits:
-    """Looks after every user whose credential is not the server's own."""
+    """Limits every user whose credential is not the server's own."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.redis: Any = redis_client(settings)
-        #: Where to go on looking at keys, and how much too much of them each user had: 0, 1 or 2.
+        #: Where the scan of keys continues, and by how much each user was over its limit: 0, 1 or 2.
         self._cursor: bytes | str = "0"
         self._over: dict[str, int] = {}
         self._silent_until: dict[str, float] = {}
-        #: Whether somebody had too much at the last look.
+        #: Whether a user was over its limit, or Redis more than half full, at the last check.
         self._busy = False
 
     async def run(self) -> None:
-        """Until cancelled; raises Redis's errors."""
+        """Run until cancelled. Raises Redis's errors."""
         while True:
             began = time.monotonic()
             await asyncio.to_thread(self.look)
@@ -59,7 +59,7 @@ class NamespaceLimits:
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, no secret
 
     def look(self) -> None:
-        """Nobody has too much while all together have less."""
+        """Check memory; nobody exceeds a limit that all together keep."""
         self._busy = False
         memory = self.redis.info("memory")
         used, most = int(memory["used_memory"]), int(memory.get("maxmemory", 0))
@@ -83,7 +83,7 @@ class NamespaceLimits:
             self._judge_keys(namespaces, limit, exact=bool(most) and used > NEARLY_FULL * most)
 
     def _shorten_to(self, namespace: Namespace, limit: int) -> None:
-        """Of the keys of which there is one each, the largest, until all together are within the limit."""
+        """Shorten the largest of the keys that a namespace has once, until together they are within the limit."""
         sizes = {key: self._size(key) for key in map(namespace.key, ITS_KEYS)}
         before = sum(sizes.values())
         for _ in range(STEPS):
@@ -96,7 +96,7 @@ class NamespaceLimits:
             self._tell(namespace.user, before, before - sum(sizes.values()), limit)
 
     def _shorten(self, key: str) -> None:
-        """By a part that Redis removes quickly: the oldest outcomes, what is due last, what was set aside first."""
+        """Remove a part small enough to be quick: the oldest outcomes, what is due last, what was set aside first."""
         kind = self.redis.type(key)
         if kind == b"stream":
             left = 3 * self.redis.xlen(key) // 4
@@ -109,7 +109,7 @@ class NamespaceLimits:
             self.redis.unlink(key)
 
     def _judge_keys(self, namespaces: list[Namespace], limit: float, *, exact: bool) -> None:
-        """Of the other keys, as many as a round allows: what is removed depends on what the last round found."""
+        """Examine as many of the other keys as a round allows; what is removed depends on the last round's result."""
         found = self._look_at_keys(namespaces, exact=exact)
         for namespace in namespaces:
             size, was = found[namespace.user], self._over.get(namespace.user, 0)
@@ -118,7 +118,7 @@ class NamespaceLimits:
                 self._tell(namespace.user, size, 0, int(TOO_MUCH * limit))
 
     def _look_at_keys(self, namespaces: list[Namespace], *, exact: bool) -> dict[str, int]:
-        """Bytes of each user's, about: those looked at stand for all."""
+        """Estimate the bytes of each user's keys from those examined."""
         words: list[Any] = []
         for namespace in namespaces:
             words += [namespace.root.removeprefix(self.settings.key_prefix), self._over.get(namespace.user, 0)]

@@ -1,6 +1,6 @@
-"""The watchdog stops scripts that hold up Redis, which serves nobody else meanwhile, and says whose they were.
+"""The watchdog stops scripts that block Redis, which serves nobody else meanwhile, and logs whose they were.
 
-The server's own scripts take time in proportion to what they are given; this is for what was overlooked.
+The run time of the server's own scripts is proportional to their input; this is for what was overlooked.
 """
 
 import asyncio
@@ -18,33 +18,33 @@ from howl.connections.redis import redis_client
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks.
+#: Seconds between two checks.
 PAUSE = 0.75
-#: Seconds to wait for an answer: a Redis that was not told otherwise says nothing at all for the first 5.
+#: Seconds to wait for an answer: by default, Redis does not answer for the first 5 of a script.
 PATIENCE = 15.0
-#: Seconds that a script may take to end once it is told to, and between two looks whether it has.
+#: Seconds that a script may take to end once killed, and between two checks of whether it has.
 ENDING, LOOK = 5.0, 0.05
-#: Entries of Redis's slow log that are looked at, and microseconds that one of them must have taken.
+#: Number of entries of Redis's slow log to examine, and the least duration of one, in microseconds.
 ENTRIES, SLOW = 20, 100_000
 
 
 class Watchdog:
-    """A part of `howl server`, on a connection of its own."""
+    """A part of `howl server`, with its own connection."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.redis: Any = redis_client(settings, timeout=PATIENCE)
-        #: What was said of the present script, so as to say it once.
+        #: What was logged about the present script, so that it is logged once.
         self._said = ""
 
     async def run(self) -> None:
-        """Until cancelled; raises Redis's errors."""
+        """Run until cancelled. Raises Redis's errors."""
         while True:
             await asyncio.to_thread(self.look)
             await asyncio.sleep(PAUSE * random.uniform(0.7, 1.3))  # noqa: S311  # jitter, no secret
 
     def look(self) -> None:
-        """Stop a script that Redis is busy with; raises Redis's errors."""
+        """Stop the script that blocks Redis, if any; raises Redis's errors."""
         if not self._is_busy():
             self._said = ""
             return
@@ -76,7 +76,7 @@ class Watchdog:
         self._said = why
 
     def _whose(self) -> str:
-        """Redis answers no question while a script runs; afterwards its slow log knows the address it came from."""
+        """Name the script's user by its address in the slow log: Redis answers no query while a script runs."""
         try:
             slow = next(entry for entry in self.redis.slowlog_get(ENTRIES) if _is_slow_script(entry))
             address = str_if_bytes(slow["client_address"])
@@ -97,6 +97,6 @@ def _is_slow_script(entry: Any) -> bool:
 
 
 def _user_in(command: bytes) -> str | None:
-    """By the keys it named: its connection may be gone."""
+    """Find the user in the keys: its connection may be gone."""
     found = re.search(rb"_by:([A-Za-z0-9_%-]{1,64}):", command)
     return found and found[1].decode()

@@ -1,7 +1,7 @@
-"""Tasks that the worker which took them does not know: back to their queue, while a worker of it may know them.
+"""Put tasks unknown to the worker that took them back on their queue, while another worker may know them.
 
-When all its workers have said what they know, and none knows it, the message says so (howl.broker.message.NOBODY):
-whoever takes it next fails it as Celery does.
+Once all its workers have announced their tasks and none knows it, the message is marked (howl.broker.message.NOBODY):
+the worker that takes it next fails it as Celery does.
 """
 
 import logging
@@ -22,16 +22,16 @@ from howl.models import Worker
 from howl.queue_names import queue_of
 from howl.server.maintenance.lease_reaper import fault_of_list, in_every_area, list_of, set_aside
 
-#: The sorted set, in each namespace, of messages with their lists, by when they came back.
+#: The sorted set, in each namespace, of messages with their lists, by the time at which they came back.
 UNKNOWN = "unknown"
-#: Most messages of a namespace that are looked at in one round.
+#: Maximum messages of a namespace that are handled in one round.
 AT_ONCE = 500
 
 logger = logging.getLogger(__name__)
 
 
 def put_back(client: Any, settings: Settings) -> None:
-    """Those of which it is known whether anybody knows their tasks; raises redis's errors or DatabaseUnavailable."""
+    """Put tasks back once it is clear whether a worker knows them; raises redis's errors or DatabaseUnavailable."""
     in_every_area(client, settings, lambda namespace: _put_back(client, settings, namespace))
 
 
@@ -56,9 +56,9 @@ def _offer(client: Any, settings: Settings, namespace: Namespace, claim: bytes, 
 
 
 def _is_known(client: Any, settings: Settings, opened: Session, name: bytes, message: bytes) -> bool | None:
-    """Whether a living worker of the queue knows the task; None while there is none, or one has not said.
+    """Return whether a living worker of the queue knows the task; None if there is none, or one has yet to say.
 
-    What cannot be read as a task is none.
+    A message that cannot be read as a task is unknown.
     """
     try:
         task = str(task_headers(parse(message, PARSED_BYTES))["task"])
@@ -69,8 +69,8 @@ def _is_known(client: Any, settings: Settings, opened: Session, name: bytes, mes
     serve = (Worker.status == "active") & (literal(queue) == any_(Worker.queues))
     said = opened.execute(
         select(Worker.credential, knows, Worker.tasks.is_(None)).where(serve).distinct()
-    ).all()  # at most four rows a credential
-    # Anybody with any credential may say that he serves any queue; at Redis it has the same name, if it has one there.
+    ).all()  # at most four rows per credential
+    # Any credential may announce any queue. A credential has the same name in Redis, if it exists there.
     users = set(users_of(client)) & {user for user, _, _ in said}
     others = {user for user in users if not may_push(client, user, name)}
     told = [(known, silent) for user, known, silent in said if user not in others]

@@ -1,1 +1,1 @@
-"""Outcomes become rows: the streams they come in, and what a credential may tell and how much."""
+"""Record outcomes as rows: the streams they arrive in, and what and how much a credential may report."""

@@ -1,7 +1,7 @@
-"""The outcomes streams as the recorder reads them, one a Redis user: in batches, each confirmed when it is recorded.
+"""Read the outcomes streams, one per Redis user, in batches; each batch is confirmed once it is recorded.
 
-What is in them is a stranger's. A script looks at each entry's size before it is passed on (howl/broker/collect.lua),
-and what it would take in memory is estimated before it is parsed.
+Their content is untrusted. A script checks the size of each entry before passing it on (howl/broker/collect.lua), and
+the memory that an entry would take is estimated before it is parsed.
 """
 
 import asyncio
@@ -37,24 +37,24 @@ from howl.server.storable import NEST_LIMIT
 logger = logging.getLogger(__name__)
 
 GROUP = CONSUMER = RECORDER
-#: Most entries of a batch; bytes of one stream after which no more of it is read, and of all after which no other is.
+#: Maximum entries of one stream per read; bytes after which reading stops, of one stream and of all streams together.
 BATCH, STREAM_BYTES, ALL_BYTES = 500, 1 << 20, 4 << 20
-#: Bytes of memory that a batch may take when it is parsed, unless it is a single entry.
+#: Bytes of memory that a batch may take once parsed, unless it is a single entry.
 PARSED_BYTES = 24 << 20
-#: Seconds between two looks: while there is work, what comes meanwhile is recorded in one transaction, which costs as
-#: much as one row's. Without any they become longer, up to IDLE.
+#: Seconds between two polls. While there is work, what arrives in between is recorded in one transaction, which costs
+#: as much as recording one row. While there is none, the pause grows up to IDLE.
 PACE, IDLE = 0.03, 0.1
-#: Times that an entry is given out; if no process outlived any of them, it is the entry's fault.
+#: Maximum deliveries of an entry. If no process survived any of them, the entry is at fault.
 ATTEMPTS = 3
-#: Seconds between two looks for users who came since, and between two lines about one user's stream.
+#: Seconds between two polls for new users, and between two log lines about one user's stream.
 NEWCOMERS, SILENCE = 2.0, 10.0
-#: Characters of a reason that is logged: it may quote what a worker wrote.
+#: Maximum characters of a logged reason, which may quote what a worker wrote.
 REASON_LIMIT = 200
-#: Most lines about what is set aside together.
+#: Maximum log lines about entries that are set aside together.
 LINES = 20
-#: Of what could not be read: entries kept, and bytes of each; and bytes that are looked at of what is too large.
+#: Unreadable entries: how many are kept, and bytes of each; and bytes that are examined of an entry that is too large.
 UNREADABLE_KEPT, UNREADABLE_BYTES, BEGINNING = 1000, 65_536, 512
-#: How an outcome begins that howl.outcomes.encode wrote: it says which task ended.
+#: The beginning of an outcome written by howl.outcomes.encode, which names the task that ended.
 ENDED = re.compile(
     rb'\{"kind": "outcome", "task_id": "([\w.:-]{1,255})", "state": "(?:SUCCESS|FAILURE|REVOKED|DEAD)", '
     rb'"at": "[\dT:.+-]{1,40}", "attempt": (\d{1,9})[,}]'
@@ -62,20 +62,20 @@ ENDED = re.compile(
 
 
 class Collected(NamedTuple):
-    """An entry as the script passes it on."""
+    """An entry as returned by the script."""
 
     entry_id: bytes
-    #: Bytes of all its fields; `document` is but the beginning of what is larger than may be read.
+    #: Bytes of all its fields. If that is more than may be read, `document` holds only the beginning.
     size: int
-    #: Times it was given out, this one included; 0: it is not there any more.
+    #: Number of deliveries, including this one; 0: the entry no longer exists.
     times: int
     document: bytes
-    #: Bytes of memory that it may take when it is parsed.
+    #: Bytes of memory that it may take once parsed.
     needed: int
 
 
 class Refused(NamedTuple):
-    """An entry that is not recorded, why, and what takes its place."""
+    """An entry that is not recorded, why, and what replaces it."""
 
     entry_id: bytes
     document: bytes
@@ -85,13 +85,13 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class Received:
-    """An entry of the stream; its id is when Redis took it, by the server's clock."""
+    """An entry of the stream; its id is when Redis received it, by the server's clock."""
 
     entry_id: str
     entry: Entry
-    #: The Redis user whose workers wrote it; None: somebody who may do everything.
+    #: The Redis user whose workers wrote it; None: a user with all rights.
     user: str | None = None
-    #: Whether it has as many lists and objects as may at most be within each other.
+    #: Whether it has enough lists and objects to possibly exceed the nesting limit.
     may_be_deep: bool = False
     #: Bytes of its document.
     size: int = 0
@@ -99,13 +99,13 @@ class Received:
     @cached_property
     def at(self) -> datetime:
         milliseconds = int(self.entry_id.partition("-")[0])
-        # A worker may give its entry an id of its own, of the year 500,000, and Redis's own ids go on from there.
+        # A worker may choose its entry's id, say in the year 500,000, and Redis's own ids continue from there.
         return datetime.fromtimestamp(min(milliseconds / 1000, time.time()), UTC)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Entries in their stream's order, and the ids of all that were read, unreadable ones included."""
+    """Entries in stream order, and the ids of all entries that were read, including unreadable ones."""
 
     stream: str
     received: list[Received]
@@ -113,17 +113,17 @@ class Batch:
 
     @cached_property
     def ended(self) -> set[str]:
-        """Ids of the tasks that ended in this batch."""
+        """Ids of tasks that ended in this batch."""
         outcomes = [item.entry for item in self.received if isinstance(item.entry, Outcome)]
         return {outcome.task_id for outcome in outcomes if outcome.is_final}
 
 
 class OutcomeStream:
-    """A consumer group of one on each stream: what was read and not confirmed is read again."""
+    """The only consumer of a consumer group on each stream: entries read but not confirmed are read again."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        # Any: redis-py types an answer as everything any protocol version might give.
+        # Any: redis-py types an answer as everything that any protocol version might return.
         self.redis: Any = Redis.from_url(
             settings.redis(),
             retry=Retry(NoBackoff(), 0),
@@ -131,31 +131,30 @@ class OutcomeStream:
             socket_connect_timeout=CONNECT_TIMEOUT,
             **redis_options(settings),
         )
-        #: By stream, in the order in which they are read: the entry after which to read, ">" when all that was left
-        #: unconfirmed is read.
+        #: By stream, in reading order: the entry after which to read; ">" once all unconfirmed entries are read.
         self._after: dict[str, str] = {}
-        #: What this process was given of what an earlier one left: by stream the last entry, or "all".
+        #: By stream: the last entry that this process received of those an earlier one left unconfirmed, or "all".
         self._given: dict[str, str] = {}
         self._areas: dict[str, Namespace] = {}
         self._silent_until: dict[str, float] = {}
-        #: Bytes: twice what workers hold themselves to leaves room for one set a little differently; parsed, what any
-        #: document of theirs may take.
+        #: Limits in bytes. An entry: twice the workers' own limit, for a worker set slightly differently. Parsed: the
+        #: most that any document within the workers' limit may take.
         self._entry_limit, self._parsed_limit = 2 * settings.outcome_limit, (WORST + 1) * settings.outcome_limit
-        #: By stream: the monotonic second until which it is not read.
+        #: By stream: monotonic second until which it is not read.
         self._paused: dict[str, float] = {}
-        #: By stream: entries that were read for a later batch; nothing more is read of it before.
+        #: By stream: entries already read for later batches; the stream is not read again before these are used.
         self._left: dict[str, list[Collected]] = {}
-        #: Set once Redis has answered what there is.
+        #: Set once Redis has answered the first read.
         self.asked = asyncio.Event()
 
     def pause(self, stream: str, seconds: float) -> None:
-        """Read nothing of this stream for a while: what is written to it waits, and other streams do not."""
+        """Stop reading this stream for so many seconds: its entries wait, other streams do not."""
         self._paused[stream] = time.monotonic() + seconds
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """First what an earlier life read and did not confirm, then what comes; of each stream a batch, by turns.
+        """Yield a batch per stream in rotation: first what an earlier process left unconfirmed, then new entries.
 
-        Whoever has least comes first: one user's outcomes may take a second to parse, and all others would wait.
+        The smallest stream comes first: one user's outcomes may take a second to parse, and all others would wait.
         """
         self._after.clear()
         self._left.clear()
@@ -182,7 +181,7 @@ class OutcomeStream:
                 await asyncio.sleep(PACE)
 
     async def _find_streams(self) -> None:
-        """Those of users who came since."""
+        """Add the streams of new users."""
         for namespace in await self._all_areas():
             stream = namespace.key("outcomes")
             self._areas[stream] = namespace
@@ -191,7 +190,7 @@ class OutcomeStream:
     async def _all_areas(self) -> list[Namespace]:
         try:
             users = [str_if_bytes(name) for name in await self.redis.acl_users()]
-        except NoPermissionError:  # a rented Redis: it has one user for everything
+        except NoPermissionError:  # a hosted Redis, with one user for everything
             users = []
         return namespaces_of(self.settings, users)
 
@@ -201,7 +200,7 @@ class OutcomeStream:
         return [stream for stream in self._after if stream not in self._paused]
 
     async def _collect(self) -> list[tuple[str, list[Collected]]]:
-        """Some entries of each stream that has any; whose turn did not come is first the next time."""
+        """Return some entries of each stream that has any; streams not reached are read first next time."""
         streams = [stream for stream in self._unpaused() if stream not in self._left]
         if not streams:
             return []
@@ -243,12 +242,12 @@ class OutcomeStream:
             self._given[stream] = entries[-1].entry_id.decode() if entries else "all"
 
     def _user(self, stream: str) -> str | None:
-        """Whose workers write it; None: somebody who may do everything."""
+        """Return the stream's Redis user; None for one with all rights."""
         user = self._areas[stream].user
         return None if user in (DEFAULT_USER, user_of(self.settings)) else user
 
     async def confirm(self, batch: Batch) -> None:
-        """Forget a recorded batch, and that its ended tasks are in flight, at one instant."""
+        """Remove a recorded batch, and the in-flight marks of its ended tasks, atomically."""
         if not batch.entry_ids:
             return
         keys = [batch.stream, self.settings.key("inflight")]
@@ -256,11 +255,11 @@ class OutcomeStream:
         await self._do(CONFIRM.run_for(self.redis, keys, words), batch.stream)
 
     async def set_aside(self, stream: str, entry_id: str, document: bytes, reason: str) -> None:
-        """Take what cannot be recorded out of its stream, keep it for a person to look at, say so in a line."""
+        """Remove an entry that cannot be recorded from its stream, keep it for inspection, and log it."""
         await self._set_aside(stream, [Refused(entry_id.encode(), document, reason)])
 
     async def _set_aside(self, stream: str, refused: list[Refused]) -> None:
-        """All at once: a worker can write what cannot be read faster than it could be put away one by one."""
+        """Set all of these aside at once: a worker can write unreadable entries faster than they go one by one."""
         if not refused:
             return
         unreadable, entry_ids = self.settings.key("unreadable"), [each.entry_id for each in refused]
@@ -272,14 +271,14 @@ class OutcomeStream:
             together.xdel(stream, *entry_ids)
             where = f"set aside in {unreadable}" if await self._has_room(together, stream) else "not kept"
         for each in refused[:LINES]:
-            # Cut first: what a worker wrote may have megabytes.
+            # Cut first: what a worker wrote may be megabytes long.
             why = " ".join(each.reason[:REASON_LIMIT].split())
             logger.error("Outcome %s of %s %s: %s.", each.entry_id.decode(), stream, where, why)
         if len(refused) > LINES:
             logger.error("%d more outcomes of %s %s.", len(refused) - LINES, stream, where)
 
     async def _has_room(self, together: Any, stream: str) -> bool:
-        """A Redis that one user's flood has filled must not stop the recorder, which makes room."""
+        """Execute; return False if Redis is full, which must not stop the recorder: it frees memory."""
         try:
             await self._do(together.execute(), stream)
         except ResponseError as error:
@@ -289,10 +288,10 @@ class OutcomeStream:
         return True
 
     async def keep(self, document: bytes) -> None:
-        """Keep what is not recorded for a person to look at, unless Redis is full."""
+        """Keep a document that is not recorded for inspection, unless Redis is full."""
         async with self.redis.pipeline(transaction=True) as together:
             self._put_away(together, [document])
-            with suppress(OutOfMemoryError):  # a line in the log tells of it all the same
+            with suppress(OutOfMemoryError):  # it is logged anyway
                 await together.execute()
 
     def _put_away(self, together: Any, documents: list[bytes]) -> None:
@@ -301,16 +300,16 @@ class OutcomeStream:
         together.ltrim(unreadable, 0, UNREADABLE_KEPT - 1)
 
     async def document(self, stream: str, entry_id: str) -> bytes:
-        """An entry as it was written: what is nested too deeply to be recorded cannot be written again either."""
+        """Return an entry's document as written: one nested too deeply to record cannot be encoded again either."""
         found = await self.redis.xrange(stream, entry_id, entry_id)
         return next(iter(found[0][1].values()), b"") if found else b""
 
     async def _do(self, command: Awaitable[Any], stream: str) -> None:
-        """A stream that its user has spoilt meanwhile is no reason to stop reading the others."""
+        """Await the command; a stream spoilt by its user must not stop the reading of others."""
         try:
             await command
         except ResponseError as error:
-            # What was not confirmed is read again, but only by a recorder that starts again.
+            # Unconfirmed entries are read again, but only after the recorder restarts.
             if self._user(stream) is None or takes_nothing_new(error):
                 raise
             logger.warning("Stream %s was spoilt while it was read: %s.", stream, error)
@@ -319,7 +318,7 @@ class OutcomeStream:
         await self.redis.aclose()
 
     async def _next_batch(self, stream: str, entries: list[Collected]) -> Batch:
-        """Of the first entries as many as fit into memory together, taken out of `entries`; at least one."""
+        """Remove from the front of `entries` as many as fit into memory together, at least one, as a batch."""
         received: list[Received] = []
         refused: list[Refused] = []
         entry_ids: list[bytes] = []
@@ -339,7 +338,7 @@ class OutcomeStream:
         return Batch(stream, received, entry_ids)
 
     def _read(self, given: Collected) -> Entry | Refused | None:
-        """What it tells, if it is still there. A task whose end is too large to be read has ended all the same."""
+        """Decode an entry, if it still exists. A task whose outcome is too large to read has ended all the same."""
         if given.times == 0:
             return None
         if why := self._refusal(given):
@@ -350,7 +349,7 @@ class OutcomeStream:
             return Refused(given.entry_id, given.document, error.message)
 
     def _refusal(self, given: Collected) -> str | None:
-        """Why it is not even parsed, if it is not."""
+        """Return why the entry must not be parsed, or None."""
         if given.size > self._entry_limit:
             return f"it has {given.size:,} bytes, and {self._entry_limit:,} are read"
         if given.needed > self._parsed_limit:
@@ -365,13 +364,13 @@ def _size(entries: list[Collected]) -> int:
 
 
 def _named(streams: list[str], told: list[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """What the script told of each stream, by the stream's name."""
+    """Yield the script's answer for each stream, with the stream's name."""
     for index, *rest in told:
         yield streams[index - 1], rest
 
 
 def _end_of(beginning: bytes, why: str) -> Outcome | None:
-    """That the task ended whose outcome begins like this, if it tells of an end."""
+    """Return a failure of the task whose outcome begins like this, if it reports an end."""
     found = ENDED.match(beginning)
     if found is None:
         return None
@@ -380,7 +379,7 @@ def _end_of(beginning: bytes, why: str) -> Outcome | None:
 
 
 def _may_be_deep(document: bytes) -> bool:
-    """Cheaper than a walk through its values, which is needed only then."""
+    """Return whether the values must be walked for depth, which costs more."""
     return document.count(b"[") + document.count(b"{") >= NEST_LIMIT // 2
 
 

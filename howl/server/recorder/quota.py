@@ -1,6 +1,6 @@
-"""What one credential's workers may have recorded: bytes fill a budget, which runs off at HOWL_RECORD_LIMIT an hour.
+"""A rate limit on what a credential's workers may have recorded: a leaky bucket of HOWL_RECORD_LIMIT bytes per hour.
 
-It stands in PostgreSQL, and is written with what it counts: a restart, or a second server, opens no new one.
+Its level is in PostgreSQL, and is written with what it counts: a restart, or a second server, starts no new one.
 """
 
 import logging
@@ -12,11 +12,11 @@ from howl.config import Settings
 
 logger = logging.getLogger(__name__)
 
-#: Bytes that an entry takes on PostgreSQL's disk beside its own, in rows and indexes: of an outcome of 276 bytes
-#: 710 were measured, of one of 100 kB 106,200.
+#: Bytes on PostgreSQL's disk, in rows and indexes, that an entry takes beyond its own size. Measured: 710 bytes for an
+#: outcome of 276 bytes, 106,200 for one of 100 kB.
 OVERHEAD = 450
 HOUR = 3600
-#: Below this part of the limit, a user who was slowed counts as recovered.
+#: Fraction of the limit below which a slowed user counts as recovered.
 RECOVERED = 0.9
 
 _CHARGE = text("""
@@ -31,19 +31,19 @@ RETURNING level
 
 
 class Budget:
-    """What credentials may have recorded; a line in the log when one is above that, and below again."""
+    """The record budget of each credential; logs when one exceeds its limit and when it is below it again."""
 
     def __init__(self, settings: Settings) -> None:
         self.limit = settings.record_limit
         self._above: set[str] = set()
 
     def charge(self, opened: Session, user: str, sizes: list[int], refused: int = 0) -> float:
-        """Count entries of these sizes in bytes; how many of the limit's bytes are used then."""
+        """Count entries of these sizes in bytes; return how many bytes of the limit are then used."""
         given = {"cost": sum(sizes) + OVERHEAD * len(sizes), "entries": len(sizes), "refused": refused}
         return float(opened.execute(_CHARGE, given | {"user": user, "rate": self.limit / HOUR}).scalar_one())
 
     def seconds_after(self, user: str, level: float) -> float:
-        """Until the user is within the limit again, of which so many bytes are used: so long its outcomes may wait."""
+        """Return the seconds until a user at this level, in bytes, is within the limit: its outcomes wait so long."""
         if level > self.limit and user not in self._above:
             self._above.add(user)
             logger.warning(
@@ -57,7 +57,7 @@ class Budget:
         return max(level - self.limit, 0) / self.limit * HOUR
 
     def allows(self, opened: Session, user: str, sizes: list[int]) -> bool:
-        """Whether rows of these sizes in bytes may be written, which then count: of what nobody waits for."""
+        """Return whether rows of these sizes, in bytes, may be written, and count them; for rows nobody waits for."""
         if self.seconds_after(user, self.charge(opened, user, [])):
             self.charge(opened, user, [], len(sizes))
             return False

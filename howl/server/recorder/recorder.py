@@ -1,4 +1,4 @@
-"""Outcomes become rows: each once, never back, whatever order and however often they arrive."""
+"""Record outcomes as rows: each once, never backwards, in whatever order and however often they arrive."""
 
 import asyncio
 import logging
@@ -23,27 +23,27 @@ from howl.server.recorder.task_access import Reach
 
 logger = logging.getLogger(__name__)
 
-#: Of a batch's entries that a user may not tell, how many are kept, and seconds between two lines about a user's.
+#: Maximum entries kept of those in a batch that a user may not report, and seconds between two log lines per user.
 REFUSED_KEPT, LINE_EVERY = 10, 60.0
-#: PostgreSQL, being well, does not take an entry. An OperationalError that gets here is a limit: see
+#: Errors with which a working PostgreSQL refuses an entry. An OperationalError that gets here is a limit: see
 #: howl.connections.postgres.session.
 REFUSED = (DataError, IntegrityError, OperationalError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What became of entries."""
+    """The result of recording entries."""
 
-    #: Whether any chord waits for its parts.
+    #: Whether any chord's body is not yet submitted.
     chords_wait: bool
-    #: Bytes of HOWL_RECORD_LIMIT that their user has used; None: of somebody who has no limit.
+    #: Bytes of HOWL_RECORD_LIMIT that their user has used; None: the user has no limit.
     level: float | None = None
-    #: By id, entries that were not theirs to tell, and what they speak of.
+    #: Entries that the user may not report: reasons by entry id.
     refused: dict[str, str] = field(default_factory=dict)
 
 
 class Recorder:
-    """Moves outcomes from Redis's stream into PostgreSQL, a batch a transaction."""
+    """Moves outcomes from Redis streams into PostgreSQL, one batch per transaction."""
 
     def __init__(self, settings: Settings, app: Celery) -> None:
         self.settings = settings
@@ -53,11 +53,11 @@ class Recorder:
         self.budget = Budget(settings)
         #: Set when a chord may be due.
         self.chords_due = asyncio.Event()
-        #: By Redis user: the monotonic second of the next line about what it may not tell.
+        #: By Redis user: monotonic second of the next log line about what it may not report.
         self._next_line: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Until cancelled; raises DatabaseUnavailable or Redis's errors, and loses nothing by being run again."""
+        """Run until cancelled. Raises DatabaseUnavailable or Redis's errors; running it again loses nothing."""
         submitting = asyncio.create_task(self._submit_bodies())
         try:
             async for batch in self.outcomes.batches():
@@ -70,20 +70,20 @@ class Recorder:
                 if done.chords_wait:
                     await asyncio.to_thread(chords.wake, self.settings, kept.ended)
                     self.chords_due.set()
-                del batch, kept  # before the next one is parsed: two may be more than there is memory for
+                del batch, kept  # before the next one is parsed: memory may not suffice for two
         finally:
             submitting.cancel()
             await asyncio.gather(submitting, return_exceptions=True)
             await self.outcomes.close()
 
     async def _submit_bodies(self) -> None:
-        """Beside the recording: a body may be made of a hundred thousand values, and nobody's outcomes wait for it."""
+        """Submit chord bodies beside the recording: no outcome waits for a body made of a hundred thousand values."""
         while True:
             await self.chords_due.wait()
             self.chords_due.clear()
             try:
                 more = await asyncio.to_thread(chords.submit_due, self.settings, self.app)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the recording goes on
+            except Exception as error:  # noqa: BLE001  # recording continues whatever it is
                 logger.warning("Chords' bodies wait for the keeper: %s.", reason(error))
                 more = False
             if more:
@@ -91,7 +91,7 @@ class Recorder:
             await asyncio.sleep(PACE)
 
     async def _record_or_set_aside(self, batch: Batch) -> Recorded:
-        """One entry that PostgreSQL refuses must not hold up its neighbours."""
+        """Record the batch, or its entries one by one: one that PostgreSQL refuses must not hold up others."""
         try:
             return await asyncio.to_thread(self.record, batch.received)
         except REFUSED:
@@ -107,7 +107,7 @@ class Recorder:
             return done
 
     async def _set_aside(self, stream: str, item: Received, reason: str) -> None:
-        """Its task has ended all the same: whoever waits for it is told, and the keeper must not push it again."""
+        """Set an entry aside but record its task's end: callers must know, and maintenance must not push it again."""
         if isinstance(item.entry, Outcome) and item.entry.is_final:
             try:
                 await asyncio.to_thread(self.record, [replace(item, entry=_without_its_values(item.entry, reason))])
@@ -117,7 +117,7 @@ class Recorder:
         await self.outcomes.set_aside(stream, item.entry_id, document, f"PostgreSQL refuses it: {reason}")
 
     async def _without(self, batch: Batch, user: str | None, refused: dict[str, str]) -> Batch:
-        """The batch without what its user may not tell, of which a little is kept for a person to look at."""
+        """Return the batch without entries that its user may not report; a few of these are kept for inspection."""
         for entry_id in [*refused][:REFUSED_KEPT]:
             await self.outcomes.keep(await self.outcomes.document(batch.stream, entry_id))
         if time.monotonic() >= self._next_line.get(str(user), 0.0):
@@ -129,7 +129,7 @@ class Recorder:
         return replace(batch, received=[item for item in batch.received if item.entry_id not in refused])
 
     def record(self, received: list[Received]) -> Recorded:
-        """Write entries of one user in one transaction; repeating it changes nothing."""
+        """Write one user's entries in one transaction; repeating it changes only the budget."""
         with session(self.settings.database()) as opened:
             refused = self._refused(opened, received)
             self._write(opened, [item for item in received if item.entry_id not in refused])
@@ -140,7 +140,7 @@ class Recorder:
             return Recorded(chords.any_wait(opened), level, refused)
 
     def _refused(self, opened: Session, received: list[Received]) -> dict[str, str]:
-        """Entries that their user may not tell, by id, and why."""
+        """Return by id, with reasons, entries that their user may not report."""
         user = received[0].user if received else None
         if user is None:
             return {}

@@ -1,4 +1,4 @@
-"""Which tasks a Redis user's workers may speak of, and see the results of: those of queues that the user reaches."""
+"""Which tasks a Redis user's workers may report and whose results they may see: those of queues the user can reach."""
 
 import time
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ from howl.broker.namespaces import may_push
 from howl.config import Settings
 from howl.models import Task
 
-#: No queue, for none may have such a name: who could push to it could push to any.
+#: A name that no queue may have: a user who could push to it could push to any.
 ANY = "\x01any"
-#: Seconds that Redis's answer is believed: rights change seldom, and to ask for each task would cost a round trip.
+#: Seconds for which Redis's answer is cached: rights rarely change, and asking for each task would cost a round trip.
 BELIEVED = 5.0
 
 
 class Reach:
-    """Asks Redis what its users may, and remembers the answers for a moment."""
+    """Asks Redis which queues its users may push to, and caches the answers for a moment."""
 
     def __init__(self, client: Any, settings: Settings) -> None:
         self.client, self.settings = client, settings
@@ -27,9 +27,9 @@ class Reach:
         self._forget_at = 0.0
 
     def covers(self, user: str | None, queue: str | None) -> bool:
-        """Whether the user, None being somebody who may do everything, could push to the queue.
+        """Return whether the user could push to the queue; user None has all rights.
 
-        None, a queue that nobody knows, is within nobody's reach. Raises redis's errors.
+        Queue None, an unknown queue, is reachable only for user None. Raises redis's errors.
         """
         if user is None or queue is None:
             return user is None
@@ -41,17 +41,17 @@ class Reach:
         return self._answers[user, queue]
 
     def sees(self, user: str | None, task: Any) -> bool:
-        """Whether the user may see how the task of this row ended: his workers told, or could have run it."""
+        """Return whether the user may see how this row's task ended: its workers reported it or could have run it."""
         return user is None or task.redis_user == user or self.covers(user, task.queue)
 
     def foreign(self, opened: Session, user: str | None, task_ids: Iterable[str]) -> dict[str, str]:
-        """Those of the tasks, and their queues, that are of a queue out of the user's reach, by a trusted word.
+        """Return the queues, by task id, of tasks that a trusted record places in queues the user cannot reach.
 
-        Of a task that nobody submitted, another worker's word is no better than the user's own.
+        For a task that nobody submitted, another worker's report is no better than the user's own.
         """
         if user is None or self.covers(user, ANY):
             return {}
-        # One parameter, however many they are.
+        # A single parameter, however many ids there are.
         sought = cast(sorted(set(task_ids)), ARRAY(Text))
         trusted = Task.redis_user.is_(None) & Task.queue.is_not(None)
         rows = opened.execute(select(Task.task_id, Task.queue).where(Task.task_id == any_(sought), trusted))

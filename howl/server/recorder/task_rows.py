@@ -1,4 +1,4 @@
-"""Outcomes as rows of tasks and of their events, which end the same in whatever order outcomes arrive."""
+"""Write outcomes as rows of tasks and task events; the result does not depend on their order of arrival."""
 
 import json
 import math
@@ -15,14 +15,14 @@ from howl.outcomes import FINAL_RANK, LATEST_ATTEMPT, REQUEUED, ArtifactKept, Ou
 from howl.server.recorder.outcome_streams import Received
 from howl.server.storable import as_json, exact, storable
 
-#: Seconds that a run can be believed to have taken.
+#: Maximum plausible runtime, in seconds.
 LONGEST = 30 * 86_400
-#: Events that are not called as the status that they bring.
+#: Event kinds that are named differently from the status they report.
 KINDS = {"ENDED": "ended", REQUEUED: "requeued"}
 
 
 def write(opened: Session, received: list[Received]) -> None:
-    """Bring tasks up to date, and append what happened to them; repeating it changes nothing."""
+    """Update tasks and append their events; repeating it changes nothing."""
     walk = any(item.may_be_deep for item in received)
     received = _with_attempts(opened, received)
     outcomes = [(item, item.entry) for item in received if isinstance(item.entry, Outcome)]
@@ -54,22 +54,22 @@ def _with_attempts(opened: Session, received: list[Received]) -> list[Received]:
 
 
 def _execute(opened: Session, statement: str, rows: list[dict[str, Any]], walk: bool) -> None:
-    """Rows travel as one JSON document: one statement however many they are, and no temporary table."""
+    """Execute the statement with all rows as one JSON document: one statement, and no temporary table."""
     if rows:
         opened.execute(text(statement), {"rows": json.dumps(storable(rows)) if walk else as_json(rows)})
 
 
 def _task_rows(outcomes: list[tuple[Received, Outcome]]) -> list[dict[str, Any]]:
-    """One row a task: an upsert may touch a row but once."""
+    """Build one row per task: an upsert may touch a row only once."""
     rows: dict[str, dict[str, Any]] = {}
     for item, outcome in outcomes:
         if outcome.status is not None:
             rows[outcome.task_id] = _merge(rows.get(outcome.task_id), _task_row(item, outcome))
-    return [rows[task_id] for task_id in sorted(rows)]  # one order for all, so that no two transactions deadlock
+    return [rows[task_id] for task_id in sorted(rows)]  # in one global order, so that no two transactions deadlock
 
 
 def _let_go_rows(outcomes: list[tuple[Received, Outcome]]) -> list[dict[str, Any]]:
-    """Tasks whose last run here was broken off, and on which worker."""
+    """List tasks whose last run here was broken off, and their workers."""
     rows: dict[str, dict[str, Any]] = {}
     for _, outcome in outcomes:
         if outcome.state == REQUEUED:
@@ -80,7 +80,7 @@ def _let_go_rows(outcomes: list[tuple[Received, Outcome]]) -> list[dict[str, Any
 
 
 def _merge(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
-    """What is newer says how it stands; what only the older one knew remains."""
+    """Merge two rows: the newer gives the state, what only the older knew remains."""
     if old is None:
         return new
     first, last = (old, new) if _supersedes(new, old) else (new, old)
@@ -91,7 +91,7 @@ def _merge(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     return {**first, **known, **ending, "started_at": begun, "queued_at": queued}
 
 
-#: Columns that speak of how a run ended: nothing of an earlier attempt may shine through.
+#: Columns that describe how a run ended; nothing of an earlier attempt may remain in them.
 _OF_THE_END = (
     "result",
     "error",
@@ -106,7 +106,7 @@ _OF_THE_END = (
 
 
 def _supersedes(new: dict[str, Any], old: dict[str, Any]) -> bool:
-    """The rule of the upsert below, for two outcomes of one batch."""
+    """Apply the rule of the upsert below to two outcomes of one batch."""
     if old["status"] == "succeeded":
         return bool(new["status"] == "succeeded" and new["finished_at"] < old["finished_at"])
     if new["status"] == "succeeded":
@@ -152,7 +152,7 @@ def _task_row(item: Received, outcome: Outcome) -> dict[str, Any]:
 
 
 def _began(item: Received, outcome: Outcome) -> str | None:
-    """A short run is told by its end alone: it began its runtime before."""
+    """Return the start: if only a short run's end is reported, that less its runtime."""
     if outcome.state == "STARTED":
         return item.at.isoformat()
     if outcome.runtime is None or not math.isfinite(outcome.runtime):
@@ -161,7 +161,7 @@ def _began(item: Received, outcome: Outcome) -> str | None:
 
 
 def _event_rows(received: list[Received]) -> Iterator[dict[str, Any]]:
-    """In the order in which it happened."""
+    """Yield event rows in order of occurrence."""
     for item in received:
         if isinstance(item.entry, Outcome):
             yield _event_row(item, item.entry)
@@ -217,13 +217,13 @@ _TASK_TYPES = {
     "error_message": "text", "traceback": "text", "children": "jsonb",
 }  # fmt: skip
 
-#: What says how the task stands, taken from the outcome if it is newer than the row, otherwise left.
+#: Columns of the task's state: taken from the outcome if it is newer than the row, otherwise left unchanged.
 _STANDING = ("status", "rank", "attempts", *_OF_THE_END)
-#: What is told once and remains: the submitter's word comes first.
+#: Columns that are reported once and then stay; the submitter's values take precedence.
 _TOLD = ("name", "args", "kwargs", "parent_id", "root_id", "group_id")
 
-# As with Celery's own backends, a success stands, whatever is said after it; any other end holds until the next one:
-# the task may have been sent again under its id, or have called itself failed and gone on.
+# As with Celery's own backends, a success is final, whatever is reported later. Any other end holds until the next one:
+# the task may have been sent again under its id, or have reported a failure and continued.
 _NEWER = """CASE
 WHEN t.status = 'succeeded' THEN excluded.status = 'succeeded' AND excluded.finished_at < t.finished_at
 WHEN excluded.status = 'succeeded' THEN true
@@ -231,8 +231,8 @@ WHEN t.rank = 3 AND excluded.rank = 3 THEN (excluded.finished_at, excluded.attem
 ELSE (excluded.attempts, excluded.rank) > (t.attempts, t.rank)
     OR ((excluded.attempts, excluded.rank) = (t.attempts, t.rank) AND t.rank < 3) END"""
 
-# Of a task that nobody submitted, whoever tells how it stands tells its queue as well: a word that another user's
-# workers said before may have been forged, to make it look like theirs.
+# For a task that nobody submitted, whoever reports its state also reports its queue: an earlier report from another
+# user's workers may have been forged to make the task look like theirs.
 _ANOTHERS = f"t.redis_user IS NOT NULL AND excluded.redis_user IS DISTINCT FROM t.redis_user AND ({_NEWER})"
 
 UPSERT_TASKS = f"""
@@ -257,7 +257,7 @@ worker_id = CASE WHEN {_NEWER} THEN coalesce(excluded.worker_id, t.worker_id) EL
 started_at = least(t.started_at, excluded.started_at)
 """  # noqa: S608  # built from the names above alone
 
-# The status stays: see howl.outcomes.STATUSES. Another worker may have begun it since, and have told of it before.
+# The status stays: see howl.outcomes.STATUSES. Another worker may have begun it since, and its report come first.
 LET_GO = """
 UPDATE tasks AS t SET worker_id = NULL
 FROM json_to_recordset(CAST(:rows AS json)) AS given(task_id text, worker_id text)
