@@ -312,7 +312,8 @@ def _check_artifact(artifact: ArtifactKept) -> None:
 def _check_numbers(entry: Outcome | ArtifactKept) -> None:
     if isinstance(entry, Outcome) and not 0 <= (entry.children_left_out or 0) < 2**31:
         raise UnreadableOutcome("its number of children is none")
-    if not LATEST_ATTEMPT <= entry.attempt < 2**31:
+    first = LATEST_ATTEMPT if isinstance(entry, Outcome) else 1
+    if not first <= entry.attempt < 2**31:
         raise UnreadableOutcome("its attempt is no number of one")
     try:
         moment = datetime.fromisoformat(entry.at)

@@ -1,5 +1,6 @@
 """Connections to PostgreSQL: one engine per address, short sessions, one clear error, and no endless waiting."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -69,12 +70,21 @@ class Connection(psycopg.Connection[Any]):
             raise psycopg.OperationalError(f"no answer within {limit:g} s") from None
 
 
-@cache
+#: Held while an engine is looked up or made.
+_making = threading.Lock()
+
+
 def engine(url: str) -> Engine:
     """Return this process's engine for `url` (postgresql://…), which checks connections before use.
 
     Raises SettingsError for an option in `url` that PostgreSQL's library does not know.
     """
+    with _making:  # or two threads would make one each, and nobody would close the connections of the one forgotten
+        return _engine(url)
+
+
+@cache
+def _engine(url: str) -> Engine:
     try:
         conninfo_to_dict(f"postgresql:///?{urlsplit(url).query}")
     except psycopg.ProgrammingError as error:
