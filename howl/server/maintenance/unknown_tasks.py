@@ -4,7 +4,7 @@ Once all its workers have announced their tasks and none knows it, the message i
 the worker that takes it next fails it as Celery does.
 """
 
-import logging
+from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import any_, literal, select
@@ -19,6 +19,7 @@ from howl.broker.scripts import OFFER
 from howl.config import Settings
 from howl.connections.postgres import session
 from howl.models import Worker
+from howl.outcomes import is_id
 from howl.queue_names import queue_of
 from howl.server.maintenance.lease_reaper import fault_of_list, in_every_area, list_of, set_aside
 
@@ -26,8 +27,6 @@ from howl.server.maintenance.lease_reaper import fault_of_list, in_every_area, l
 UNKNOWN = "unknown"
 #: Maximum messages of a namespace that are handled in one round.
 AT_ONCE = 500
-
-logger = logging.getLogger(__name__)
 
 
 def put_back(client: Any, settings: Settings) -> None:
@@ -41,11 +40,13 @@ def _put_back(client: Any, settings: Settings, namespace: Namespace) -> None:
         return
     faults_of = {name: fault_of_list(client, settings, namespace, name) for name in set(map(list_of, found))}
     with session(settings.database()) as opened:
+        # Many may be of one task: its workers are asked for once.
+        is_known = cache(partial(_is_known, client, settings, opened))
         for claim in found:
             name, _, message = claim.partition(b"\n")
             if fault := faults_of[name]:
                 set_aside(client, settings, namespace, UNKNOWN, claim, fault)
-            elif (known := _is_known(client, settings, opened, name, message)) is not None:
+            elif (known := is_known(name, _task_of(message))) is not None:
                 _offer(client, settings, namespace, claim, message if known else message.rstrip() + NOBODY)
 
 
@@ -55,14 +56,18 @@ def _offer(client: Any, settings: Settings, namespace: Namespace, claim: bytes, 
     OFFER.run(client, [namespace.key(UNKNOWN), name, bell], [claim, message])
 
 
-def _is_known(client: Any, settings: Settings, opened: Session, name: bytes, message: bytes) -> bool | None:
-    """Return whether a living worker of the queue knows the task; None if there is none, or one has yet to say.
-
-    A message that cannot be read as a task is unknown.
-    """
+def _task_of(message: bytes) -> str | None:
+    """Return the task's name; None if it cannot be read, or could be no task's: a stranger may have written it."""
     try:
-        task = str(task_headers(parse(message, PARSED_BYTES))["task"])
+        name = task_headers(parse(message, PARSED_BYTES))["task"]
     except NO_TASK:
+        return None
+    return name if is_id(name) else None
+
+
+def _is_known(client: Any, settings: Settings, opened: Session, name: bytes, task: str | None) -> bool | None:
+    """Return whether a living worker of the queue knows the task; None if there is none, or one has yet to say."""
+    if task is None:
         return False
     queue = queue_of(_below_prefix(name, settings))
     knows = (Worker.tasks.is_not(None) & (literal(task) == any_(Worker.tasks))).label("knows")

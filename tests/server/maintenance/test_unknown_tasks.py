@@ -118,8 +118,15 @@ def test_what_makes_no_sense_there_holds_up_no_other(app: Celery, settings: Sett
     client.zadd(
         namespace.key("unknown"), strange | {settings.key("\udcff").encode(errors="replace") + b"\xff\n" + ADD: 1}
     )
-    client = left(app, settings, b"nonsense", ADD)
-    assert set(client.lrange(settings.key("celery"), 0, -1)) == {ADD, b"nonsense\n"}
+    unstorable = [
+        message("a\0b"),
+        message("\ud800"),
+        message("x" * 300),
+        message("tests.add").replace(b'"tests.add"', b"[]"),
+    ]
+    client = left(app, settings, b"nonsense", *unstorable, ADD)
+    wanted = {ADD, *(document + b"\n" for document in (b"nonsense", *unstorable))}
+    assert set(client.lrange(settings.key("celery"), 0, -1)) == wanted
     assert client.llen(settings.key("unreadable")) == 3
 
 
