@@ -72,7 +72,7 @@ def grant_one_more_lease(client: Any, settings: Settings) -> None:
                 client.zadd(namespace.key("leases"), {owner: until}, xx=True, gt=True)
                 granted[name] = max(deadline, until)
 
-    in_every_area(client, settings, grant)
+    in_every_namespace(client, settings, grant)
     with client.pipeline(transaction=True) as together:
         together.delete(key)
         together.hset(key, mapping={LIFE: life, **{name: repr(deadline) for name, deadline in granted.items()}})
@@ -116,7 +116,7 @@ def living_workers(client: Any, settings: Settings, among: Collection[str]) -> l
                 alive.add(worker_id)
 
     if among:
-        in_every_area(client, settings, look)
+        in_every_namespace(client, settings, look)
     return sorted(alive)
 
 
@@ -130,7 +130,7 @@ class SharedNames:
     def look(self, client: Any, settings: Settings) -> None:
         """Warn once about each shared name; raises redis's errors."""
         deadlines: dict[bytes, float] = {}
-        in_every_area(
+        in_every_namespace(
             client, settings,
             lambda namespace: deadlines.update(bounded_reads.scores(client, settings, namespace, "leases")),
         )  # fmt: skip
@@ -168,15 +168,15 @@ def put_back_what_the_dead_held(client: Any, settings: Settings) -> None:
                 ):
                     client.zrem(namespace.key("leases"), owner)  # its claims stay for inspection
 
-    in_every_area(client, settings, put_back)
+    in_every_namespace(client, settings, put_back)
 
 
 def feed_what_is_due(client: Any, settings: Settings) -> None:
     """Put back parked tasks that are nearly due; raises redis's errors."""
-    in_every_area(client, settings, lambda namespace: _feed(client, settings, namespace))
+    in_every_namespace(client, settings, lambda namespace: _feed(client, settings, namespace))
 
 
-def in_every_area(client: Any, settings: Settings, duty: Callable[[Namespace], Any]) -> None:
+def in_every_namespace(client: Any, settings: Settings, duty: Callable[[Namespace], Any]) -> None:
     """Run the duty in each namespace; an error in one is reported, and stops no other. Raises redis's errors."""
     for namespace in all_namespaces(client, settings):
         try:

@@ -21,7 +21,7 @@ from howl.connections.postgres import session
 from howl.models import Worker
 from howl.outcomes import is_id
 from howl.queue_names import queue_of
-from howl.server.maintenance.lease_reaper import fault_of_list, in_every_area, list_of, set_aside
+from howl.server.maintenance.lease_reaper import fault_of_list, in_every_namespace, list_of, set_aside
 
 #: The sorted set, in each namespace, of messages with their lists, by the time at which they came back.
 UNKNOWN = "unknown"
@@ -31,7 +31,7 @@ AT_ONCE = 500
 
 def put_back(client: Any, settings: Settings) -> None:
     """Put tasks back once it is clear whether a worker knows them; raises redis's errors or DatabaseUnavailable."""
-    in_every_area(client, settings, lambda namespace: _put_back(client, settings, namespace))
+    in_every_namespace(client, settings, lambda namespace: _put_back(client, settings, namespace))
 
 
 def _put_back(client: Any, settings: Settings, namespace: Namespace) -> None:
