@@ -1,6 +1,7 @@
 """The wheel by itself, in an environment that has nothing of this repository: does it hold all it needs?"""
 
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -87,4 +88,5 @@ def test_a_task_of_ones_own_runs_on_howl_up(python: str, folder: Path, tmp_path:
         assert (told.returncode, told.stdout) == (0, "42\n"), told.stderr
     finally:
         for process in reversed(started):
-            process.end()
+            process.signal(signal.SIGTERM)  # so that `howl up` ends its servers before their folder goes
+            process.wait()

@@ -19,14 +19,23 @@ from tests.helpers.support import eventually
 STRANGER = {"HOWL_TASK_MODULES": "tests.helpers.ending_tasks"}
 
 
-def test_a_task_that_one_worker_does_not_know_runs_on_another_that_does(server, start_worker, app, task_row):
-    stranger = start_worker("stranger", env=STRANGER)
-    sent = [app.send_task("tests.add", (number, 1)).id for number in range(4)]
-    eventually(lambda: "does not know the task 'tests.add'" in stranger.output)
+def test_a_task_that_one_worker_does_not_know_runs_on_another_that_does(
+    server, start_worker, app, task_row, worker_row
+):
+    # First the one that knows it: while a queue has only workers that do not, its tasks fail.
     start_worker("w1")
-    for number, task_id in enumerate(sent):
+    eventually(lambda: (row := worker_row("w1")) and row.tasks)
+    stranger = start_worker("stranger", env=STRANGER)
+    sent: list[str] = []
+
+    def stranger_took_one() -> bool:
+        sent.extend(app.send_task("tests.add", (number, 1)).id for number in range(4))
+        return "does not know the task 'tests.add'" in stranger.output
+
+    eventually(stranger_took_one)
+    for position, task_id in enumerate(sent):
         row = eventually(lambda task_id=task_id: (row := task_row(task_id)) and row.finished_at and row)
-        assert (row.status, row.worker_id, row.result) == ("succeeded", "w1", number + 1)
+        assert (row.status, row.worker_id, row.result) == ("succeeded", "w1", position % 4 + 1)
 
 
 def test_a_task_that_no_worker_knows_fails_as_celery_fails_it(server, start_worker, app, task_row, worker_row):
