@@ -34,6 +34,10 @@ demo: .venv/installed ## See the whole system do its job on this machine, checke
 test: .venv/installed ## Run the tests; choose some with ARGS, as in make test ARGS="-k journey"
 	@$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-fast
+test-fast: .venv/installed ## Run the tests that need no servers, in under a minute
+	@$(BIN)/python -m pytest -m "not servers" --numprocesses=2 $(ARGS)
+
 .PHONY: check check-code check-arrows check-migrations check-workflows check-compose
 check: check-code check-arrows check-migrations check-workflows check-compose ## Run every linter and static check
 

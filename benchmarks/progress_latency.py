@@ -1,6 +1,6 @@
 """Benchmark of progress latency: from a remote task's call to the line that `howl tasks watch` prints.
 
-`python -m benchmarks.sight`: a worker 50 ms from Redis and NATS; the bridge, PostgreSQL and the watcher are local.
+`python -m benchmarks.progress_latency`: a worker 50 ms from Redis and NATS; bridge, PostgreSQL and watcher are local.
 """
 
 import json
