@@ -26,6 +26,7 @@ from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
 from howl.models import Task, Worker
 from howl.server import migrate
+from tests.helpers import fork_server
 from tests.helpers.support import PATIENCE, Process, eventually, servers_folder
 
 # Before anything reads a setting: no test may reach a server that somebody's environment names.
@@ -190,9 +191,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Start `howl …` as a process; what still runs at the test's end is ended."""
     running: list[Process] = []
 
-    def _start(*arguments: str, env: dict[str, str], program: str = "howl") -> Process:
+    def _start(*arguments: str, env: dict[str, str], program: str = "howl", forks: bool = True) -> Process:
         argv = [str(Path(sys.executable).with_name(program)), *arguments]
-        running.append(Process(argv, env, tmp_path / f"{program}-{len(running)}.log"))
+        log = tmp_path / f"{program}-{len(running)}.log"
+        running.append(Process(argv, env, log, forks=forks and program in fork_server.PROGRAMS))
         return running[-1]
 
     yield _start

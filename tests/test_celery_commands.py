@@ -12,7 +12,7 @@ import httpx
 import pytest
 from celery import Celery
 
-from tests.helpers.support import PATIENCE, eventually
+from tests.helpers.support import PATIENCE, eventually, run_program
 
 CELERY = str(Path(sys.executable).with_name("celery"))
 
@@ -22,10 +22,7 @@ def celery(env):
     """Run `celery -A howl …` to its end."""
 
     def _celery(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [CELERY, "-A", "howl", *arguments],
-            env=env | changes, capture_output=True, text=True, timeout=2 * PATIENCE, check=False,
-        )  # fmt: skip
+        return run_program([CELERY, "-A", "howl", *arguments], env | changes)
 
     return _celery
 

@@ -1,6 +1,5 @@
 """No queue is called like a key of ours, wherever its name comes from."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from howl.queue_names import ITS_OWN
 from howl.server.maintenance import lease_reaper as keeping
 from howl.server.maintenance.keeper import Keeper
 from howl.submission import TaskRequest, cancel, retry, submit
+from tests.helpers.support import run_program
 
 CELERY = str(Path(sys.executable).with_name("celery"))
 REFUSED = [*ITS_OWN, "_by:victim:leases", "_kombu.binding.celery", "claims:x", "turns:x", "doorbell:x", "group:x",
@@ -108,8 +108,7 @@ def test_celerys_own_commands_are_refused_too(
     arguments: tuple[str, ...], env: dict[str, str], client: Any, settings: Settings
 ) -> None:
     client.xadd(settings.key("revoked"), {"id": "kept"})
-    done = subprocess.run([CELERY, "-A", "howl", *arguments], env=env, capture_output=True, text=True, timeout=60,
-                          check=False)  # fmt: skip
+    done = run_program([CELERY, "-A", "howl", *arguments], env)
     assert "cannot be a queue" in done.stdout + done.stderr
     assert client.xlen(settings.key("revoked")) == 1
 

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from howl.broker.scripts import PURGE
 from howl.config import Settings
 from howl.connections.redis import redis_client
 from howl.submission import PRIORITY_SUFFIXES, TaskRequest, submit
-from tests.helpers.support import PATIENCE, eventually
+from tests.helpers.support import eventually, run_program
 
 CELERY = str(Path(sys.executable).with_name("celery"))
 AHEAD = timedelta(hours=1)
@@ -50,9 +49,7 @@ def outcomes(client: Any, settings: Settings) -> list[dict[str, Any]]:
 
 
 def run_purge(env: dict[str, str], *options: str) -> str:
-    done = subprocess.run([CELERY, "-A", "howl", "purge", "-f", *options], env=env, capture_output=True, text=True,
-                          timeout=2 * PATIENCE, check=True)  # fmt: skip
-    return done.stdout
+    return run_program([CELERY, "-A", "howl", "purge", "-f", *options], env, check=True).stdout
 
 
 def test_what_is_purged_is_cancelled_on_record_and_never_pushed_again(

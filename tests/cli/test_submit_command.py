@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from howl.cli.submit import _exit_status
 from howl.connections import postgres
 from howl.models import Task, Worker
-from tests.helpers.support import PATIENCE, eventually
+from tests.helpers.support import PATIENCE, eventually, run_program
 
 HOWL = str(Path(sys.executable).with_name("howl"))
 
@@ -22,9 +22,7 @@ def howl(env):
     """Run `howl …` to its end."""
 
     def _howl(*line, stdin="", **given):
-        return subprocess.run(
-            [HOWL, *line], env=env | given, input=stdin, capture_output=True, text=True, check=False, timeout=60
-        )
+        return run_program([HOWL, *line], env | given, stdin=stdin)
 
     return _howl
 

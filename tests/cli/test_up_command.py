@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from howl.embedded.isolation import clean_environment
-from tests.helpers.support import eventually, servers_folder
+from tests.helpers.support import eventually, run_program, servers_folder
 
 PROGRAMS = ("valkey-server", "nats-server", "postgres", "howl.cli")
 
@@ -41,7 +41,7 @@ def up(start, env):
 
 def howl(*line, env):
     argv = [sys.executable, "-m", "howl.cli", *line]
-    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
+    return run_program(argv, env)
 
 
 def processes():

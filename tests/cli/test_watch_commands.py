@@ -21,7 +21,7 @@ from howl.connections.redis import redis_client
 from howl.models import Task, TaskEvent, Worker
 from howl.queries import overview
 from howl.queries.live_state import Gauge
-from tests.helpers.support import PATIENCE, eventually
+from tests.helpers.support import PATIENCE, eventually, run_program
 from tests.helpers.terminal import Terminal
 
 HOWL = str(Path(sys.executable).with_name("howl"))
@@ -78,7 +78,7 @@ def running(record):
 @pytest.fixture
 def howl(env):
     """Run `howl …` to its end, without a terminal."""
-    return lambda *line: subprocess.run([HOWL, *line], env=env, capture_output=True, text=True, check=False, timeout=60)
+    return lambda *line: run_program([HOWL, *line], env)
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def test_for_programs_a_look_is_a_line_of_json(house, begin, ends):
 def test_a_house_whose_redis_is_away_is_shown_without_queues(house, env):
     line = [HOWL, "watch", "--json", "--once"]
     away = env | {"HOWL_REDIS_URL": "redis://:sekret@127.0.0.1:1/0"}
-    answer = subprocess.run(line, env=away, capture_output=True, text=True, check=True, timeout=60)
+    answer = run_program(line, away, check=True)
     seen = json.loads(answer.stdout)
     assert (seen["queues"], len(seen["running"])) == (None, 1)
     assert "sekret" not in answer.stdout

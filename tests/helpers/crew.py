@@ -77,7 +77,7 @@ class Crew:
     def run(self, *arguments: str, env: dict[str, str], program: str = HOWL) -> Process:
         """Start `howl …`, which ends with the crew."""
         log = self.folder / f"{arguments[0]}-{len(self.processes)}.log"
-        self.processes.append(Process([program, *arguments], env, log))
+        self.processes.append(Process([program, *arguments], env, log, forks=True))
         return self.processes[-1]
 
     def end(self) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.fork_server import Forked
+
 #: Seconds that anything expected of a real process may take on a machine that other tests keep busy as well.
 PATIENCE = 45.0
 
@@ -67,14 +69,19 @@ def as_an_ordinary_user() -> list[str]:
 
 
 class Process:
-    """A real `howl` process, its output in a file."""
+    """A real `howl` process, its output in a file; `forks` starts it faster (tests/helpers/fork_server.py)."""
 
-    def __init__(self, argv: list[str], env: dict[str, str], log: Path) -> None:
+    popen: subprocess.Popen[bytes] | Forked
+
+    def __init__(self, argv: list[str], env: dict[str, str], log: Path, *, forks: bool = False) -> None:
         self.log = log
-        with log.open("wb") as output:
-            self.popen = subprocess.Popen(
-                argv, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
+        with log.open("wb") as output, Path(os.devnull).open() as nothing:
+            if forks:
+                self.popen = Forked(argv, env, Path.cwd(), (nothing.fileno(), output.fileno(), output.fileno()))
+            else:
+                self.popen = subprocess.Popen(
+                    argv, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                )
 
     @property
     def output(self) -> str:
@@ -95,6 +102,28 @@ class Process:
         with suppress(ProcessLookupError):  # all of them have ended
             os.killpg(self.pid, signal.SIGKILL)
         self.popen.wait(PATIENCE)
+
+
+def run_program(
+    argv: list[str], env: dict[str, str], *, stdin: str = "", timeout: float = 2 * PATIENCE, check: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run `howl …` or `celery …` to its end, as `subprocess.run` would with texts captured."""
+    with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        given.write(stdin)
+        given.seek(0)
+        process = Forked(argv, env, Path.cwd(), (given.fileno(), output.fileno(), errors.fileno()))
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        texts = []
+        for file in (output, errors):
+            file.seek(0)
+            texts.append(file.read().decode())
+    done = subprocess.CompletedProcess(argv, code, *texts)
+    if check:
+        done.check_returncode()
+    return done
 
 
 @contextmanager

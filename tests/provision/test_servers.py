@@ -36,7 +36,7 @@ from howl.provision.authority import Pair, issue, make_authority
 from howl.provision.state import OWNER, READER, SERVER
 from howl.server.recorder.outcome_streams import OutcomeStream
 from tests.helpers.servers import COMPOSE, HOST, Listener, Server, howl, psql, ready, scalar
-from tests.helpers.support import Process, eventually
+from tests.helpers.support import Process, eventually, run_program
 from tests.provision.conftest import DATABASE, database_url, superuser_url
 
 pytestmark = pytest.mark.servers
@@ -51,7 +51,7 @@ def submit(server: Server, *arguments: str) -> str:
     """What `howl submit … --wait` prints, in the server's folder."""
     argv = [str(Path(sys.executable).with_name("howl")), "submit", *arguments, "--wait", "--timeout", "60s"]
     env = server.env(HOWL_TASK_MODULES="tests.tasks")
-    answer = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=90, check=False)
+    answer = run_program(argv, env)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer.stdout.strip()
 

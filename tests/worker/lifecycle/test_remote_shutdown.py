@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,7 +12,7 @@ import redis
 
 from howl.embedded.server import free_port
 from tests import tasks
-from tests.helpers.support import PATIENCE, eventually
+from tests.helpers.support import eventually, run_program
 
 HOWL = str(Path(sys.executable).with_name("howl"))
 
@@ -21,9 +20,7 @@ HOWL = str(Path(sys.executable).with_name("howl"))
 @pytest.fixture
 def howl(env):
     """Run `howl …` to its end."""
-    return lambda *line: subprocess.run(
-        [HOWL, *line], env=env, capture_output=True, text=True, check=False, timeout=PATIENCE
-    )
+    return lambda *line: run_program([HOWL, *line], env)
 
 
 @pytest.fixture
