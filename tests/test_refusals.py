@@ -1,5 +1,6 @@
 """What of Celery does not work over HOWL is refused in one sentence, when a worker or a client starts."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from howl.config import load_settings
 from howl.connections import postgres
 from howl.errors import SettingsError
-from tests.helpers.support import run_program
+from tests.helpers.support import PATIENCE
 
 CELERY = str(Path(sys.executable).with_name("celery"))
 
@@ -62,6 +63,10 @@ STARTS = {
 @pytest.mark.parametrize("start", STARTS)
 def test_it_is_one_sentence_and_no_traceback(start: str, worker_env: dict[str, str]) -> None:
     words, changes, said = STARTS[start]
-    answer = run_program([CELERY, "-A", "howl", *words], worker_env | changes)
+    # Executed: Celery reads some of its variables when it is imported.
+    answer = subprocess.run(
+        [CELERY, "-A", "howl", *words], env=worker_env | changes, capture_output=True, text=True, timeout=2 * PATIENCE,
+        check=False,
+    )  # fmt: skip
     assert (answer.returncode, said in answer.stderr) == (1, True), answer.stderr
     assert "Traceback" not in answer.stderr
