@@ -26,7 +26,6 @@ from howl.embedded.isolation import clean_environment, isolate
 from howl.embedded.stack import Stack
 from howl.models import Task, Worker
 from howl.server import migrate
-from tests.helpers import fork_server
 from tests.helpers.support import PATIENCE, Process, eventually, servers_folder
 
 # Before anything reads a setting: no test may reach a server that somebody's environment names.
@@ -194,7 +193,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     def _start(*arguments: str, env: dict[str, str], program: str = "howl", forks: bool = True) -> Process:
         argv = [str(Path(sys.executable).with_name(program)), *arguments]
         log = tmp_path / f"{program}-{len(running)}.log"
-        running.append(Process(argv, env, log, forks=forks and program in fork_server.PROGRAMS))
+        running.append(Process(argv, env, log, forks=forks))
         return running[-1]
 
     yield _start

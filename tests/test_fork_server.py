@@ -1,6 +1,5 @@
 """The fork server, by which tests start programs faster: what it starts behaves as if it had been executed."""
 
-import os
 import signal
 import sys
 import textwrap
@@ -24,7 +23,7 @@ sys.exit(7)
 
 @pytest.fixture
 def script(tmp_path: Path) -> str:
-    file = tmp_path / "script"
+    file = tmp_path / "howl"
     file.write_text(textwrap.dedent(SCRIPT))
     return str(file)
 
@@ -39,19 +38,19 @@ def test_it_has_its_own_arguments_environment_streams_and_session(script: str) -
 
 
 def test_each_is_random_in_its_own_way(tmp_path: Path) -> None:
-    file = tmp_path / "script"
+    file = tmp_path / "howl"
     file.write_text("import random, uuid; print(random.random(), uuid.uuid4())")
     assert len({run_program([str(file)], {}).stdout for _ in range(3)}) == 3
 
 
 def test_signals_and_ends_are_those_of_a_child(script: str, tmp_path: Path) -> None:
-    process = Process([script, "wait"], dict(os.environ), tmp_path / "log", forks=True)
+    process = Process([script, "wait"], {}, tmp_path / "log", forks=True)
     eventually(lambda: "waiting" in process.output)
     assert process.popen.poll() is None
     process.signal(signal.SIGINT)
     assert process.wait() in (1, -signal.SIGINT)  # as Python ends after a KeyboardInterrupt
     assert "KeyboardInterrupt" in process.output
-    other = Process([script, "wait"], dict(os.environ), tmp_path / "other", forks=True)
+    other = Process([script, "wait"], {}, tmp_path / "other", forks=True)
     eventually(lambda: "waiting" in other.output)
     other.end()
     assert other.popen.returncode == -signal.SIGKILL

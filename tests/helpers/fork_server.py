@@ -22,6 +22,8 @@ from typing import Any, NoReturn
 
 #: Programs that it can start, besides modules by `python -m`.
 PROGRAMS = ("howl", "celery")
+#: Variables that Python itself reads when it starts begin so; this one alone can be followed later.
+PYTHONS, FOLLOWED = "PYTHON", "PYTHONPATH"
 #: Libraries that the server, workers and commands import.
 PRELOADED = (
     "alembic.command",
@@ -46,6 +48,12 @@ MAX_REQUEST_BYTES = 64 << 10
 ANSWER_TIMEOUT_S = 60.0
 #: Standard input, output and errors.
 STREAMS = 3
+
+
+def can_fork(argv: list[str], env: dict[str, str]) -> bool:
+    """Return whether the program is one of HOWL's, or a module, and nothing is to differ from the start."""
+    known = (argv[0] == sys.executable and argv[1] == "-m") or Path(argv[0]).name in PROGRAMS
+    return known and not any(name.startswith(PYTHONS) and name != FOLLOWED for name in env)
 
 
 class Forked:

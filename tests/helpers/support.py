@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.fork_server import Forked
+from tests.helpers.fork_server import Forked, can_fork
 
 #: Seconds that anything expected of a real process may take on a machine that other tests keep busy as well.
 PATIENCE = 45.0
@@ -76,7 +76,7 @@ class Process:
     def __init__(self, argv: list[str], env: dict[str, str], log: Path, *, forks: bool = False) -> None:
         self.log = log
         with log.open("wb") as output, Path(os.devnull).open() as nothing:
-            if forks:
+            if forks and can_fork(argv, env):
                 self.popen = Forked(argv, env, Path.cwd(), (nothing.fileno(), output.fileno(), output.fileno()))
             else:
                 self.popen = subprocess.Popen(
@@ -108,6 +108,7 @@ def run_program(
     argv: list[str], env: dict[str, str], *, stdin: str = "", timeout: float = 2 * PATIENCE, check: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run `howl …` or `celery …` to its end, as `subprocess.run` would with texts captured."""
+    assert can_fork(argv, env)
     with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         given.write(stdin)
         given.seek(0)
