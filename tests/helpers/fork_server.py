@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 #: Programs that it can start, besides modules by `python -m`.
 PROGRAMS = ("howl", "celery")
-#: Variables that Python itself reads when it starts begin so; this one alone can be followed later.
+#: Variables that Python itself reads when it starts begin so; of those that differ, this one can be followed later.
 PYTHONS, FOLLOWED = "PYTHON", "PYTHONPATH"
 #: Libraries that the server, workers and commands import.
 PRELOADED = (
@@ -53,7 +53,8 @@ STREAMS = 3
 def can_fork(argv: list[str], env: dict[str, str]) -> bool:
     """Return whether the program is one of HOWL's, or a module, and nothing is to differ from the start."""
     known = (argv[0] == sys.executable and argv[1] == "-m") or Path(argv[0]).name in PROGRAMS
-    return known and not any(name.startswith(PYTHONS) and name != FOLLOWED for name in env)
+    differing = (name for name, value in env.items() if os.environ.get(name) != value)
+    return known and not any(name.startswith(PYTHONS) and name != FOLLOWED for name in differing)
 
 
 class Forked:
