@@ -3,11 +3,13 @@
 import logging
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
 from celery import bootsteps, signals
 from celery.apps.worker import safe_say
+from celery.exceptions import WorkerTerminate
 from celery.worker import state
 
 from howl.worker.consumer.pool import pids
@@ -36,12 +38,16 @@ class Leaving(bootsteps.StartStopStep):
             for number in SIGNALS:
                 signal.signal(number, self._told)
 
-    def close(self, parent: Any) -> None:  # noqa: ARG002  # Celery's signature
+    def close(self, parent: Any) -> None:
         """Take no more tasks: what is held and has not begun goes to other workers, while the rest ends."""
         self.drain("shutdown")  # Celery's remote command begins here; a signal, or our command, has asked before
         claims = self._claims()
         if claims is not None:
             claims.release()
+        # Celery forgets the status of an end that its consumer asks for, such as one for want of files.
+        ending = sys.exception()
+        if isinstance(ending, WorkerTerminate) and parent.exitcode is None:
+            parent.exitcode = ending.code
 
     def _told(self, number: int, _: Any) -> None:
         """Handle a signal, in the main thread between any two instructions: whatever takes a lock happens elsewhere."""

@@ -55,6 +55,26 @@ os.execv(sys.argv[1], [sys.argv[1], "worker", "--name", "w1", "--concurrency", "
 """
 
 
+def test_a_worker_that_gets_no_file_once_it_is_connected_ends_with_a_failure(start, worker_env):
+    worker = start("-c", NO_FILE, env=worker_env, program="python")
+    assert worker.wait() == 1, worker.output
+    assert "Too many open files. Aborting..." in worker.output
+
+
+NO_FILE = """
+import errno, os, sys
+from celery.worker.consumer.tasks import Tasks
+from howl.cli import main
+
+def start(self, consumer):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+Tasks.start = start
+sys.argv[1:] = ["worker", "--name", "w1"]
+main()
+"""
+
+
 def test_a_redis_that_still_reads_its_data_is_waited_for(tmp_path):
     """Debian's, told to take its time: a millisecond a key."""
     server, port = optional_program("redis-server"), free_port()
