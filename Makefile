@@ -17,6 +17,8 @@ install: .venv/installed ## Make .venv, or bring it up to date; every target tha
 # Two stamps: a change of pyproject.toml alone does not look at every package again.
 .venv/installed: .venv/locked pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@# Where PYTHONDONTWRITEBYTECODE is set, each of the tests' many processes would compile every module again.
+	@$(BIN)/python -m compileall -q howl workers tests
 	@touch $@
 
 .venv/locked: requirements.lock
