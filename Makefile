@@ -37,7 +37,7 @@ test: .venv/installed ## Run the tests; choose some with ARGS, as in make test A
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: test-fast
-test-fast: .venv/installed ## Run the tests that need no servers, in under a minute
+test-fast: .venv/installed ## Run the tests that need no servers, in about three minutes
 	@$(BIN)/python -m pytest -m "not servers" --numprocesses=2 $(ARGS)
 
 .PHONY: check check-code check-arrows check-migrations check-workflows check-compose
