@@ -190,10 +190,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Start `howl …` as a process; what still runs at the test's end is ended."""
     running: list[Process] = []
 
-    def _start(*arguments: str, env: dict[str, str], program: str = "howl", forks: bool = True) -> Process:
+    def _start(*arguments: str, env: dict[str, str], program: str = "howl") -> Process:
         argv = [str(Path(sys.executable).with_name(program)), *arguments]
         log = tmp_path / f"{program}-{len(running)}.log"
-        running.append(Process(argv, env, log, forks=forks))
+        running.append(Process(argv, env, log, forks=True))
         return running[-1]
 
     yield _start

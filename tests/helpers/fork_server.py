@@ -2,7 +2,7 @@
 
 Each process that it starts is one of its own, with its own arguments, environment, streams and session, and runs the
 whole program. It inherits imported libraries alone, nothing of HOWL. Where a test looks at a process from outside (its
-command line, its environment, its memory), the program has to be executed instead.
+command line, its environment), the program has to be executed instead; its memory reads larger than it is.
 """
 
 import gc

@@ -75,9 +75,11 @@ class Process:
 
     def __init__(self, argv: list[str], env: dict[str, str], log: Path, *, forks: bool = False) -> None:
         self.log = log
-        with log.open("wb") as output, Path(os.devnull).open() as nothing:
+        with log.open("wb") as output:
             if forks and can_fork(argv, env):
-                self.popen = Forked(argv, env, Path.cwd(), (nothing.fileno(), output.fileno(), output.fileno()))
+                with Path(os.devnull).open() as nothing:
+                    streams = (nothing.fileno(), output.fileno(), output.fileno())
+                    self.popen = Forked(argv, env, Path.cwd(), streams)
             else:
                 self.popen = subprocess.Popen(
                     argv, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
