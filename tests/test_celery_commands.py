@@ -122,9 +122,10 @@ NOBODY = {"HOWL_REDIS_URL": "redis://127.0.0.1:1/0", "HOWL_NATS_URL": "", "HOWL_
 
 
 @pytest.mark.parametrize("arguments", [("worker", "--name", "w1"), ("server",)], ids=" ".join)
-def test_redis_away_at_start_ends_the_command_with_a_sentence(arguments, start, env):
+@pytest.mark.alone
+def test_redis_away_at_start_is_said_within_ten_seconds(arguments, start, env):
     process = start(*arguments, env=env | NOBODY | {"HOWL_DATABASE_URL": env["HOWL_DATABASE_URL"]})
-    assert process.wait() == 1
+    assert process.wait(timeout=10) == 1
     assert "cannot be used" in process.output
     assert "Traceback" not in process.output
 

@@ -108,7 +108,7 @@ def test_celerys_own_commands_are_refused_too(
     arguments: tuple[str, ...], env: dict[str, str], client: Any, settings: Settings
 ) -> None:
     client.xadd(settings.key("revoked"), {"id": "kept"})
-    done = run_program([CELERY, "-A", "howl", *arguments], env)
+    done = run_program([CELERY, "-A", "howl", *arguments], env, timeout=60)
     assert "cannot be a queue" in done.stdout + done.stderr
     assert client.xlen(settings.key("revoked")) == 1
 

@@ -22,7 +22,7 @@ def howl(env):
     """Run `howl …` to its end."""
 
     def _howl(*line, stdin="", **given):
-        return run_program([HOWL, *line], env | given, stdin=stdin)
+        return run_program([HOWL, *line], env | given, stdin=stdin, timeout=60)
 
     return _howl
 

@@ -41,7 +41,7 @@ def up(start, env):
 
 def howl(*line, env):
     argv = [sys.executable, "-m", "howl.cli", *line]
-    return run_program(argv, env)
+    return run_program(argv, env, timeout=60)
 
 
 def processes():

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def running(record):
 @pytest.fixture
 def howl(env):
     """Run `howl …` to its end, without a terminal."""
-    return lambda *line: run_program([HOWL, *line], env)
+    return lambda *line: run_program([HOWL, *line], env, timeout=60)
 
 
 @pytest.fixture
@@ -210,13 +211,19 @@ def test_an_event_that_becomes_visible_after_a_later_one_is_not_missed(running, 
     assert read() == []
 
 
-def test_each_progress_is_printed_before_there_is_a_next(running, happens, begin):
-    """How soon it is printed, `python -m benchmarks.progress_latency` measures."""
+@pytest.mark.alone
+def test_progress_reaches_those_who_watch_within_a_third_of_a_second(running, happens, begin):
+    """500 ms in all are promised; the worker, the way at 50 ms and the bridge have the rest of them."""
     watching = begin("tasks", "watch", TASK_ID, "--json")
     watching.stdout.readline()
+    took = []
     for number in range(10):
         happens("progress", done=number, total=10, note=None)
+        written = time.monotonic()
         assert json.loads(watching.stdout.readline())["data"]["done"] == number
+        took.append(time.monotonic() - written)
+        time.sleep(0.03 * number)
+    assert max(took) < 0.33
 
 
 # --- with real workers -----------------------------------------------------------------------------------------------
@@ -318,7 +325,7 @@ def test_for_programs_a_look_is_a_line_of_json(house, begin, ends):
 def test_a_house_whose_redis_is_away_is_shown_without_queues(house, env):
     line = [HOWL, "watch", "--json", "--once"]
     away = env | {"HOWL_REDIS_URL": "redis://:sekret@127.0.0.1:1/0"}
-    answer = run_program(line, away, check=True)
+    answer = run_program(line, away, timeout=60, check=True)
     seen = json.loads(answer.stdout)
     assert (seen["queues"], len(seen["running"])) == (None, 1)
     assert "sekret" not in answer.stdout

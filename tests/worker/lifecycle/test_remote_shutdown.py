@@ -12,7 +12,7 @@ import redis
 
 from howl.embedded.server import free_port
 from tests import tasks
-from tests.helpers.support import eventually, run_program
+from tests.helpers.support import PATIENCE, eventually, run_program
 
 HOWL = str(Path(sys.executable).with_name("howl"))
 
@@ -20,7 +20,7 @@ HOWL = str(Path(sys.executable).with_name("howl"))
 @pytest.fixture
 def howl(env):
     """Run `howl …` to its end."""
-    return lambda *line: run_program([HOWL, *line], env)
+    return lambda *line: run_program([HOWL, *line], env, timeout=PATIENCE)
 
 
 @pytest.fixture
